@@ -1,0 +1,287 @@
+"""From a command line to checked hyperparameters: HyperPyYAML file + `--key value` overrides + run options.
+
+A key that nothing documents and nothing refers to is an error, so a typo cannot pass silently.
+"""
+
+import difflib
+import io
+import logging
+import os
+import random
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ruamel.yaml
+import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+
+from audiolm_lite import torchaudio_stub
+from audiolm_lite.parts import ConfigError
+
+REQUIRED = object()
+
+
+class Key(NamedTuple):
+    """One documented YAML key.
+
+    Attributes
+    ----------
+    help : str
+        One sentence for `--help`.
+    kind : type or tuple of str
+        Type of the value, or the values allowed.
+    default : object
+        Value where the file has none; REQUIRED: the file or the command line must give it.
+    result : bool
+        Whether another value may give another model; such a change refuses to resume or reuse a run.
+    """
+
+    help: str
+    kind: Any
+    default: Any = REQUIRED
+    result: bool = True
+
+
+MODEL_KEYS = {
+    "seed": Key("Seed of initialisation, sampling and dropout.", int, 1986),
+    "encoder": Key("Audio encoder block (hparams/encoders/*.yaml): type, source, padding, layers, pool ...", dict),
+    "adapter": Key("Adapter block (hparams/adapters/*.yaml): type and the arguments of that adapter.", dict),
+    "llm": Key("Language model block (hparams/llms/*.yaml): source, dtype, quantization, lora.", dict),
+    "template": Key("Prompt with slots {bos} {audio} {instruction} {answer} {eos} and any manifest field.", str),
+    "train_encoder": Key(
+        "Run (and possibly train) the encoder on live waveforms instead of stored features.", bool, False
+    ),
+}
+
+DATA_KEYS = {
+    "data_folder": Key("Folder with the prepared data.", str, result=False),
+    "output_root": Key("Folder of the whole curriculum; stages are sub-folders of it.", str, result=False),
+    "output_folder": Key("Folder of this run: checkpoints, logs, the exported model.", str, result=False),
+    "manifests": Key("Lists of manifest files (JSON lines) under train, valid and test.", dict, result=False),
+    "feature_folder": Key(
+        "Feature store written by prepare.py; not needed with train_encoder.", str, None, result=False
+    ),
+    "tasks": Key("Tasks to keep (manifest field task); null keeps all.", list, None),
+    "batch_tokens": Key("Padded audio + text tokens in a batch, per device.", int, 4096),
+    "num_workers": Key("Processes that load data; 0 loads in the main process.", int, 0, result=False),
+}
+
+TRAINING_KEYS = {
+    **MODEL_KEYS,
+    **DATA_KEYS,
+    "stage": Key("Number of this stage; stage N starts from stage N-1 of output_root.", int),
+    "brain": Key("The training loop: !name:audiolm_lite.training.brain.AudioLMBrain or a subclass.", object),
+    "previous_stage": Key(
+        "Output folder of the stage to start from; null: <output_root>/stage_<stage - 1>.", str, None
+    ),
+    "trainable": Key("Glob patterns of the parameters that train; each must match something.", list),
+    "learning_rates": Key("Glob pattern -> peak learning rate; a parameter takes the first pattern it matches.", dict),
+    "weight_decay": Key("AdamW weight decay of matrices; vectors (norms, biases) have none.", float, 0.0),
+    "betas": Key("AdamW momentum terms.", list, [0.9, 0.999]),
+    "schedule": Key("Learning rate after warm-up, per optimiser step.", ("linear", "cosine", "constant"), "linear"),
+    "warmup_steps": Key("Optimiser steps of linear warm-up.", int, 100),
+    "epochs": Key("Passes over the training set.", int, 1),
+    "grad_accumulation_factor": Key("Batches in one optimiser step; the mean is over all their answer tokens.", int, 1),
+    "max_grad_norm": Key("Norm over all groups to which gradients are clipped.", float, 1.0),
+    "precision": Key("Autocast precision of training.", ("fp32", "bf16", "fp16"), "fp32"),
+    "nonfinite_patience": Key(
+        "Steps with a non-finite loss or gradient skipped in an epoch before stopping.", int, 3, False
+    ),
+    "valid_metric": Key("Metric that picks the best checkpoint.", ("loss", "accuracy"), "loss"),
+    "ckpt_interval_minutes": Key("Minutes between checkpoints within an epoch.", float, 15.0, result=False),
+}
+
+RUN_OPTIONS = {
+    "device": ("DEVICE", "Where to run, e.g. cpu or cuda:0 (default: a GPU where there is one)."),
+    "debug": ("", "Two batches, two epochs: shows that everything runs."),
+}
+
+
+def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS) -> tuple[dict, dict]:
+    """Parse `FILE.yaml --key value ...`, check every key, seed, and make the output folder.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Command line without the program's name. `--adapter.time_heads 2` reaches into a block.
+    keys : mapping
+        The documented keys. Beside them a file may hold keys that another line refers to with `!ref <key>` and keys
+        that start with "_".
+
+    Returns
+    -------
+    hparams : dict
+        Every documented key (defaults filled in) and the file's helper keys.
+    run_opts : dict
+        `device`, `debug`: what was given on the command line.
+
+    Raises
+    ------
+    ConfigError
+        Unknown key, missing key or wrong type; names file, key and remedy.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(help_text(keys))
+        raise SystemExit(0)
+    torchaudio_stub.install()
+    path, overrides, run_opts = _parse_arguments(argv, keys)
+    stream = _overridden_yaml(path, overrides, keys)
+    try:
+        resolved = resolve_references(stream).getvalue()
+        hparams = load_hyperpyyaml(resolved)
+    except (ValueError, ImportError, FileNotFoundError) as error:
+        raise ConfigError(f"{path}: {error} Give it in the file or on the command line (--key value).") from error
+    hparams = _check_values(path, hparams, keys)
+    if "seed" in hparams:
+        _seed_everything(hparams["seed"])
+    if "output_folder" in hparams:
+        _start_logging(Path(hparams["output_folder"]), resolved)
+    return hparams, run_opts
+
+
+def help_text(keys: Mapping[str, Key]) -> str:
+    """Describe the command line: run options and documented keys with their defaults."""
+    lines = ["usage: python SCRIPT.py FILE.yaml [--key value ...]", "", "run options:"]
+    lines += [f"  {f'--{name} {value}':<34} {text}" for name, (value, text) in RUN_OPTIONS.items()]
+    lines += ["", "keys of the YAML file, each also an option (--key value, --block.key value):"]
+    for name, key in keys.items():
+        kind = "|".join(key.kind) if isinstance(key.kind, tuple) else key.kind.__name__
+        default = "required" if key.default is REQUIRED else f"default {key.default}"
+        lines.append(f"  {f'--{name} {kind}':<34} {key.help} [{default}]")
+    return "\n".join(lines)
+
+
+def settings(hparams: Mapping, keys: Mapping[str, Key] = TRAINING_KEYS) -> dict:
+    """Return the values that decide which model comes out: what a run may be resumed or reused with."""
+    plain = {name: hparams[name] for name, key in keys.items() if key.result and name in hparams}
+    return {name: value if not callable(value) else _qualified_name(value) for name, value in plain.items()}
+
+
+def _qualified_name(value: Any) -> str:
+    value = getattr(value, "func", value)  # `!name:` with arguments gives a functools.partial
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _parse_arguments(argv: Sequence[str], keys: Mapping[str, Key]) -> tuple[Path, dict, dict]:
+    """Split the command line into file, nested overrides and run options."""
+    path, overrides, run_opts = None, {}, {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            if path is not None:
+                raise ConfigError(f"unexpected argument {word!r} after {path}: options are written --key value")
+            path = Path(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if name == "debug" and not equals:
+            run_opts["debug"] = True
+            continue
+        if not equals:
+            if not rest:
+                raise ConfigError(f"option --{name} has no value: write --{name} VALUE")
+            value = rest.pop(0)
+        if name in RUN_OPTIONS:
+            run_opts[name] = ruamel.yaml.YAML(typ="safe").load(value) if name == "debug" else value
+            continue
+        *blocks, last = name.split(".")
+        place = overrides
+        for block in blocks:
+            place = place.setdefault(block, {})
+        text = not blocks and last in keys and keys[last].kind is str and value != "null"
+        place[last] = value if text else ruamel.yaml.YAML(typ="safe").load(value)
+    if path is None:
+        raise ConfigError(f"no YAML file given\n{help_text(keys)}")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give the YAML file of the recipe, e.g. hparams/stage_1.yaml")
+    return path, overrides, run_opts
+
+
+def _overridden_yaml(path: Path, overrides: dict, keys: Mapping[str, Key]) -> io.StringIO:
+    """Read the file, check its top-level keys and those of the overrides, and apply the overrides."""
+    yaml = ruamel.yaml.YAML()
+    text = path.read_text(encoding="utf-8")
+    try:
+        tree = yaml.load(text) or ruamel.yaml.comments.CommentedMap()
+    except ruamel.yaml.error.MarkedYAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    referenced = {match.split("[")[0].split(".")[0] for match in re.findall(r"<([^<>\s]+)>", text)}
+    for name in tree:
+        if name not in keys and name not in referenced and not str(name).startswith("_"):
+            raise ConfigError(f"{path}: unknown key {name!r}{_nearest(name, [*keys, *referenced])}")
+    for name in overrides:
+        if name not in keys and name not in tree:
+            raise ConfigError(f"unknown option --{name}{_nearest(name, [*keys, *RUN_OPTIONS, *tree])}")
+    _update(tree, overrides)
+    stream = io.StringIO()
+    yaml.dump(tree, stream)
+    stream.seek(0)
+    stream.name = str(path)  # `!include` is relative to the file
+    return stream
+
+
+def _update(tree: Mapping, overrides: Mapping) -> None:
+    """Merge nested overrides into a YAML tree in place; an `!include` node takes them as its own overrides."""
+    for name, value in overrides.items():
+        if isinstance(value, Mapping) and name in tree:
+            node = tree[name]
+            if not isinstance(node, Mapping):
+                tag = getattr(node, "tag", None)
+                tree[name] = ruamel.yaml.comments.CommentedMap()
+                if tag is not None and (tag.value or "").startswith("!include:"):
+                    tree[name].yaml_set_ctag(ruamel.yaml.Tag(suffix=tag.value))
+            _update(tree[name], value)
+        else:
+            tree[name] = value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else "; --help lists the known keys"
+
+
+def _check_values(path: Path, hparams: dict, keys: Mapping[str, Key]) -> dict:
+    """Fill defaults and check types."""
+    checked = dict(hparams)
+    for name, key in keys.items():
+        value = checked.setdefault(name, key.default)
+        if value is REQUIRED:
+            raise ConfigError(f"{path}: key {name!r} is missing ({key.help}) Add it, or give --{name} VALUE")
+        if value is None and key.default is None:
+            continue
+        if isinstance(key.kind, tuple):
+            if value not in key.kind:
+                raise ConfigError(f"{path}: {name} is {value!r}; choose one of {', '.join(key.kind)}")
+        elif key.kind is float and type(value) is int:
+            checked[name] = float(value)
+        elif not isinstance(value, key.kind) or (key.kind is int and isinstance(value, bool)):
+            raise ConfigError(f"{path}: {name} is {value!r}; it must be of type {key.kind.__name__} ({key.help})")
+    return checked
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # all devices
+
+
+def _start_logging(folder: Path, resolved: str) -> None:
+    """Make the output folder, keep the resolved YAML there, and log to the console and log.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "hyperparams.yaml.tmp"
+    temporary.write_text(resolved, encoding="utf-8")
+    os.replace(temporary, folder / "hyperparams.yaml")
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if getattr(h, "of_experiment", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    file, console = logging.FileHandler(folder / "log.txt", encoding="utf-8"), logging.StreamHandler(sys.stderr)
+    file.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    for handler in (file, console):
+        handler.of_experiment = True
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
