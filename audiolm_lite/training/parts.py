@@ -1,0 +1,135 @@
+"""Which parameters train, at which rate, and the table that says so before the first step.
+
+Parameters are named by glob patterns over their full names, e.g. `adapter.projection.*`, `llm.*lora_*`, `encoder.*`.
+"""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from audiolm_lite.parts import ConfigError
+
+# AdamW keeps two float32 moments a parameter.
+OPTIMISER_BYTES = 8
+
+
+def select_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Make exactly the parameters that match a pattern trainable, and freeze the others.
+
+    Returns
+    -------
+    list of str
+        Names of the trainable parameters.
+
+    Raises
+    ------
+    ConfigError
+        A pattern matches nothing, or it matches a parameter that cannot have a gradient (a quantised weight).
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        if not _matching(parameters, pattern):
+            raise ConfigError(f"trainable: pattern {pattern!r} matches no parameter{_nearest(pattern, parameters)}")
+    for name, parameter in parameters.items():
+        train = any(fnmatchcase(name, pattern) for pattern in patterns)
+        if train and not parameter.is_floating_point():
+            raise ConfigError(f"trainable: {name} is stored as {parameter.dtype} and cannot train; use LoRA on it")
+        parameter.requires_grad_(train)
+        parameter.grad = None
+    return trainable_names(model)
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the trainable parameters, in the model's order."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def parameter_groups(model: nn.Module, learning_rates: Mapping[str, float], weight_decay: float) -> list[dict]:
+    """Optimiser groups: a parameter takes the rate of the first pattern it matches; vectors have no weight decay.
+
+    Returns
+    -------
+    list of dict
+        `params`, `names`, `lr`, `initial_lr` (the peak, which the schedule scales) and `weight_decay`.
+
+    Raises
+    ------
+    ConfigError
+        A trainable parameter matches no pattern, or a pattern is the first match of none.
+    """
+    groups: dict[tuple[str, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        pattern = next((pattern for pattern in learning_rates if fnmatchcase(name, pattern)), None)
+        if pattern is None:
+            raise ConfigError(f"learning_rates: no pattern matches {name}, which is trainable: give it a rate")
+        decays = parameter.dim() > 1
+        rate = float(learning_rates[pattern])
+        group = groups.setdefault(
+            (pattern, decays),
+            {
+                "params": [],
+                "names": [],
+                "lr": rate,
+                "initial_lr": rate,
+                "weight_decay": float(weight_decay) if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    for pattern in learning_rates:
+        if not any(used == pattern for used, _ in groups):
+            raise ConfigError(
+                f"learning_rates: pattern {pattern!r} applies to no trainable parameter"
+                f"{_nearest(pattern, trainable_names(model))}; remove it, or add it to trainable"
+            )
+    return list(groups.values())
+
+
+def parts_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
+    """Describe the model before training: part | parameters | trainable | lr | dtype | memory.
+
+    Memory is that of weights, gradients and AdamW's moments; activations come on top.
+    """
+    rates = {name: group["initial_lr"] for group in groups for name in group["names"]}
+    rows: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        rows.setdefault(_part(name), []).append((name, parameter))
+    table = [("part", "parameters", "trainable", "lr", "dtype", "memory")]
+    for part, members in [*rows.items(), ("total", [pair for pairs in rows.values() for pair in pairs])]:
+        training = [parameter for _, parameter in members if parameter.requires_grad]
+        size = sum(p.numel() * p.element_size() for _, p in members)
+        size += sum(p.numel() * (p.element_size() + OPTIMISER_BYTES) for p in training)
+        table.append(
+            (
+                part,
+                f"{sum(p.numel() for _, p in members):,}",
+                f"{sum(p.numel() for p in training):,}",
+                ", ".join(f"{rate:g}" for rate in sorted({rates[n] for n, p in members if p.requires_grad})) or "-",
+                ", ".join(sorted({str(p.dtype).removeprefix("torch.") for _, p in members})),
+                f"{size / 2**20:,.1f} MiB",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _part(name: str) -> str:
+    """Row of the table: the adapter by its blocks, the LLM with its LoRA apart."""
+    top, _, rest = name.partition(".")
+    if "lora_" in name:
+        return f"{top} LoRA"
+    return f"{top}.{rest.split('.')[0]}" if top == "adapter" else top
+
+
+def _matching(names: Mapping[str, object], pattern: str) -> list[str]:
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def _nearest(pattern: str, names: Sequence[str] | Mapping) -> str:
+    match = get_close_matches(pattern, list(names), n=1, cutoff=0.3)
+    return f"; the nearest name is {match[0]!r}" if match else ""
