@@ -1,0 +1,31 @@
+"""What lies between a source and the microphone: reverberation, noise, mixing at a level."""
+
+import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.signal import fftconvolve
+
+RATE = 16000
+
+
+def reverberate(samples: np.ndarray, rng: np.random.Generator, rt60: float, wet: float) -> np.ndarray:
+    """Convolve with exponentially decaying noise (`rt60` in seconds) under the direct sound; same length as given."""
+    length = max(1, int(rt60 * RATE))
+    tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
+    tail[0] = 0.0
+    tail /= np.sqrt((tail**2).sum())
+    return samples + wet * fftconvolve(samples, tail)[: len(samples)]
+
+
+def coloured_noise(rng: np.random.Generator, count: int, tilt: float) -> np.ndarray:
+    """Noise with spectrum 1 / f ** tilt: 0 is white, 0.5 pink, 1 brown; root mean square 1."""
+    length = next_fast_len(count, real=True)  # a prime number of samples would take ten times as long
+    spectrum = rfft(rng.standard_normal(length))
+    spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** tilt
+    noise = irfft(spectrum, length)[:count]
+    return noise / (np.sqrt((noise**2).mean()) + 1e-12)
+
+
+def add_at_snr(signal: np.ndarray, other: np.ndarray, snr_db: float) -> np.ndarray:
+    """Add `other` [S] so that `signal` [S] is `snr_db` decibels louder (root mean square over the whole clip)."""
+    power = np.sqrt((signal**2).mean()) + 1e-9
+    return signal + other * (power / (np.sqrt((other**2).mean()) + 1e-9) * 10 ** (-snr_db / 20))
