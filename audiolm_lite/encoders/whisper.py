@@ -1,0 +1,284 @@
+"""Whisper's audio encoder (Radford et al. 2022, arXiv 2212.04356), every block's output, on as much audio as there is.
+
+transformers' own forward takes 30 s and nothing else. Whisper works on less (LTU-AS, Gong et al. 2023, arXiv
+2309.14405, runs it on 10 s), so its modules are called directly here, with masks where clips of different length meet.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.encoders.pooling import mean_pool
+from audiolm_lite.parts import ConfigError
+
+# Names inside openai-whisper's checkpoints -> names inside transformers' encoder, applied in this order.
+_OPENAI_NAMES = [
+    (r"^blocks\.", "layers."),
+    (r"\.attn_ln\.", ".self_attn_layer_norm."),
+    (r"\.attn\.query\.", ".self_attn.q_proj."),
+    (r"\.attn\.key\.", ".self_attn.k_proj."),
+    (r"\.attn\.value\.", ".self_attn.v_proj."),
+    (r"\.attn\.out\.", ".self_attn.out_proj."),
+    (r"\.mlp\.0\.", ".fc1."),
+    (r"\.mlp\.2\.", ".fc2."),
+    (r"\.mlp_ln\.", ".final_layer_norm."),
+    (r"^ln_post\.", "layer_norm."),
+    (r"^positional_embedding$", "embed_positions.weight"),
+]
+
+
+class WhisperEncoder(nn.Module):
+    """Whisper encoder over a batch of clips; the result of a clip does not depend on its neighbours.
+
+    The dropout of a configuration is not applied: published Whisper encoders have none.
+
+    Parameters
+    ----------
+    source : str
+        Name or folder of a `WhisperModel` in transformers' format (safetensors weights, `config.json` and
+        `preprocessor_config.json`; number of mels, hop, FFT size and length come from there), or an openai-whisper
+        name ("large-v3") or `.pt` file.
+    padding : {"exact", "window", "full"}
+        "exact": only the clip's own frames are computed, one for every 2 hops of audio begun.
+        "window": clips are padded with silence to `window_seconds`. "full": to all that the encoder has positions for
+        (30 s).
+    window_seconds : float
+        For "window".
+    layers : list of int, optional
+        Blocks whose outputs are returned, 0 the first, -1 the last (which comes after the final layer norm); all if
+        None. The convolutions' output is no layer.
+    pool : int
+        Average over this many consecutive frames.
+
+    Attributes
+    ----------
+    feature_dim, num_layers : int
+        D and L of the result.
+    frame_seconds : float
+        Duration of one frame of the result.
+    max_seconds : float
+        Longest clip accepted.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        padding: str = "exact",
+        window_seconds: float = 10.0,
+        layers: list[int] | None = None,
+        pool: int = 1,
+    ):
+        super().__init__()
+        self.model, extractor = _load(str(source))
+        blocks = len(self.model.layers)
+        if padding not in ("exact", "window", "full"):
+            raise ConfigError(f"whisper: padding {padding!r} is none of 'exact', 'window', 'full'")
+        if pool < 1:
+            raise ConfigError(f"whisper: pool is {pool}; it must be at least 1")
+        if layers is not None and (not layers or any(not -blocks <= layer < blocks for layer in layers)):
+            raise ConfigError(f"whisper: layers {layers}: {source} has blocks 0 to {blocks - 1}")
+        if extractor.sampling_rate != SAMPLE_RATE:
+            raise ConfigError(f"whisper: {source} wants {extractor.sampling_rate} Hz; audio here is {SAMPLE_RATE} Hz")
+        self.padding, self.pool = padding, pool
+        self.layers = list(range(blocks)) if layers is None else [layer % blocks for layer in layers]
+        self.normed = blocks - 1  # the block whose output goes through the final layer norm
+        self.model.layers = self.model.layers[: max(self.layers) + 1]
+
+        self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
+        # No buffer: casting the encoder to 16 bits must not round the filters.
+        self.mel_filters = torch.from_numpy(extractor.mel_filters).float()  # [n_fft / 2 + 1, mels]
+
+        positions = self.model.embed_positions.num_embeddings
+        self.max_samples = positions * 2 * self.hop
+        if padding == "window":
+            if not 0 < window_seconds <= self.max_samples / SAMPLE_RATE:
+                limit = self.max_samples / SAMPLE_RATE
+                raise ConfigError(f"whisper: window_seconds is {window_seconds}; {source} takes up to {limit:g} s")
+            self.max_samples = round(window_seconds * SAMPLE_RATE)
+        self.feature_dim = self.model.conv2.out_channels
+        self.num_layers = len(self.layers)
+        self.frame_seconds = 2 * self.hop * pool / SAMPLE_RATE
+        self.max_seconds = self.max_samples / SAMPLE_RATE
+
+    def num_frames(self, samples: Tensor | int) -> Tensor | int:
+        """Frames of the result for clips of so many samples; int for int, int64 tensor for tensor.
+
+        Raises
+        ------
+        ValueError
+            A clip is longer or shorter than the encoder takes.
+        """
+        many = isinstance(samples, Tensor)
+        self._check(*((int(samples.min()), int(samples.max())) if many else (samples, samples)))
+        if self.padding != "exact":
+            samples = torch.full_like(samples, self.max_samples) if many else self.max_samples
+        return -(-self._block_frames(samples) // self.pool)
+
+    def _block_frames(self, samples: Tensor | int) -> Tensor | int:
+        return -(-samples // (2 * self.hop))
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return {
+            "type": "whisper",
+            "weights": digest.hexdigest()[:16],
+            "mels": self.mel_filters.shape[1],
+            "n_fft": self.n_fft,
+            "hop": self.hop,
+            "layers": self.layers,
+            "pool": self.pool,
+            "padding": self.padding,
+            "seconds": None if self.padding == "exact" else self.max_seconds,
+            "audio": AUDIO_RULES,
+        }
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode clips.
+
+        Parameters
+        ----------
+        waveforms : Tensor
+            [B, S], float32 at 16 kHz; what lies after a clip's length is ignored.
+        lengths : Tensor
+            Samples of each clip [B], int64.
+
+        Returns
+        -------
+        tuple of Tensor
+            Features [B, L, T, D], zero after each clip's end, and valid frames [B], int64.
+
+        Raises
+        ------
+        ValueError
+            A clip is longer or shorter than the encoder takes.
+        """
+        lengths = lengths.to(waveforms.device)
+        samples = lengths.tolist()
+        self._check(min(samples), max(samples))
+        if self.padding == "exact":
+            waveforms = waveforms[:, : max(samples)]
+        else:
+            silent = torch.arange(waveforms.shape[1], device=waveforms.device) >= lengths[:, None]
+            waveforms = waveforms.masked_fill(silent, 0)[:, : self.max_samples]
+            waveforms = F.pad(waveforms, (0, self.max_samples - waveforms.shape[1]))
+            lengths, samples = torch.full_like(lengths, self.max_samples), [self.max_samples]
+
+        mel, mel_valid = self._log_mel(waveforms, lengths)
+        frames = self._block_frames(lengths)  # [B]
+        x = F.gelu(self.model.conv1(mel.to(self.model.conv1.weight.dtype)))
+        x = F.gelu(self.model.conv2(x * mel_valid[:, None].to(x.dtype))).transpose(1, 2)  # [B, T, D]
+        x = x + self.model.embed_positions.weight[: x.shape[1]]
+        mask = None
+        if min(samples) < max(samples):
+            mask = (torch.arange(x.shape[1], device=x.device) < frames[:, None])[:, None, None]  # [B, 1, 1, T]
+
+        outputs = {}
+        for index, block in enumerate(self.model.layers):
+            x = _run_block(block, x, mask)
+            if index in self.layers:
+                output = self.model.layer_norm(x) if index == self.normed else x
+                outputs[index], pooled = mean_pool(output[:, None], frames, self.pool)
+        return torch.cat([outputs[index] for index in self.layers], dim=1), pooled
+
+    def _log_mel(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-mel spectrogram [B, mels, M] of waveforms [B, S], and which of its frames are valid [B, M].
+
+        Every clip is mirrored at its own end and scaled by its own maximum, as it would be alone. Frame i is centred on
+        sample i * hop and exists when that sample does; for whole hops these are the frames that Whisper keeps.
+        """
+        half, last = self.n_fft // 2, (lengths - 1)[:, None]
+        index = (torch.arange(waveforms.shape[1] + 2 * half, device=waveforms.device) - half).abs()
+        index = torch.where(index > last, 2 * last - index, index).clamp(min=0)  # [B, S + 2 * half]
+        with torch.autocast(waveforms.device.type, enabled=False):  # 16 bits are too few for power spectra
+            padded = waveforms.float().gather(1, index)
+            window = torch.hann_window(self.n_fft, device=padded.device)
+            spectrum = torch.stft(padded, self.n_fft, self.hop, window=window, center=False, return_complex=True)
+            count = -(-waveforms.shape[1] // self.hop)
+            power = torch.view_as_real(spectrum[..., :count]).square().sum(-1)  # [B, n_fft / 2 + 1, M]
+            mel = (self.mel_filters.to(power.device).T @ power).clamp(min=1e-10).log10()
+            valid = torch.arange(count, device=mel.device) * self.hop < lengths[:, None]
+            mel = mel.masked_fill(~valid[:, None], -torch.inf)
+            mel = (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+            return mel.masked_fill(~valid[:, None], 0), valid
+
+    def _check(self, shortest: int, longest: int) -> None:
+        if longest > self.max_samples:
+            remedy = "" if self.padding != "window" else "raise window_seconds, or "
+            raise ValueError(
+                f"clip of {longest / SAMPLE_RATE:.2f} s is longer than the {self.max_seconds:g} s the encoder takes "
+                f"with padding {self.padding!r}; {remedy}split it into segments (start and duration in the manifest)"
+            )
+        # A shorter clip cannot be mirrored at its ends by half an FFT window.
+        least = self.n_fft // 2 + 1 if self.padding == "exact" else 1
+        if shortest < least:
+            raise ValueError(
+                f"clip of {shortest} samples is shorter than the {least} that the encoder needs with "
+                f"padding {self.padding!r}; drop it from the manifest"
+            )
+
+
+def _run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """One pre-norm transformer block on x [B, T, D]; mask [B, 1, 1, T] is True at valid keys, None when all are.
+
+    Written out because the signature of transformers' layer differs between its versions 4 and 5.
+    """
+    attention = block.self_attn
+    h = block.self_attn_layer_norm(x)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    q, k, v = (p(h).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for p in projections)
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    x = x + attention.out_proj(h.transpose(1, 2).flatten(2))
+    return x + block.fc2(block.activation_fn(block.fc1(block.final_layer_norm(x))))
+
+
+def _load(source: str) -> tuple[nn.Module, transformers.WhisperFeatureExtractor]:
+    """transformers' encoder in float32 and its feature extractor, from either format."""
+    if source.endswith(".pt") or ("/" not in source and not Path(source).is_dir()):
+        return _load_openai(source)
+    model, info = transformers.WhisperModel.from_pretrained(
+        source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    missing = sorted(name for name in info["missing_keys"] if "encoder." in name)
+    if missing:
+        raise ConfigError(f"whisper: {source} lacks {len(missing)} encoder tensors, for example {missing[0]}")
+    return model.encoder, transformers.WhisperFeatureExtractor.from_pretrained(source)
+
+
+def _load_openai(source: str) -> tuple[nn.Module, transformers.WhisperFeatureExtractor]:
+    import whisper  # openai-whisper: imports numba, so only where it is needed
+
+    if not Path(source).is_file() and source not in whisper.available_models():
+        names = ", ".join(whisper.available_models())
+        raise ConfigError(f"whisper: {source!r} is no model folder, no .pt file and none of openai-whisper's {names}")
+    published = whisper.load_model(source, device="cpu")  # this package reads with weights_only=True
+    dims = published.dims
+    config = transformers.WhisperConfig(
+        d_model=dims.n_audio_state,
+        encoder_layers=dims.n_audio_layer,
+        encoder_attention_heads=dims.n_audio_head,
+        encoder_ffn_dim=4 * dims.n_audio_state,
+        num_mel_bins=dims.n_mels,
+        max_source_positions=dims.n_audio_ctx,
+    )
+    state = {}
+    for name, tensor in published.encoder.state_dict().items():
+        for pattern, replacement in _OPENAI_NAMES:
+            name = re.sub(pattern, replacement, name)
+        state[name] = tensor
+    encoder = transformers.models.whisper.modeling_whisper.WhisperEncoder(config)
+    encoder.load_state_dict(state)
+    return encoder, transformers.WhisperFeatureExtractor(feature_size=dims.n_mels)
+
+
+PART = WhisperEncoder

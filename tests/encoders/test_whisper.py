@@ -1,0 +1,278 @@
+"""Whisper encoder against transformers and openai-whisper, and the independence of a clip from its batch."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import whisper as openai_whisper
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from audiolm_lite.encoders.pooling import mean_pool
+from audiolm_lite.encoders.whisper import WhisperEncoder
+from audiolm_lite.parts import ConfigError, build
+
+SECONDS = 2  # the tiny model's "30 s"
+
+
+def save_model(folder, hop=160, mels=20, state=None, **sizes):
+    """Write a random tiny WhisperModel folder; its encoder has positions for SECONDS of audio unless told otherwise."""
+    torch.manual_seed(0)
+    seconds = sizes.pop("seconds", SECONDS)
+    config = transformers.WhisperConfig(
+        **{
+            "d_model": 32,
+            "encoder_layers": 3,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 64,
+            "vocab_size": 64,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+            **sizes,
+        },
+        num_mel_bins=mels,
+        max_source_positions=seconds * 16000 // (2 * hop),
+    )
+    model = transformers.WhisperModel(config).eval()
+    if state is None:
+        for parameter in model.encoder.parameters():  # the default initialisation leaves biases and attention near zero
+            parameter.data.normal_(0, 0.15)
+    else:
+        model.encoder.load_state_dict(state)
+    model.save_pretrained(folder)
+    extractor = transformers.WhisperFeatureExtractor(feature_size=mels, hop_length=hop, chunk_length=seconds)
+    extractor.save_pretrained(folder)
+    return model, extractor
+
+
+@pytest.fixture(scope="module", params=[160, 320], ids=["hop160", "hop320"])
+def reference(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whisper")
+    return folder, *save_model(folder, hop=request.param)
+
+
+def wave(samples, seed=0):
+    """A loud chirp with noise: [samples]."""
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.arange(samples) / 16000
+    return 0.3 * torch.sin(2 * torch.pi * (200 + 300 * seed + 900 * t) * t) + 0.05 * torch.randn(
+        samples, generator=generator
+    )
+
+
+def collate(waves):
+    lengths = torch.tensor([len(w) for w in waves])
+    return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths
+
+
+def library_states(model, extractor, waves):
+    """Hidden states of transformers' own forward: [B, L, T, D] without the convolutions' output."""
+    inputs = extractor([w.numpy() for w in waves], sampling_rate=16000, return_tensors="pt", padding="max_length")
+    with torch.no_grad():
+        out = model.encoder(inputs.input_features, output_hidden_states=True)
+    return torch.stack(out.hidden_states[1:-1] + (out.last_hidden_state,), dim=1)
+
+
+def test_full_padding_equals_transformers(reference):
+    folder, model, extractor = reference
+    waves = [wave(32000), wave(9000, 1), wave(160, 2)]
+    features, frames = WhisperEncoder(folder, padding="full").eval()(*collate(waves))
+    expected = library_states(model, extractor, waves)
+    assert features.shape == expected.shape and frames.tolist() == [expected.shape[2]] * 3
+    torch.testing.assert_close(features, expected, rtol=0, atol=5e-5)
+
+
+def test_exact_padding_equals_transformers_where_clips_fill_the_window(reference):
+    folder, model, extractor = reference
+    features, _ = WhisperEncoder(folder).eval()(*collate([wave(32000)]))
+    torch.testing.assert_close(features, library_states(model, extractor, [wave(32000)]), rtol=0, atol=5e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    save_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize("padding", ["exact", "window", "full"])
+def test_shapes(tiny, padding):
+    encoder = WhisperEncoder(tiny, padding=padding, window_seconds=1.5, pool=4)
+    lengths = [1000, 24000, 7321]
+    features, frames = encoder(*collate([wave(n) for n in lengths]))
+    assert features.shape == (3, encoder.num_layers, max(frames), encoder.feature_dim) == (3, 3, max(frames), 32)
+    expected = {"exact": [1, 19, 6], "window": [19, 19, 19], "full": [25, 25, 25]}[padding]
+    assert frames.tolist() == expected and frames.dtype == torch.int64
+    assert [encoder.num_frames(n) for n in lengths] == encoder.num_frames(torch.tensor(lengths)).tolist() == expected
+    assert encoder.frame_seconds == 0.08
+    assert encoder.max_seconds == {"exact": 2.0, "window": 1.5, "full": 2.0}[padding]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(201, 32000), min_size=2, max_size=5),
+    padding=st.sampled_from(["exact", "window", "full"]),
+    pool=st.sampled_from([1, 3]),
+)
+def test_a_clip_does_not_depend_on_its_batch(tiny, lengths, padding, pool):
+    encoder = WhisperEncoder(tiny, padding=padding, window_seconds=SECONDS, pool=pool).eval()
+    # Levels differ by 40 dB, so that a maximum shared over the batch would show.
+    waves = [wave(n, seed) * 10.0 ** -(seed % 3) for seed, n in enumerate(lengths)]
+    batch, samples = collate(waves)
+    garbage = torch.arange(batch.shape[1]) >= samples[:, None]
+    with torch.no_grad():
+        features, frames = encoder(batch.masked_fill(garbage, 7.0), samples)
+        for clip, together, count in zip(waves, features, frames):
+            alone, [expected] = encoder(*collate([clip]))
+            assert count == expected == encoder.num_frames(len(clip))
+            difference = (together[:, :count] - alone[0]).abs().max() / alone.abs().max()
+            assert difference < 1e-4
+            assert not together[:, count:].any()
+
+
+def test_chosen_layers_are_those_of_all(tiny):
+    clips = collate([wave(16000), wave(5000)])
+    everything, _ = WhisperEncoder(tiny)(*clips)
+    chosen = WhisperEncoder(tiny, layers=[-1, 0])
+    torch.testing.assert_close(chosen(*clips)[0], everything[:, [2, 0]])
+    assert chosen.num_layers == 2
+    first = WhisperEncoder(tiny, layers=[0])
+    torch.testing.assert_close(first(*clips)[0], everything[:, :1])
+    assert len(first.model.layers) == 1
+
+
+@given(frames=st.lists(st.integers(1, 11), min_size=1, max_size=4), pool=st.integers(1, 5))
+def test_pooling_averages_valid_frames_only(frames, pool):
+    features = torch.randn(len(frames), 2, max(frames), 3, generator=torch.Generator().manual_seed(0))
+    pooled, counts = mean_pool(features, torch.tensor(frames), pool)
+    for clip, result, n, count in zip(features, pooled, frames, counts.tolist()):
+        expected = torch.stack([part.mean(1) for part in clip[:, :n].split(pool, dim=1)], dim=1)
+        assert count == expected.shape[1]
+        torch.testing.assert_close(result[:, :count], expected)
+        assert not result[:, count:].any()
+
+
+def test_every_block_gets_gradients(tiny):
+    encoder = WhisperEncoder(tiny).train()
+    features, _ = encoder(*collate([wave(8000), wave(3000)]))
+    features.square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_bfloat16_weights_keep_the_spectrogram_in_float32(tiny):
+    encoder = WhisperEncoder(tiny, layers=[0]).eval()
+    expected, _ = encoder(*collate([wave(16000)]))
+    features, _ = encoder.bfloat16()(*collate([wave(16000)]))
+    assert features.dtype == torch.bfloat16
+    torch.testing.assert_close(features.float(), expected, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "samples", "message"),
+    [
+        ({}, 32001, "split it into segments"),
+        ({"padding": "window", "window_seconds": 1.0}, 16001, "raise window_seconds"),
+        ({}, 200, "shorter than the 201"),
+        ({"padding": "full"}, 0, "shorter than the 1 "),
+    ],
+)
+def test_impossible_lengths_are_refused(tiny, arguments, samples, message):
+    encoder = WhisperEncoder(tiny, **arguments)
+    with pytest.raises(ValueError, match=message):
+        encoder(torch.zeros(1, max(samples, 1)), torch.tensor([samples]))
+    with pytest.raises(ValueError, match=message):
+        encoder.num_frames(samples)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"padding": "valid"}, "'exact', 'window', 'full'"),
+        ({"layers": [3]}, "blocks 0 to 2"),
+        ({"layers": []}, "blocks 0 to 2"),
+        ({"pool": 0}, "at least 1"),
+        ({"padding": "window", "window_seconds": 2.1}, "up to 2 s"),
+    ],
+)
+def test_impossible_arguments_are_refused(tiny, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        build("encoders", {"type": "whisper", "source": str(tiny), **arguments})
+
+
+def test_unknown_source_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="'largest' is no model folder"):
+        WhisperEncoder("largest")
+
+
+def test_checkpoint_without_encoder_weights_is_refused(tmp_path):
+    model, _ = save_model(tmp_path)
+    state = {name: tensor for name, tensor in model.state_dict().items() if "layers.1.fc1" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ConfigError, match="lacks 2 encoder tensors.*layers.1.fc1"):
+        WhisperEncoder(tmp_path)
+
+
+def test_identity_names_all_that_changes_features(tiny):
+    base = WhisperEncoder(tiny).identity()
+    assert json.loads(json.dumps(base)) == base == WhisperEncoder(tiny).identity()
+    for changed in ({"pool": 2}, {"layers": [0, 2]}, {"padding": "full"}, {"padding": "window", "window_seconds": 1.0}):
+        assert WhisperEncoder(tiny, **changed).identity() != base
+    tuned = WhisperEncoder(tiny)
+    tuned.model.conv1.bias.data[0] += 1e-3
+    assert {k for k, v in tuned.identity().items() if v != base[k]} == {"weights"}
+
+
+def test_openai_checkpoint_equals_the_published_forward(tmp_path):
+    """A .pt file of openai-whisper gives what openai-whisper computes from it, through transformers' modules."""
+    torch.manual_seed(1)
+    dims = openai_whisper.model.ModelDimensions(80, 100, 32, 4, 2, 64, 8, 32, 4, 1)
+    published = openai_whisper.model.Whisper(dims).eval()
+    for parameter in published.encoder.parameters():
+        parameter.data.normal_(0, 0.15)
+    file = tmp_path / "tiny.pt"
+    torch.save({"dims": dataclasses.asdict(dims), "model_state_dict": published.state_dict()}, file)
+
+    clip = wave(20000)
+    features, frames = WhisperEncoder(str(file), padding="full").eval()(*collate([clip]))
+    mel = openai_whisper.audio.log_mel_spectrogram(openai_whisper.pad_or_trim(clip, 32000))
+    blocks = []
+    for block in published.encoder.blocks:
+        block.register_forward_hook(lambda module, inputs, output: blocks.append(output))
+    with torch.no_grad():
+        last = published.encoder(mel[None])
+    expected = torch.stack([blocks[0], last], dim=1)
+    assert frames.tolist() == [100]
+    torch.testing.assert_close(features, expected, rtol=0, atol=5e-5)
+
+
+def test_published_ltu_as_features(tmp_path, parity_dir):
+    """Pooled states of the 30-s forward and of LTU-AS' 10-s window, as the published code computes them."""
+    with safe_open(parity_dir / "whisper_pooled.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = json.loads(file.metadata()["config"])
+    state = {name.removeprefix("state.model.encoder."): t for name, t in tensors.items() if name.startswith("state.")}
+    sizes = {name: config["encoder"][name] for name in ("d_model", "encoder_layers", "encoder_attention_heads")}
+    save_model(
+        tmp_path, mels=80, seconds=30, state=state, encoder_ffn_dim=config["encoder"]["encoder_ffn_dim"], **sizes
+    )
+    waves = [tensors[f"input.wave_{name}_int16"].float() / 32768 for name in "ab"]
+    for arguments, name in (
+        ({"padding": "full"}, "hidden_pooled20"),
+        ({"padding": "window"}, "ltu_as_speechbrain_10s_pooled20"),
+    ):
+        with torch.no_grad():
+            features, _ = WhisperEncoder(tmp_path, pool=20, **arguments).eval()(*collate(waves))
+        expected = tensors[f"output.{name}"][:, -features.shape[1] :]
+        np.testing.assert_allclose(features.numpy(), expected.numpy(), rtol=0, atol=2e-5)
