@@ -75,7 +75,7 @@ def read_audio(
             file.seek(first)
             samples = file.read(last - first, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise AudioError(path, f"decoding failed ({error}); replace the file") from error
+            raise AudioError(path, f"decoding failed ({error}); fetch the file again") from error
     if len(samples) < last - first:
         raise AudioError(
             path, f"cut off: {len(samples)} of {last - first} samples could be decoded; fetch the file again"

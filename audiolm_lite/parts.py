@@ -70,4 +70,5 @@ def build(room: str, config: dict[str, Any], **extra: Any) -> Any:
 def _nearest(name: str, known: list[str]) -> str:
     """Ending of a message about an unknown name: the likeliest meant one and all that are known."""
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {close[0]!r}?" * bool(close) + f" Known: {', '.join(known) or 'none'}"
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{meant} Known: {', '.join(known) or 'none'}"

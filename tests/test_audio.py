@@ -85,7 +85,7 @@ def broken_files(folder):
         "noise.raw": "not readable as audio",
         "no_samples.wav": "holds no audio",
         "nan.wav": "NaN or infinite sample at 0.5 s",
-        "half.flac": "fetch",
+        "half.flac": "fetch the file again",
     }
 
 
