@@ -1,4 +1,4 @@
-"""Time and layer-wise transformer adapter (Whisper-AT, Gong et al. 2023, arXiv 2307.03183; LTU-AS, arXiv 2309.14405)."""
+"""TLTR, the time and layer-wise transformer adapter (Gong et al. 2023, arXiv 2307.03183 and 2309.14405)."""
 
 import torch
 import torch.nn.functional as F

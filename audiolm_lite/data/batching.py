@@ -1,0 +1,209 @@
+"""Batches of audio-text items: length buckets under a token budget, and collation that never changes a result."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from audiolm_lite.language.prompt import IGNORE
+
+# Share by which lengths are blurred before sorting: each epoch gets other batches, at little padding.
+BLUR = 0.1
+
+
+@dataclass
+class Item:
+    """One audio and its prompt: `features` [L, T, D] or `waveform` [S], token ids with audio slots, and labels."""
+
+    row: dict
+    input_ids: list[int]
+    labels: list[int]
+    features: Tensor | None = None
+    waveform: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """Padded items; B rows with A audios in reading order, here one a row.
+
+    Attributes
+    ----------
+    ids, rows : list
+        Manifest ids and rows, length B.
+    features : Tensor or None
+        [A, L, T, D] as stored, zeros after `frames` [A] int64.
+    waveforms : Tensor or None
+        [A, S] float32 at 16 kHz, zeros after `samples` [A] int64.
+    input_ids : Tensor
+        [B, S] int64; AUDIO_SLOT at audio tokens, 0 at padding (only the mask says what is padding).
+    attention_mask : Tensor
+        [B, S] bool, True at tokens.
+    labels : Tensor
+        [B, S] int64, not shifted; IGNORE where nothing is supervised.
+    """
+
+    ids: list[str]
+    rows: list[dict]
+    features: Tensor | None
+    frames: Tensor | None
+    waveforms: Tensor | None
+    samples: Tensor | None
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(t) for name, t in tensors.items() if isinstance(t, Tensor)})
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Copy to `device`, without waiting where the memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Copy to page-locked memory; DataLoader(pin_memory=True) calls this."""
+        return self._map(Tensor.pin_memory)
+
+
+def _pad(tensors: Sequence[Tensor], dim: int) -> tuple[Tensor, Tensor]:
+    """Stack along a new first dimension with zeros at the end of `dim`; also the lengths [A] int64."""
+    lengths = torch.tensor([tensor.shape[dim] for tensor in tensors])
+    shape = list(tensors[0].shape)
+    shape[dim] = int(lengths.max())
+    padded = tensors[0].new_zeros(len(tensors), *shape)
+    for row, tensor in zip(padded, tensors):
+        row.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+    return padded, lengths
+
+
+def collate(items: Sequence[Item], side: str = "right") -> Batch:
+    """Pad items into a Batch; `side` is where the text is padded ("left" puts all answers' starts in one column)."""
+    if side not in ("left", "right"):
+        raise ValueError(f'collate: side is {side!r}, it must be "left" or "right".')
+    size = max(len(item.input_ids) for item in items)
+    input_ids = torch.zeros(len(items), size, dtype=torch.int64)
+    attention_mask = torch.zeros(len(items), size, dtype=torch.bool)
+    labels = torch.full((len(items), size), IGNORE, dtype=torch.int64)
+    for row, item in enumerate(items):
+        length = len(item.input_ids)
+        place = slice(0, length) if side == "right" else slice(size - length, size)
+        input_ids[row, place] = torch.tensor(item.input_ids)
+        attention_mask[row, place] = True
+        labels[row, place] = torch.tensor(item.labels)
+    features = frames = waveforms = samples = None
+    if items[0].features is not None:
+        features, frames = _pad([item.features for item in items], dim=1)
+    else:
+        waveforms, samples = _pad([item.waveform for item in items], dim=0)
+    rows = [item.row for item in items]
+    ids = [row["id"] for row in rows]
+    return Batch(ids, rows, features, frames, waveforms, samples, input_ids, attention_mask, labels)
+
+
+class LengthBucketSampler(Sampler[list[int]]):
+    """Batches of items of similar length, every item once an epoch, the same number of batches on every rank.
+
+    Batches depend on (seed, epoch) alone. Batches that the ranks compute in the same step are neighbours in length, so
+    that no rank waits for another.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each item, audio and text.
+    batch_tokens : int
+        Largest items x longest item of a batch: tokens with padding.
+    shuffle : bool
+        False: the same batches every epoch, longest first (what does not fit in memory fails at once).
+    seed : int
+    rank, world_size : int
+        This process and the number of processes.
+
+    Raises
+    ------
+    ValueError
+        An item alone exceeds the budget, or there are too few items to give every rank as many batches.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_tokens: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        if len(self.lengths) == 0:
+            raise ValueError("LengthBucketSampler: there are no items.")
+        longest = int(self.lengths.argmax())
+        if self.lengths[longest] > batch_tokens:
+            raise ValueError(
+                f"item {longest} has {self.lengths[longest]} tokens, more than batch_tokens {batch_tokens}: "
+                "raise batch_tokens or leave the item out of the manifest."
+            )
+        self.batch_tokens = batch_tokens
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._position = (0, 0)  # epoch, first batch
+        self._plan: tuple[int, list[list[int]]] = (-1, [])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from its first batch."""
+        self._position = (epoch, 0)
+
+    def start(self, batch_index: int) -> None:
+        """Begin the current epoch at this batch of this rank: how an interrupted epoch goes on."""
+        self._position = (self._position[0], batch_index)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """All batches of this rank in an epoch, as lists of item indices."""
+        rng = np.random.default_rng((self.seed, epoch if self.shuffle else 0))
+        blurred = self.lengths * (1 + BLUR * rng.random(len(self.lengths))) if self.shuffle else self.lengths
+        order = np.argsort(-blurred, kind="stable")
+        batches: list[list[int]] = []
+        longest = 0
+        for index, length in zip(order.tolist(), self.lengths[order].tolist()):
+            longest = max(longest, length)
+            if not batches or longest * (len(batches[-1]) + 1) > self.batch_tokens:
+                batches.append([])
+                longest = length
+            batches[-1].append(index)
+        batches = self._split_to_multiple(batches)
+        steps = [batches[i : i + self.world_size] for i in range(0, len(batches), self.world_size)]
+        if self.shuffle:
+            steps = [steps[i] for i in rng.permutation(len(steps))]
+        return [step[self.rank] for step in steps]
+
+    def _split_to_multiple(self, batches: list[list[int]]) -> list[list[int]]:
+        """Halve the batches of most items until their number is a multiple of the ranks."""
+        missing = -len(batches) % self.world_size
+        if len(batches) + missing > len(self.lengths):
+            raise ValueError(
+                f"{len(self.lengths)} items in {len(batches)} batches cannot be dealt out evenly to {self.world_size} "
+                "processes: use fewer processes or more items."
+            )
+        for _ in range(missing):
+            largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+            batch = batches[largest]
+            batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+        return batches
+
+    def _current(self) -> list[list[int]]:
+        epoch = self._position[0]
+        if self._plan[0] != epoch:
+            self._plan = (epoch, self.batches(epoch))
+        return self._plan[1]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches of the current epoch from the current start."""
+        yield from self._current()[self._position[1] :]
+
+    def __len__(self) -> int:
+        """Batches of this rank in the current epoch, wherever it starts."""
+        return len(self._current())

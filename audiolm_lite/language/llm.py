@@ -1,0 +1,94 @@
+"""Loading a causal LLM by name or folder: its number format, quantisation and LoRA."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from audiolm_lite.parts import ConfigError
+
+_ENTRIES = {"source": None, "dtype": "float32", "quantization": None, "lora": None}
+_DTYPES = ("float32", "bfloat16", "float16")
+_LORA_ENTRIES = ("r", "alpha", "dropout", "target_modules")
+
+
+def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Load a language model and its tokenizer.
+
+    Parameters
+    ----------
+    config : dict
+        ``source``: name on the Hugging Face hub or a folder; ``dtype``: "float32" (default), "bfloat16" or "float16",
+        whatever the file holds; ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes, on an NVIDIA GPU);
+        ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685).
+
+    Returns
+    -------
+    llm : nn.Module
+        The causal LM; with LoRA, a `peft.PeftModel` of it whose LoRA weights alone are trainable.
+    tokenizer : PreTrainedTokenizerBase
+        Its padding token is never used: masks alone say what is padding.
+
+    Raises
+    ------
+    ConfigError
+        An entry is unknown, missing or has a value that is not offered, or what it needs is not installed.
+    """
+    _check_entries("llm", config, tuple(_ENTRIES), required=("source",))
+    config = _ENTRIES | config
+    _check_choice("dtype", config["dtype"], _DTYPES)
+    _check_choice("quantization", config["quantization"], (None, "8bit", "4bit"))
+    dtype = getattr(torch, config["dtype"])
+    source = config["source"]
+    # A model's own code is never run: trust_remote_code=False fails at once where None would ask on the terminal.
+    llm = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, quantization_config=_quantization(config["quantization"], dtype), trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if config["lora"] is not None:
+        llm = _add_lora(llm, config["lora"])
+    return llm, tokenizer
+
+
+def _quantization(bits: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if bits is None:
+        return None
+    if not torch.cuda.is_available():
+        raise ConfigError(f'llm: quantization "{bits}" needs an NVIDIA GPU, and there is none: set quantization: null.')
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f'llm: quantization "{bits}" needs bitsandbytes: pip install bitsandbytes')
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
+    from peft import LoraConfig, get_peft_model  # slow to import, and not every model has a LoRA
+
+    _check_entries("llm, lora", config, _LORA_ENTRIES, required=_LORA_ENTRIES)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config["r"],
+        lora_alpha=config["alpha"],
+        lora_dropout=config["dropout"],
+        target_modules=config["target_modules"],
+    )
+    return get_peft_model(llm, lora)
+
+
+def _check_entries(where: str, config: dict[str, Any], known: tuple[str, ...], required: tuple[str, ...]) -> None:
+    for name in config:
+        if name not in known:
+            raise ConfigError(f"{where}: unknown entry {name!r}; it takes {', '.join(known)}.")
+    for name in required:
+        if name not in config:
+            raise ConfigError(f"{where}: entry {name!r} is missing; it takes {', '.join(known)}.")
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ConfigError(f"llm: {name} is {value!r}, it must be one of {', '.join(map(str, choices))}.")
