@@ -1,18 +1,22 @@
-"""audiolm_lite: light audio language models (audio encoder -> small adapter -> LoRA-tuned LLM)."""
+"""Light audio language models: train, shrink, measure and ship them on the GPU one already has.
+
+The user's interface is `audiolm_lite.AudioLM`; it is loaded on first use, so that importing the package stays fast.
+"""
+
+from typing import Any
 
 from audiolm_lite import torchaudio_stub
 
-# Before anything imports speechbrain or transformers, which both import torchaudio.
+__version__ = "0.1.0"
+__all__ = ["AudioLM", "__version__"]
+
+# Here, because every room is imported through this file: whichever reaches SpeechBrain first finds the stand-in.
 torchaudio_stub.install()
 
-__version__ = "0.1.0"
-__all__ = ["AudioLM"]
 
-
-def __getattr__(name: str):
-    # Lazy: transformers and peft take seconds to import, and not everything here needs them.
+def __getattr__(name: str) -> Any:
     if name == "AudioLM":
         from audiolm_lite.inference import AudioLM
 
         return AudioLM
-    raise AttributeError(f"module 'audiolm_lite' has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,42 +1,43 @@
-"""A stand-in for torchaudio's native part, where that part cannot load.
+"""Stand-in for torchaudio's native extension beside a CPU-only torch.
 
-speechbrain and transformers import torchaudio wherever it is installed, and its wheel links CUDA libraries, so the
-import fails beside a CPU-only torch. Only torchaudio's Python part is needed here (nothing reads or resamples audio
-through it), so a module that says "no extension" takes the place of the native loader.
+SpeechBrain imports torchaudio in most of its modules. The torchaudio wheel on the Python package index links CUDA
+libraries, which a CPU build of torch does not bring, so `import torchaudio` ends in an OSError there. Only
+torchaudio's Python part is needed; with this module in place it believes that it was built without its extension.
 """
 
-import importlib.util
 import sys
-import types
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
 
 _NAME = "torchaudio._extension"
 
 
-def _unavailable(*args, **kwargs):
-    raise RuntimeError("torchaudio's native part is not loaded beside a CPU-only torch")
+def install() -> None:
+    """Register the stand-in, where torch has no CUDA and torchaudio is not loaded yet.
 
-
-def install() -> bool:
-    """Register the stand-in before torchaudio is first imported.
-
-    Returns
-    -------
-    bool
-        True when the stand-in is in place; False where it is not needed (torch built with CUDA, no torchaudio, or
-        torchaudio already imported).
+    Must run before the first import of torchaudio or SpeechBrain; importing `audiolm_lite` does it. A second call
+    changes nothing.
     """
-    import torch
+    if torch.version.cuda is None and _NAME not in sys.modules:
+        sys.modules[_NAME] = _extension()
 
-    if _NAME in sys.modules:
-        return getattr(sys.modules[_NAME], "IS_STAND_IN", False)
-    if torch.version.cuda is not None or importlib.util.find_spec("torchaudio") is None:
-        return False
-    module = types.ModuleType(_NAME)
-    module.IS_STAND_IN = True
+
+def _extension() -> ModuleType:
+    module = ModuleType(_NAME, "Stand-in made by audiolm_lite.torchaudio_stub.")
     module._IS_TORCHAUDIO_EXT_AVAILABLE = False
     module._IS_ALIGN_AVAILABLE = False
     module._check_cuda_version = lambda: None
-    # torchaudio uses it as a decorator on functions that need the native forced aligner.
-    module.fail_if_no_align = lambda function: _unavailable
-    sys.modules[_NAME] = module
-    return True
+    module.fail_if_no_align = _fail_if_no_align
+    return module
+
+
+def _fail_if_no_align(function: Callable) -> Callable:
+    """Decorator: the decorated function of torchaudio says on use that it needs the extension."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"torchaudio.{function.__name__} needs torchaudio's native extension, built with CUDA.")
+
+    return fail
