@@ -1,0 +1,126 @@
+"""Accuracy and F1 of free-text answers mapped to labels by a fixed rule."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from audiolm_lite.evaluation.confidence import bootstrap, ratio_interval
+
+
+def normalise(text: str) -> str:
+    """Lower case, compatibility forms unified, every run of characters other than letters and digits one space."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c if c.isalnum() else " " for c in text).split())
+
+
+def match_label(answer: str, labels: Mapping[str, Sequence[str]]) -> str | None:
+    """Map a free-text answer to the one label it names.
+
+    The rule: (1) an answer that equals a label's wording after `normalise` is that label; (2) otherwise every wording
+    that occurs in the answer as whole words is a mention, a mention inside a longer mention of another label does not
+    count ("siren" in "police siren"), and the answer is the label when all mentions are of one label; (3) otherwise,
+    with no label or several named, the answer is None. Negations are not understood.
+
+    Parameters
+    ----------
+    answer : str
+        What the model said.
+    labels : mapping of str to sequence of str
+        Each label's wordings, e.g. {"male": ["male", "a man"]}.
+
+    Returns
+    -------
+    str or None
+    """
+    answer = normalise(answer)
+    wordings = [(label, normalise(wording)) for label, group in labels.items() for wording in group]
+    wordings = [(label, wording) for label, wording in wordings if wording]
+    exact = {label for label, wording in wordings if wording == answer}
+    if exact:
+        return exact.pop() if len(exact) == 1 else None
+    words = answer.split()
+    mentions = []
+    for label, wording in wordings:
+        parts = wording.split()
+        starts = (i for i in range(len(words) - len(parts) + 1) if words[i : i + len(parts)] == parts)
+        mentions += [(label, start, start + len(parts)) for start in starts]
+    named = {
+        label
+        for label, start, end in mentions
+        if not any(s <= start and end <= e and e - s > end - start for _, s, e in mentions)
+    }
+    return named.pop() if len(named) == 1 else None
+
+
+def score_classification(
+    targets: Sequence[str],
+    answers: Sequence[str],
+    labels: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+) -> dict:
+    """Score free-text answers to closed questions.
+
+    Parameters
+    ----------
+    targets : sequence of str
+        The right label of each item.
+    answers : sequence of str
+        The model's words; mapped to labels by `match_label`. An answer that names no label, or several, is wrong and
+        counted in `unparsed`.
+    labels : sequence or mapping, optional
+        All labels (with their wordings); by default those that occur in `targets`.
+
+    Returns
+    -------
+    dict
+        `accuracy`, `macro_f1` (mean over the classes that occur in `targets`), `items`, `unparsed`,
+        `majority_accuracy` (always answering the most frequent target), `per_class` {label: precision, recall, f1,
+        items}, `interval` {"accuracy": [low, high], "macro_f1": [low, high]}.
+
+    Raises
+    ------
+    ValueError
+        No items, differing lengths, a target that is not a label.
+    """
+    if len(targets) != len(answers) or not targets:
+        raise ValueError(f"score_classification: {len(targets)} targets and {len(answers)} answers")
+    if labels is None:
+        labels = sorted(set(targets))
+    if not isinstance(labels, Mapping):
+        labels = {label: [label] for label in labels}
+    if foreign := sorted(set(targets) - set(labels)):
+        raise ValueError(f"score_classification: targets {foreign[:5]} are not among the labels {list(labels)[:20]}")
+    predicted = np.array([match_label(answer, labels) for answer in answers], dtype=object)
+    targets = np.array(targets, dtype=object)
+    classes = sorted(set(targets))
+    is_target = np.stack([targets == name for name in classes], axis=1).astype(np.float64)  # [items, classes]
+    is_predicted = np.stack([predicted == name for name in classes], axis=1).astype(np.float64)
+
+    def f1(counts: np.ndarray) -> np.ndarray:
+        """Per-class F1 [R, classes] for item counts [R, items]; 0 where a class is neither asked for nor answered."""
+        hits, total = counts @ (is_target * is_predicted), counts @ (is_target + is_predicted)
+        return np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+
+    hits, asked, answered = (m.sum(0) for m in (is_target * is_predicted, is_target, is_predicted))
+    per_class_f1 = f1(np.ones((1, len(targets))))[0]
+    right = (predicted == targets).astype(np.float64)
+    return {
+        "accuracy": float(right.mean()),
+        "macro_f1": float(per_class_f1.mean()),
+        "items": len(targets),
+        "unparsed": int(sum(label is None for label in predicted)),
+        "majority_accuracy": float(asked.max() / len(targets)),
+        "per_class": {
+            name: {
+                "precision": float(hits[i] / answered[i]) if answered[i] else 0.0,
+                "recall": float(hits[i] / asked[i]),
+                "f1": float(per_class_f1[i]),
+                "items": int(asked[i]),
+            }
+            for i, name in enumerate(classes)
+        },
+        "interval": {
+            "accuracy": ratio_interval(right),
+            "macro_f1": bootstrap(lambda counts: f1(counts).mean(1), len(targets)),
+        },
+    }
