@@ -1,0 +1,85 @@
+"""Soft text: what an audio token should look like to an LLM, from a clip's timed words and labels.
+
+The token at a moment is the average of the word embeddings spoken there, plus a share of the embeddings of the clip's
+labels (gender, sound class, ...). Two things are made of it: an LLM that learns to read stretched, noisy text in the
+audio slot before it has heard any audio, and the closed-form start of an adapter's projection (`alignment_init`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LABEL_WEIGHT = 0.4
+ONSET_WEIGHT = 0.4
+
+
+@dataclass
+class SoftText:
+    """Sparse weights of vocabulary entries at the audio tokens of one clip.
+
+    Attributes
+    ----------
+    position, piece : ndarray of int64, [K]
+        Audio token and vocabulary entry.
+    weight : ndarray of float32, [K]
+    tokens : int
+        Number of audio tokens N.
+    """
+
+    position: np.ndarray
+    piece: np.ndarray
+    weight: np.ndarray
+    tokens: int
+
+    def embed(self, embedding: Tensor) -> Tensor:
+        """Weighted sums of the rows of `embedding` [V, H]: [N, H]; differentiable."""
+        out = embedding.new_zeros(self.tokens, embedding.shape[1])
+        weight = torch.from_numpy(self.weight).to(embedding)[:, None]
+        position = torch.from_numpy(self.position).to(embedding.device)
+        return out.index_add(0, position, weight * embedding[torch.from_numpy(self.piece).to(embedding.device)])
+
+
+def soft_text(
+    words: list[tuple[str, float, float]],
+    labels: list[str],
+    tokens: int,
+    token_seconds: float,
+    tokenizer,
+    onset: str = ",",
+) -> SoftText:
+    """Weights for a clip of `tokens` audio tokens of `token_seconds` each.
+
+    Parameters
+    ----------
+    words : list of (str, float, float)
+        Word, start and end in seconds. A word of several pieces spreads them evenly over its time.
+    labels : list of str
+        Present at every token with `LABEL_WEIGHT`; pieces of one label share it.
+    onset : str
+        Text whose embedding marks the token in which a word begins, so that a word said twice is not read once.
+    """
+    entries: dict[tuple[int, int], float] = {}
+
+    def add(position: int, piece: int, weight: float) -> None:
+        if 0 <= position < tokens and weight > 0:
+            entries[position, piece] = entries.get((position, piece), 0.0) + weight
+
+    mark = tokenizer.encode(onset, add_special_tokens=False)[-1]
+    for word, start, end in words:
+        pieces = tokenizer.encode(word, add_special_tokens=False)
+        step = (end - start) / len(pieces)
+        for index, piece in enumerate(pieces):
+            left, right = start + index * step, start + (index + 1) * step
+            for position in range(int(left / token_seconds), int(right / token_seconds) + 1):
+                overlap = min(right, (position + 1) * token_seconds) - max(left, position * token_seconds)
+                add(position, piece, overlap / token_seconds)
+        add(int(start / token_seconds), mark, ONSET_WEIGHT)
+    for label in labels:
+        pieces = tokenizer.encode(label, add_special_tokens=False)
+        for position in range(tokens):
+            for piece in pieces:
+                add(position, piece, LABEL_WEIGHT / len(pieces))
+    keys = np.array(list(entries), dtype=np.int64).reshape(-1, 2)
+    return SoftText(keys[:, 0], keys[:, 1], np.array(list(entries.values()), dtype=np.float32), tokens)

@@ -1,0 +1,97 @@
+"""Make MiniASQA and its features: python prepare.py hparams/prepare.yaml
+
+Renders the synthetic clips as WAV files, writes the manifests train.jsonl, valid.jsonl and test.jsonl, and extracts the
+encoder's features. Run again, it goes on where it stopped; finished, it takes seconds.
+"""
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.features.extract import extract
+from audiolm_lite.parts import build
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.miniasqa import VERSION
+from data_prep.miniasqa.corpus import RATE, SHARD, Clip, make_plans, render
+from data_prep.miniasqa.questions import rows_for, spoken_labels
+
+KEYS = {
+    "seed": Key("Seed of the corpus; the same seed gives the same bytes.", int),
+    "data_folder": Key("Where audio, manifests and features go.", str),
+    "clips": Key("Clips per split: {train: {speech, sound, mixture}, valid: ..., test: ...}.", dict),
+    "processes": Key("Rendering processes.", int, 2),
+    "encoder": Key("Audio encoder block.", dict),
+    "feature_folder": Key("Feature store to write.", str),
+    "batch_seconds": Key("Seconds of audio encoded at once.", float, 120.0),
+}
+
+
+def render_split(folder: Path, split: str, seed: int, counts: dict[str, int], processes: int) -> list[dict]:
+    """Render the clips of a split that are missing, and return its manifest rows."""
+    plans = make_plans(seed, split, **counts)
+    shards = [plans[i : i + SHARD] for i in range(0, len(plans), SHARD)]
+    tables = [folder / "audio" / split / f"{shard[0].name}.jsonl" for shard in shards]
+    (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
+    missing = [plan for shard, table in zip(shards, tables, strict=True) if not table.exists() for plan in shard]
+    with tqdm(total=len(plans), initial=len(plans) - len(missing), unit="clip", desc=f"audio {split}") as progress:
+        for done in render(missing, partial(save_shard, folder=folder, seed=seed), processes):
+            progress.update(done)
+    return [json.loads(line) for table in tables for line in table.read_text().splitlines()]
+
+
+def save_shard(clips: list[Clip], folder: Path, seed: int) -> int:
+    """Write a shard's WAV files, then its table of manifest rows: a shard is finished when its table is there."""
+    rows = []
+    for clip in clips:
+        plan = clip.plan
+        audio = f"audio/{plan.split}/{plan.name}.wav"
+        soundfile.write(folder / audio, clip.samples, RATE, subtype="PCM_16")
+        questions = rows_for(plan, np.random.default_rng([*plan.seed, 11]))
+        for number, question in enumerate(questions):
+            row = {"id": f"{plan.name}-{number}-{question['task']}", "audio": audio, "start": 0.0}
+            row |= {"duration": len(clip.samples) / RATE} | question
+            row |= {"dataset": "MiniASQA", "split": plan.split, "language": "en"}
+            row |= {"speaker": plan.speaker.name if plan.speaker else "", "kind": plan.kind}
+            row |= {"synthetic": True, "version": VERSION, "seed": seed}
+            if number == 0:  # once a clip: for the closed-form start of the projection
+                row |= {"words": clip.words, "clip_labels": spoken_labels(plan)}
+            rows.append(row)
+    table = folder / "audio" / clips[0].plan.split / f"{clips[0].plan.name}.jsonl"
+    table.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(table.with_suffix(".tmp"), table)
+    return len(clips)
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    folder = Path(hparams["data_folder"])
+    rows = []
+    for split, counts in hparams["clips"].items():
+        if run_opts.get("debug"):
+            counts = {kind: min(count, 6) for kind, count in counts.items()}
+        split_rows = render_split(folder, split, hparams["seed"], counts, hparams["processes"])
+        write_manifest(folder / f"{split}.jsonl", split_rows)
+        hours = sum({row["audio"]: row["duration"] for row in split_rows}.values()) / 3600
+        print(f"{split}: {len({row['audio'] for row in split_rows})} clips, {hours:.2f} h, {len(split_rows)} questions")
+        rows += split_rows
+    encoder = build("encoders", hparams["encoder"])
+    summary = extract(
+        rows,
+        encoder,
+        hparams["feature_folder"],
+        audio_root=folder,
+        batch_seconds=hparams["batch_seconds"],
+        device=run_opts.get("device", "cpu"),
+    )
+    print(f"features: {summary}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
