@@ -1,0 +1,380 @@
+"""The training loop: exact windows, bad steps, resume without a trace, stage by stage exactly the named parameters."""
+
+import copy
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiolm_lite import torchaudio_stub
+
+torchaudio_stub.install()
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+from audiolm_lite.adapters.tltr import TLTR
+from audiolm_lite.data.batching import Item, collate
+from audiolm_lite.language.prompt import AUDIO_SLOT
+from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.parts import ConfigError
+from audiolm_lite.training import handover
+from audiolm_lite.training.brain import AudioLMBrain, NonFiniteError
+from audiolm_lite.training.experiment import TRAINING_KEYS
+
+peft = pytest.importorskip("peft")
+
+LAYERS, DIM, HIDDEN, VOCABULARY = 2, 8, 16, 30
+
+
+class ToyData:
+    """Random features with prompts whose answer follows from the audio; same items for the same seed."""
+
+    def __init__(self, items, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.items = []
+        for index in range(items):
+            frames, answer = [int(torch.randint(1, 6, (), generator=generator)) for _ in range(2)]
+            features = torch.randn(LAYERS, frames, DIM, generator=generator)
+            words = torch.randint(3, 8, (answer + 2,), generator=generator).tolist()
+            ids = [1, *[AUDIO_SLOT] * frames, *words]
+            labels = [-100] * (frames + 3) + words[2:]
+            self.items.append(Item({"id": f"item-{index}"}, ids, labels, features=features))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def length(self, index):
+        return len(self.items[index].input_ids)
+
+
+def make_model(lora=True, dropout=0.1):
+    torch.manual_seed(0)
+    llm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            initializer_range=0.3,
+        )
+    )
+    if lora:
+        config = peft.LoraConfig(r=2, lora_alpha=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj"])
+        llm = peft.get_peft_model(llm, config)
+    return AudioLanguageModel(TLTR(feature_dim=DIM, num_layers=LAYERS, llm_dim=HIDDEN, layer_heads=2), llm)
+
+
+def make_hparams(root, **changes):
+    hparams = {name: key.default for name, key in TRAINING_KEYS.items()}
+    hparams |= {
+        "encoder": {"type": "whisper", "source": "tiny"},
+        "adapter": {"type": "tltr"},
+        "llm": {"source": "tiny"},
+        "template": "{audio}",
+        "data_folder": "unused",
+        "manifests": {},
+        "output_root": str(root),
+        "output_folder": str(Path(root) / f"stage_{changes.get('stage', 1)}"),
+        "stage": 1,
+        "brain": AudioLMBrain,
+        "trainable": ["adapter.*", "llm.*lora_*"],
+        "learning_rates": {"adapter.*": 1e-2, "llm.*": 1e-2},
+        "batch_tokens": 40,
+        "warmup_steps": 2,
+        "epochs": 2,
+        "grad_accumulation_factor": 2,
+        "weight_decay": 0.01,
+        "ckpt_interval_minutes": 1e-9,  # after every step
+    }
+    return hparams | changes
+
+
+def make_brain(root, model=None, kind=AudioLMBrain, **changes):
+    model = model if model is not None else make_model()
+    return kind(model, make_hparams(root, **changes), {"device": "cpu", "noprogressbar": True})
+
+
+def train(root, **changes):
+    torch.manual_seed(1)
+    brain = make_brain(root, **changes)
+    brain.fit_stage(ToyData(20), ToyData(6, seed=1))
+    return brain
+
+
+def losses_of(brain):
+    return [json.loads(line) for line in (brain.folder / "losses.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(first, second):
+    second = second.state_dict()
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second[name]), name
+
+
+class DyingBrain(AudioLMBrain):
+    """Dies before its optimiser step number `dies_at`."""
+
+    dies_at = 0
+
+    def fit_batch(self, window):
+        if self.progress.step == self.dies_at:
+            raise KeyboardInterrupt
+        return super().fit_batch(window)
+
+
+class DyingInValidation(AudioLMBrain):
+    """Dies in its first validation."""
+
+    def validate(self, dataset):
+        raise KeyboardInterrupt
+
+
+# --- one step -------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_of_batches_steps_like_one_batch(tmp_path):
+    """Accumulation is exact although the batches hold different numbers of answer tokens."""
+    data = ToyData(7)
+    windows = {"whole": [data.items], "parts": [data.items[:1], data.items[1:5], data.items[5:]]}
+    models = {}
+    for name, parts in windows.items():
+        brain = make_brain(tmp_path / name, make_model(dropout=0.0))
+        brain.total_steps = 10
+        models[name] = brain.model
+        record = brain.fit_batch([collate(items) for items in parts])
+        assert record["tokens"] == sum(label != -100 for item in data.items for label in item.labels)
+    # Adam divides by the gradient's size, so nothing but exact weights would give nearly equal parameters
+    for first, second in zip(models["whole"].parameters(), models["parts"].parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=2e-4)
+
+
+def test_the_last_incomplete_window_is_used(tmp_path):
+    brain = train(tmp_path, grad_accumulation_factor=3, epochs=1)
+    batches = brain._sampler(ToyData(20), shuffle=True).batches(1)
+    assert len(batches) % 3, "the case under test needs an incomplete window"
+    records = losses_of(brain)
+    assert len(records) == math.ceil(len(batches) / 3)
+    assert sum(record["samples"] for record in records) == 20
+
+
+def test_all_groups_are_clipped_together(tmp_path):
+    brain = make_brain(tmp_path, max_grad_norm=1e-3)
+    seen = {}
+    brain.optimizer.step = lambda *_, **__: seen.update({n: p.grad.clone() for n, p in brain.trained.items()})
+    brain.total_steps = 10
+    record = brain.fit_batch([collate(ToyData(4).items)])
+    norm = torch.stack([grad.norm() for grad in seen.values()]).norm().item()
+    assert len(brain.optimizer.param_groups) == 3  # adapter matrices, adapter vectors, LoRA
+    assert record["grad_norm"] > 1e-2 and norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_follows_the_schedule_step_by_step(tmp_path):
+    rates = [record["lr"] for record in losses_of(train(tmp_path))]
+    rest = len(rates) - 2
+    expected = [0.5e-2, 1e-2] + [1e-2 * (1 - done / rest) for done in range(rest)]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_bad_step_changes_nothing_and_names_its_items(tmp_path, caplog):
+    brain = make_brain(tmp_path)
+    brain.total_steps = 10
+    before = copy.deepcopy(brain.model.state_dict())
+    good, bad = ToyData(2).items, copy.deepcopy(ToyData(3, seed=5).items)
+    for number, item in enumerate(bad):
+        item.row["id"] = f"bad-{number}"
+        item.features[:] = math.nan
+    with caplog.at_level(logging.WARNING):
+        brain.fit_batch([collate(good), collate(bad)])
+    assert brain.progress.skipped == 1 and brain.progress.step == 1
+    assert "bad-0, bad-1, bad-2" in caplog.text and "item-0" not in caplog.text
+    assert all(torch.equal(tensor, before[name]) for name, tensor in brain.model.state_dict().items())
+    assert not brain.optimizer.state
+    assert math.isfinite(brain.fit_batch([collate(good)])["loss"])
+    brain.fit_batch([collate(bad)])
+    brain.fit_batch([collate(bad)])
+    with pytest.raises(NonFiniteError, match="4 in epoch 1.*bad-0"):
+        brain.fit_batch([collate(bad)])
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def test_training_learns_and_keeps_the_best_and_the_last(tmp_path):
+    brain = train(tmp_path, epochs=6)
+    records = losses_of(brain)
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    log = (brain.folder / "train_log.txt").read_text().splitlines()
+    assert len(log) == 6 and "epoch: 6" in log[-1] and "train loss" in log[-1] and "valid accuracy" in log[-1]
+    infos = [json.loads(p.read_text()) for p in brain.checkpoints.folder.glob("step_*/checkpoint.json")]
+    assert max(info["step"] for info in infos) == len(records)
+    best = brain.validate(ToyData(6, seed=1))
+    assert best["loss"] == pytest.approx(brain.summary["metrics"]["loss"], rel=1e-6)
+    assert best["loss"] == pytest.approx(
+        min(float(line.split("valid loss: ")[1].split(",")[0]) for line in log), rel=2e-3
+    )
+
+
+def test_checkpoints_hold_trainable_tensors_only(tmp_path):
+    brain = train(tmp_path, epochs=1)
+    checkpoint = brain.checkpoints.newest()
+    assert set(checkpoint.tensors) == set(brain.trained)
+    assert not any("embed_tokens" in name for name in checkpoint.tensors)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_run_interrupted_again_and_again_ends_bit_for_bit_the_same(tmp_path, accumulation):
+    changes = {"grad_accumulation_factor": accumulation}
+    whole = train(tmp_path / "whole", **changes)
+    steps = len(losses_of(whole))
+    for dies_at in (1, steps // 2 - 1, steps // 2, steps - 1):
+        DyingBrain.dies_at = dies_at
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "broken", kind=DyingBrain, **changes)
+    broken = train(tmp_path / "broken", **changes)
+    assert_same_weights(whole.model, broken.model)
+    assert losses_of(whole) == losses_of(broken)
+    assert whole.summary["metrics"] == broken.summary["metrics"]
+
+
+def test_a_run_interrupted_in_validation_or_between_checkpoints_ends_the_same(tmp_path):
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", kind=DyingInValidation, ckpt_interval_minutes=0.0)
+    assert losses_of(make_brain(tmp_path / "broken"))  # steps that no checkpoint knows of
+    broken = train(tmp_path / "broken")
+    assert_same_weights(whole.model, broken.model)
+    assert losses_of(whole) == losses_of(broken)
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_path, caplog):
+    whole = train(tmp_path / "whole")
+    DyingBrain.dies_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", kind=DyingBrain)
+    folder = tmp_path / "broken" / "stage_1" / "checkpoints"
+    newest = sorted(folder.glob("step_*"))[-1]
+    with open(newest / "trained.safetensors", "r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"xyz")
+    (folder / ".saving-step_00000009").mkdir()  # a save that was killed
+    with caplog.at_level(logging.INFO):
+        broken = train(tmp_path / "broken")
+    assert f"{newest} is damaged" in caplog.text and "Going on from step 3" in caplog.text
+    assert not list(folder.glob(".saving*"))
+    assert_same_weights(whole.model, broken.model)
+
+
+def test_a_run_cannot_go_on_with_other_settings(tmp_path):
+    train(tmp_path, epochs=1)
+    with pytest.raises(ConfigError, match="epochs was 1, is now 3"):
+        train(tmp_path, epochs=3)
+
+
+def test_kill_at_any_moment_leaves_no_trace(tmp_path):
+    """SIGKILL a training process twice, start it again with the same command, compare with a whole run."""
+    script = Path(__file__)
+    environment = {**os.environ, "PYTHONPATH": f"{script.parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, str(script), str(tmp_path / "killed")]
+    for steps in (2, 5):
+        process = subprocess.Popen([*command, str(steps)], env=environment, stderr=subprocess.PIPE, text=True)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, errors
+    killed = train(tmp_path / "killed")
+    whole = train(tmp_path / "whole")
+    assert_same_weights(whole.model, killed.model)
+    assert losses_of(whole) == losses_of(killed)
+
+
+# --- stage after stage ----------------------------------------------------------------------------------------------
+
+STAGES = {
+    1: ["adapter.projection.*"],
+    2: ["adapter.*", "llm.*lora_*"],
+    3: ["llm.*lora_*"],
+}
+
+
+def run_stage(root, stage, **changes):
+    patterns = STAGES[stage]
+    brain = make_brain(root, stage=stage, trainable=patterns, learning_rates=dict.fromkeys(patterns, 1e-2), **changes)
+    brain.load_previous_stage()
+    start = copy.deepcopy(brain.model.state_dict())
+    brain.fit_stage(ToyData(12), ToyData(6, seed=1))
+    handover.save_stage(brain.model, brain.experiment, brain.run_opts, brain.carried, brain.summary)
+    return brain, start
+
+
+def test_exactly_the_named_parameters_move_in_each_stage(tmp_path):
+    before = None
+    for stage, expected in {
+        1: lambda name: name.startswith("adapter.projection."),
+        2: lambda name: name.startswith("adapter.") or ".lora_" in name,
+        3: lambda name: ".lora_" in name,
+    }.items():
+        brain, start = run_stage(tmp_path, stage, epochs=2)
+        for name, tensor in brain.model.state_dict().items():
+            assert torch.equal(tensor, start[name]) != expected(name), f"stage {stage}: {name}"
+            if before is not None:
+                assert torch.equal(start[name], before[name]), (
+                    f"stage {stage} did not start with {name} of the one before"
+                )
+        before = copy.deepcopy(brain.model.state_dict())
+
+
+def test_a_stage_needs_the_one_before(tmp_path):
+    with pytest.raises(ConfigError, match=rf"python train.py hparams/stage_1.yaml --output_root {tmp_path}"):
+        run_stage(tmp_path, 2)
+    run_stage(tmp_path, 1, epochs=1)
+    with pytest.raises(ConfigError, match="adapter: .*tltr.* there, .*other.* here.*stage_1.yaml"):
+        run_stage(tmp_path, 2, adapter={"type": "other"})
+    wide = AudioLanguageModel(TLTR(feature_dim=16, num_layers=LAYERS, llm_dim=HIDDEN, layer_heads=2), make_model().llm)
+    with pytest.raises(ConfigError, match=r"holds adapter\..* of shape"):
+        run_stage(tmp_path, 2, model=wide)
+
+
+def test_a_finished_stage_says_so_unless_something_changed(tmp_path, caplog):
+    hparams = make_hparams(tmp_path, stage=1, trainable=STAGES[1], learning_rates={STAGES[1][0]: 1e-2}, epochs=1)
+    assert not handover.is_finished(hparams, {})
+    run_stage(tmp_path, 1, epochs=1)
+    with caplog.at_level(logging.INFO):
+        assert handover.is_finished(hparams, {"device": "cpu"})
+    assert "is finished" in caplog.text
+    with pytest.raises(ConfigError, match="epochs was 1, is now 2"):
+        handover.is_finished(hparams | {"epochs": 2}, {})
+    with pytest.raises(ConfigError, match="debug was False, is now True"):
+        handover.is_finished(hparams, {"debug": True})
+
+    second = {"trainable": STAGES[2], "learning_rates": dict.fromkeys(STAGES[2], 1e-2), "epochs": 1, "stage": 2}
+    run_stage(tmp_path, 2, epochs=1)
+    assert handover.is_finished(make_hparams(tmp_path, **second), {})
+    shutil.rmtree(tmp_path / "stage_1")
+    run_stage(tmp_path, 1, epochs=1, seed=3)
+    with pytest.raises(ConfigError, match="stage_1 was trained anew since"):
+        handover.is_finished(make_hparams(tmp_path, **second), {})
+
+
+class KilledBrain(AudioLMBrain):
+    """Kills its own process, as hard as can be, before a given step."""
+
+    def fit_batch(self, window):
+        if self.progress.step == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit_batch(window)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(Path(sys.argv[1]), kind=KilledBrain)
