@@ -1,0 +1,1 @@
+"""Manifests, datasets and batches: from JSON lines to what the model reads."""

@@ -1,0 +1,1 @@
+"""Audio features on disk: computed once by a frozen encoder, read by every training run."""
