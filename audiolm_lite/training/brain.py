@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import speechbrain as sb
 import torch
+from speechbrain.utils.train_logger import FileTrainLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from audiolm_lite import torchaudio_stub
 from audiolm_lite.data.batching import Batch, LengthBucketSampler, collate
+from audiolm_lite.hub import save_model
 from audiolm_lite.model import Loss
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.training import handover
@@ -30,10 +32,6 @@ from audiolm_lite.training.checkpoint import CheckpointFolder, copy_tensors, ran
 from audiolm_lite.training.experiment import settings
 from audiolm_lite.training.optimisation import learning_rate_factor, set_learning_rates
 from audiolm_lite.training.parts import parameter_groups, parts_table, select_trainable
-
-torchaudio_stub.install()
-import speechbrain as sb  # noqa: E402
-from speechbrain.utils.train_logger import FileTrainLogger  # noqa: E402
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -251,10 +249,8 @@ class AudioLMBrain(sb.Brain):
         return {"loss": total / tokens, "accuracy": correct / tokens}
 
     def export(self, folder: str | Path) -> None:
-        """Write what the next stage and users load: `trained.safetensors`, and the model's folder below `folder`."""
-        from audiolm_lite.hub import save_model
-
-        save_model(self.model, self.experiment, Path(folder))
+        """Write the model's folder (see `hub`) for users to `folder`, then mark the stage finished for the next one."""
+        save_model(self.model, self.experiment, folder, trained=self.carried)
         handover.save_stage(self.model, self.experiment, self.run_opts, self.carried, self.summary)
 
     def _train_epoch(self, dataset: Dataset, sampler: LengthBucketSampler, windows: int, bar: tqdm) -> Iterator[dict]:

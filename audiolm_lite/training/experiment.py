@@ -19,7 +19,6 @@ import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from audiolm_lite import torchaudio_stub
 from audiolm_lite.parts import ConfigError
 
 REQUIRED = object()
@@ -52,6 +51,8 @@ MODEL_KEYS = {
     "adapter": Key("Adapter block (hparams/adapters/*.yaml): type and the arguments of that adapter.", dict),
     "llm": Key("Language model block (hparams/llms/*.yaml): source, dtype, quantization, lora.", dict),
     "template": Key("Prompt with slots {bos} {audio} {instruction} {answer} {eos} and any manifest field.", str),
+    "generation": Key("Generation settings written into the exported model: max_new_tokens ...", dict, None, False),
+    "instructions": Key("Questions of AudioLM.transcribe and .caption: {transcribe, caption}.", dict, None, False),
     "train_encoder": Key(
         "Run (and possibly train) the encoder on live waveforms instead of stored features.", bool, False
     ),
@@ -78,6 +79,7 @@ TRAINING_KEYS = {
     "previous_stage": Key(
         "Output folder of the stage to start from; null: <output_root>/stage_<stage - 1>.", str, None
     ),
+    "alignment_init": Key("Closed-form start of adapter.projection: {ridge, clips}; null: random.", dict, None),
     "trainable": Key("Glob patterns of the parameters that train; each must match something.", list),
     "learning_rates": Key("Glob pattern -> peak learning rate; a parameter takes the first pattern it matches.", dict),
     "weight_decay": Key("AdamW weight decay of matrices; vectors (norms, biases) have none.", float, 0.0),
@@ -127,7 +129,6 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
     if "--help" in argv or "-h" in argv:
         print(help_text(keys))
         raise SystemExit(0)
-    torchaudio_stub.install()
     path, overrides, run_opts = _parse_arguments(argv, keys)
     stream = _overridden_yaml(path, overrides, keys)
     try:

@@ -12,16 +12,13 @@ from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import load_file
+from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
 
-from audiolm_lite import torchaudio_stub
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.training.checkpoint import copy_tensors, file_hash, save_tensors
 from audiolm_lite.training.experiment import settings
 from audiolm_lite.training.parts import trainable_names
-
-torchaudio_stub.install()
-from speechbrain.utils.parameter_transfer import Pretrainer  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,8 @@
 """The training loop: exact windows, bad steps, resume without a trace, stage by stage exactly the named parameters."""
 
+import audiolm_lite  # noqa: F401  transformers must find its torchaudio stand-in
+
+# isort: split
 import copy
 import json
 import logging
@@ -13,11 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from audiolm_lite import torchaudio_stub
-
-torchaudio_stub.install()
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.adapters.tltr import TLTR
 from audiolm_lite.data.batching import Item, collate
@@ -287,7 +286,8 @@ def test_kill_at_any_moment_leaves_no_trace(tmp_path):
     """SIGKILL a training process twice, start it again with the same command, compare with a whole run."""
     script = Path(__file__)
     environment = {**os.environ, "PYTHONPATH": f"{script.parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, str(script), str(tmp_path / "killed")]
+    start = f"import audiolm_lite, runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", start, str(tmp_path / "killed")]
     for steps in (2, 5):
         process = subprocess.Popen([*command, str(steps)], env=environment, stderr=subprocess.PIPE, text=True)
         _, errors = process.communicate(timeout=120)

@@ -1,0 +1,134 @@
+"""From checked hyperparameters to the model and its datasets, so that train.py and evaluate.py stay on one page."""
+
+import importlib
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from audiolm_lite.audio import SAMPLE_RATE
+from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.language.llm import load_llm
+from audiolm_lite.language.prompt import PromptTemplate
+from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.parts import ConfigError, build
+from audiolm_lite.training.alignment_init import initialise_projection
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokenizerBase]:
+    """Build the model that `encoder`, `adapter` and `llm` describe, and load the LLM's tokenizer.
+
+    With `train_encoder` the encoder is part of the model; otherwise it is never loaded, and the feature store says
+    what its features look like.
+
+    Raises
+    ------
+    ConfigError
+        A block is wrong, or the store was made with another encoder block.
+    """
+    llm, tokenizer = load_llm(dict(hparams["llm"]))
+    encoder = build("encoders", hparams["encoder"]) if hparams["train_encoder"] else None
+    source = encoder if encoder is not None else open_store(hparams)
+    adapter = build(
+        "adapters",
+        hparams["adapter"],
+        feature_dim=source.feature_dim,
+        num_layers=source.num_layers,
+        llm_dim=llm.get_input_embeddings().embedding_dim,
+    )
+    return AudioLanguageModel(adapter, llm, encoder), tokenizer
+
+
+def build_dataset(
+    hparams: Mapping,
+    split: str,
+    model: AudioLanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    **options: Any,
+) -> AudioTextDataset:
+    """Build the dataset of `manifests[split]`: stored features, or waveforms where the model has an encoder.
+
+    `options` are further arguments of AudioTextDataset, such as `audio="shuffled"` or `with_answer=False`.
+    """
+    manifests = hparams["manifests"].get(split)
+    if not manifests:
+        raise ConfigError(f"manifests: no list of files under {split!r}; the YAML file gives {hparams['manifests']}")
+    live = model.encoder is not None
+    return AudioTextDataset(
+        manifests,
+        PromptTemplate(hparams["template"]),
+        tokenizer,
+        model.adapter.num_tokens,
+        store=None if live else open_store(hparams),
+        encoder_frames=model.encoder.num_frames if live else None,
+        tasks=hparams["tasks"],
+        **options,
+    )
+
+
+def build_datasets(
+    hparams: Mapping, model: AudioLanguageModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, AudioTextDataset]:
+    """Build the datasets of training: {"train": ..., "valid": ...}."""
+    return {split: build_dataset(hparams, split, model, tokenizer) for split in ("train", "valid")}
+
+
+def align_projection(
+    hparams: Mapping, model: AudioLanguageModel, dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Start the adapter's projection in closed form where the YAML file has `alignment_init` (else do nothing)."""
+    if hparams["alignment_init"] is None:
+        return
+    source = model.encoder if model.encoder is not None else dataset.store
+    frame_seconds = _frame_seconds(source)
+    many = 10_000
+    token_seconds = frame_seconds * many / model.adapter.num_tokens(many)
+    explained = initialise_projection(model, dataset, tokenizer, token_seconds, **hparams["alignment_init"])
+    logger.info("Closed-form start of adapter.projection explains %.1f %% of the soft text", 100 * explained)
+
+
+def open_store(hparams: Mapping) -> FeatureStore:
+    """Open the feature store and check that it was made with what the `encoder` block asks for.
+
+    The encoder's weights are not read here: what the block says of layers, pooling and padding is compared.
+
+    Raises
+    ------
+    ConfigError
+        No `feature_folder`, or an entry of the block differs from the store's fingerprint.
+    FeatureStoreError
+        The store cannot be read.
+    """
+    folder, config = hparams["feature_folder"], hparams["encoder"]
+    if folder is None:
+        raise ConfigError("feature_folder is missing: name the store that prepare.py wrote, or set train_encoder: true")
+    store = FeatureStore(folder)
+    part = importlib.import_module(f"audiolm_lite.encoders.{store.fingerprint['type']}").PART
+    defaults = {name: p.default for name, p in inspect.signature(part).parameters.items()}
+    asked = {**defaults, **config}
+    for name in sorted(asked.keys() & store.fingerprint.keys()):
+        stored, wanted = store.fingerprint[name], asked[name]
+        if name == "layers":  # the block may leave out "all" or count from the end
+            same = wanted is None or len(wanted) == len(stored) and all(w < 0 or w == s for w, s in zip(wanted, stored))
+        else:
+            same = stored == wanted
+        if not same:
+            raise ConfigError(
+                f"{folder}: its features were made with encoder {name} {stored!r}, the YAML file asks for {wanted!r}. "
+                "Use the stored setting, or run prepare.py again into another feature_folder"
+            )
+    return store
+
+
+def _frame_seconds(source: nn.Module | FeatureStore) -> float:
+    """Duration of a frame: an encoder knows its own, a store has it in its fingerprint."""
+    if isinstance(source, FeatureStore):
+        return 2 * source.fingerprint["hop"] * source.fingerprint["pool"] / SAMPLE_RATE
+    return source.frame_seconds

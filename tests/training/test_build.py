@@ -1,0 +1,204 @@
+"""A train script's whole way on a tiny model: YAML, manifests, features or live audio, three stages, the export."""
+
+import audiolm_lite  # noqa: F401  transformers must find its torchaudio stand-in
+
+# isort: split
+import json
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.features.extract import extract
+from audiolm_lite.hub import load_model
+from audiolm_lite.parts import ConfigError, build
+from audiolm_lite.training.build import align_projection, build_dataset, build_datasets, build_model
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.handover import is_finished
+
+WORDS = ["<s>", "</s>", "<unk>", ",", "what", "is", "heard", "?", "a", "low", "high", "tone", ":"]
+YAML = """
+stage: 1
+seed: 3
+data_folder: {root}
+output_root: {root}/results
+output_folder: !ref <output_root>/stage_<stage>
+feature_folder: {root}/features
+manifests:
+    train: [{root}/train.jsonl]
+    valid: [{root}/valid.jsonl]
+template: "{{bos}}{{audio}}{{instruction}} : {{answer}}{{eos}}"
+brain: !name:audiolm_lite.training.brain.AudioLMBrain
+encoder: {{type: whisper, source: {root}/encoder, padding: exact, pool: 2}}
+adapter: {{type: tltr, layer_heads: 2}}
+llm:
+    source: {root}/llm
+    lora: {{r: 2, alpha: 4, dropout: 0.0, target_modules: [q_proj, v_proj]}}
+trainable: ["adapter.projection.*"]
+learning_rates: {{"*": 5.0e-3}}
+batch_tokens: 256
+warmup_steps: 1
+"""
+
+
+def train(argv):
+    """What a recipe's train.py does."""
+    hparams, run_opts = load_experiment(argv)
+    if is_finished(hparams, run_opts):
+        return None
+    model, tokenizer = build_model(hparams)
+    datasets = build_datasets(hparams, model, tokenizer)
+    brain = hparams["brain"](model, hparams, run_opts)
+    brain.print_parts()
+    brain.load_previous_stage()
+    align_projection(hparams, model, datasets["train"], tokenizer)
+    brain.fit_stage(datasets["train"], datasets["valid"])
+    brain.export(hparams["output_folder"])
+    return brain
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Tiny backbones, clips of low and high tones, their features, and a stage's YAML file."""
+    root = tmp_path_factory.mktemp("corpus")
+    torch.manual_seed(0)
+    WhisperModel(
+        WhisperConfig(
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            max_source_positions=100,
+            num_mel_bins=16,
+            vocab_size=8,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+    ).save_pretrained(root / "encoder")
+    WhisperFeatureExtractor(feature_size=16).save_pretrained(root / "encoder")
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    ).save_pretrained(root / "llm")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(root / "llm")
+
+    rows = []
+    for number in range(12):
+        kind, hertz = ("low", 200) if number % 2 else ("high", 2000)
+        seconds = 0.3 + 0.05 * number
+        samples = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(16000 * seconds)) / 16000)
+        soundfile.write(root / f"{number}.wav", samples, 16000)
+        rows.append(
+            {
+                "id": f"tone-{number}",
+                "audio": f"{number}.wav",
+                "task": "sound_class" if number < 8 else "caption",
+                "instruction": "what is heard ?",
+                "target": f"a {kind} tone",
+                "dataset": "tones",
+                "split": "train",
+                "words": [[kind, 0.0, 0.2], ["tone", 0.2, 0.3]],
+            }
+        )
+    write_manifest(root / "train.jsonl", rows)
+    write_manifest(root / "valid.jsonl", rows[:4])
+    (root / "stage.yaml").write_text(YAML.format(root=root))
+    encoder = build("encoders", {"type": "whisper", "source": str(root / "encoder"), "pool": 2})
+    extract(rows, encoder, root / "features", audio_root=root)
+    return root
+
+
+def test_three_stages_through_the_command_line(corpus, tmp_path, caplog):
+    command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu"]
+    first = train([*command, "--alignment_init", "{ridge: 1.0, clips: 12}", "--tasks", "[sound_class]"])
+    assert "Closed-form start" in caplog.text and "adapter.projection" in caplog.text
+    assert first.model.encoder is None  # features come from the store
+    more = ["--trainable", "['adapter.*', 'llm.*lora_*']", "--epochs", "2"]
+    train([*command, "--stage", "2", *more])
+    third = train([*command, "--stage", "3", *more])
+    assert (tmp_path / "stage_3" / "train_log.txt").read_text().count("\n") == 2
+    assert train([*command, "--stage", "3", *more]) is None
+
+    bundle = load_model(tmp_path / "stage_3")
+    trained = third.model.state_dict()
+    for name, tensor in bundle.model.state_dict().items():
+        if not name.startswith("encoder."):
+            assert torch.equal(tensor, trained[name]), name
+
+
+def test_debug_takes_two_steps_an_epoch(corpus, tmp_path):
+    command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu"]
+    train([*command, "--debug", "--epochs", "5", "--batch_tokens", "40"])
+    records = [json.loads(line) for line in (tmp_path / "stage_1" / "losses.jsonl").read_text().splitlines()]
+    assert [(record["epoch"], record["step"]) for record in records] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+
+
+def test_training_through_the_encoder_on_live_audio(corpus, tmp_path):
+    command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu", "--train_encoder", "true"]
+    hparams, _ = load_experiment(command)
+    before = build_model(hparams)[0].state_dict()
+    brain = train([*command, "--trainable", "['adapter.*', 'encoder.model.layers.*']"])
+    moved = {name for name, tensor in brain.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any(name.startswith("encoder.model.layers.") for name in moved)
+    assert not any(name.startswith(("llm.", "encoder.model.conv")) for name in moved)
+    # a stage on stored features cannot follow: they are of the encoder as it was
+    with pytest.raises(ConfigError, match="holds encoder.model.layers.* does not have"):
+        train([str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--stage", "2", "--device", "cpu"])
+    bundle = load_model(tmp_path / "stage_1")
+    for name, tensor in brain.model.encoder.state_dict().items():
+        assert torch.equal(tensor, bundle.model.encoder.state_dict()[name]), name
+
+
+def test_features_of_another_encoder_block_are_refused(corpus, tmp_path):
+    command = [str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)]
+    for block, message in {
+        "--encoder.pool": "encoder pool 2, the YAML file asks for 4",
+        "--encoder.layers": r"encoder layers \[0, 1\], the YAML file asks for \[1\]",
+    }.items():
+        hparams, _ = load_experiment([*command, block, "4" if "pool" in block else "[1]"])
+        with pytest.raises(ConfigError, match=message):
+            build_model(hparams)
+
+
+def test_evaluation_data_has_controls_and_no_answers(corpus, tmp_path):
+    hparams, _ = load_experiment([str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)])
+    model, tokenizer = build_model(hparams)
+    dataset = build_dataset(hparams, "valid", model, tokenizer, audio="zeros", with_answer=False)
+    assert not dataset[0].features.any() and max(dataset[0].labels) == -100
+    with pytest.raises(ConfigError, match="manifests: no list of files under 'test'"):
+        build_dataset(hparams, "test", model, tokenizer)
+
+
+def test_the_library_needs_no_encoder_for_stored_features(corpus, tmp_path, monkeypatch):
+    hparams, _ = load_experiment([str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)])
+    monkeypatch.setattr(sys.modules["audiolm_lite.encoders.whisper"], "_load", None)
+    model, _ = build_model(hparams)
+    assert model.encoder is None
