@@ -1,0 +1,179 @@
+"""The two functions every back end runs: `prefill` and `decode_step` over a static key/value cache.
+
+After gpt-fast (https://github.com/pytorch-labs/gpt-fast): plain tensors, fixed shapes, nothing that grows, so that
+`torch.compile`, `torch.export` and CUDA graphs capture a step once and replay it.
+
+Each row is stored from slot 0 of the cache on, whichever side the batch was padded on: `prefill` moves the padding
+behind the text, where the causal mask already hides it. A row is then described by one number, how many slots it has
+filled: the next slot to write, the rotary position and, compared with the slot index, the attention mask.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+
+@dataclass
+class DecodeState:
+    """Static key/value cache of a batch; `prefill` and `decode_step` change it in place.
+
+    Attributes
+    ----------
+    keys, values : list of Tensor
+        One [B, kv_heads, C, head_dim] tensor a layer in the LLM's dtype; C is the capacity in tokens.
+    position : Tensor
+        [B] int64, filled slots of each row.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    position: Tensor
+
+    @classmethod
+    def allocate(cls, llm: nn.Module, batch_size: int, max_length: int) -> "DecodeState":
+        """Empty cache for `batch_size` rows of up to `max_length` tokens (prompt and answer together).
+
+        Raises
+        ------
+        ValueError
+            If the LLM needs more than a plain causal cache and head (sliding or linear attention, rescaled logits),
+            or `max_length` is beyond the positions it was made for.
+        """
+        causal_lm = _causal_lm(llm)
+        config = causal_lm.config.get_text_config()
+        _check_supported(config, max_length)
+        heads = config.num_attention_heads
+        shape = (
+            batch_size,
+            getattr(config, "num_key_value_heads", None) or heads,
+            max_length,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+        weight = causal_lm.get_input_embeddings().weight
+        layers = range(config.num_hidden_layers)
+        return cls(
+            keys=[weight.new_zeros(shape) for _ in layers],
+            values=[weight.new_zeros(shape) for _ in layers],
+            position=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return self.keys[0].shape[0]
+
+    @property
+    def max_length(self) -> int:
+        return self.keys[0].shape[2]
+
+
+def prefill(llm: nn.Module, state: DecodeState, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+    """Read the prompts into an empty or used `state` and predict each row's first new token.
+
+    Parameters
+    ----------
+    llm : nn.Module
+        Causal language model of transformers (Llama, Qwen, ...), PEFT-wrapped or not, in eval mode.
+    state : DecodeState
+        Overwritten from slot 0 on.
+    inputs_embeds : Tensor
+        [B, S, H] prompt embeddings, S at most the capacity; what stands at padded places does not matter.
+    attention_mask : Tensor
+        [B, S] bool or int, true at the prompt's own places: padding left, right or in between. No row may be empty.
+
+    Returns
+    -------
+    Tensor
+        [B, V] float32 logits after each row's last token.
+    """
+    mask = attention_mask.bool()
+    lengths = mask.sum(1)
+    order = torch.argsort((~mask).long(), dim=1, stable=True)
+    slots = torch.arange(mask.shape[1], device=mask.device)
+    embeds = inputs_embeds.gather(1, order[:, :, None].expand_as(inputs_embeds))
+    embeds = embeds.masked_fill(
+        (slots >= lengths[:, None])[:, :, None], 0.0
+    )  # a NaN there would spread through 0 * NaN
+    visible = (slots[None, :] <= slots[:, None])[None, None]  # [1, 1, S, S]
+    hidden = _run(llm, embeds, visible, slots.expand_as(mask), _SlotCache(state, None))
+    state.position.copy_(lengths)
+    last = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
+    return _causal_lm(llm).get_output_embeddings()(last).float()
+
+
+def decode_step(llm: nn.Module, state: DecodeState, token: Tensor) -> Tensor:
+    """Advance every row by one token.
+
+    token [B] int64 -> logits [B, V] float32. Writes key/value rows at `state.position` and adds one to it. The caller
+    sees to it that no position reaches the capacity: checking here would stop the device at every token.
+    """
+    position = state.position
+    embeds = _causal_lm(llm).get_input_embeddings()(token)[:, None]
+    slots = torch.arange(state.max_length, device=token.device)
+    visible = (slots <= position[:, None])[:, None, None]  # [B, 1, 1, C]
+    hidden = _run(llm, embeds, visible, position[:, None], _SlotCache(state, position))
+    logits = _causal_lm(llm).get_output_embeddings()(hidden[:, 0]).float()
+    position.add_(1)
+    return logits
+
+
+class _SlotCache(Cache):
+    """What transformers' attention layers call to exchange this step's keys and values for all of them."""
+
+    def __init__(self, state: DecodeState, position: Tensor | None):
+        super().__init__(layers=[])
+        self.state = state
+        self.position = position  # [B] slots to write; None: slots 0..S-1 of every row (prefill)
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """key, value [B, kv_heads, S, head_dim] of one layer -> the keys and values to attend to."""
+        keys, values = self.state.keys[layer_idx], self.state.values[layer_idx]
+        if self.position is None:
+            slots = torch.arange(key.shape[2], device=key.device)  # a slice would tie S != C into exported graphs
+            keys[:, :, slots] = key.to(keys.dtype)
+            values[:, :, slots] = value.to(values.dtype)
+            return key, value  # attention over the S prompt places, not the whole capacity
+        rows = torch.arange(key.shape[0], device=key.device)
+        keys[rows, :, self.position] = key[:, :, 0].to(keys.dtype)
+        values[rows, :, self.position] = value[:, :, 0].to(values.dtype)
+        return keys, values
+
+    def get_seq_length(self, *args, **kwargs) -> int:
+        """Only asked for defaults of masks and positions, which are always given here."""
+        return 0
+
+
+def _run(llm: nn.Module, embeds: Tensor, visible: Tensor, position_ids: Tensor, cache: _SlotCache) -> Tensor:
+    """Hidden states [B, S, H] after the final norm, under an explicit mask [B or 1, 1, S, K] (true = attend)."""
+    # Additive, because transformers' "eager" attention adds the mask; it hands a 4-D mask to the layers unchanged.
+    mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
+    mask = mask.masked_fill(~visible, torch.finfo(embeds.dtype).min)
+    output = _causal_lm(llm).base_model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
+    )
+    return output.last_hidden_state
+
+
+def _causal_lm(llm: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper (whose LoRA layers sit within it), or `llm` itself."""
+    return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+
+
+def _check_supported(config, max_length: int) -> None:
+    """Refuse what this cache or head would get silently wrong."""
+    name = type(config).__name__
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds or (window is not None and window < max_length):
+        what = ", ".join(sorted(kinds)) or f"a sliding window of {window} tokens"
+        raise ValueError(f"{name}: {what} with max_length {max_length}: only full causal attention is supported")
+    for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, field, None) not in (None, 1, 1.0):
+            raise ValueError(f"{name}: {field} = {getattr(config, field)} rescales the logits: not supported")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ValueError(
+            f"{name}: max_length {max_length} is beyond max_position_embeddings {positions}: "
+            "shorten the prompt or lower max_new_tokens"
+        )

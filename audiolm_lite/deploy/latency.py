@@ -1,0 +1,192 @@
+"""How fast a model answers: time to first token, time per output token, peak memory, and does it still say the same.
+
+The protocol, for each of `runs` timed answers after `warmups` untimed ones, batch by batch as the caller gives them:
+
+- TTFT runs from the audio in memory to the first token on the host: encoder, adapter and splice (the caller's
+  function), then prefill and argmax.
+- TPOT is the time of the remaining tokens divided by their number. Each is decoded through the key/value cache and
+  handed to the host before the next, as a user sees them; end tokens are ignored, so every run has the same length.
+- The clock is read with the device idle (`torch.cuda.synchronize`).
+- The eager functions are timed in the same way on the same inputs, and both answers are compared token by token.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from audiolm_lite.decoding.generate import generate
+from audiolm_lite.decoding.state import DecodeState
+from audiolm_lite.deploy.backends import Backend, make_backend
+
+MEGABYTE = 1e6
+Prompt = Callable[[], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def measure(
+    backend: Backend,
+    prompts: Sequence[Prompt],
+    *,
+    new_tokens: int = 32,
+    eos_ids: int | Sequence[int] = (),
+    warmups: int = 3,
+    runs: int = 20,
+) -> dict:
+    """Latency, memory and fidelity of `backend`.
+
+    Parameters
+    ----------
+    backend : Backend
+        From `make_backend`.
+    prompts : sequence of callables
+        Each runs everything before the LLM on one batch of audio and returns (inputs_embeds [B, S, H],
+        attention_mask [B, S]). They are taken in turn.
+    new_tokens : int
+        Tokens a timed answer has; at least 2.
+    eos_ids : int or sequence of int
+        Tokens that end an answer where answers are compared.
+    warmups, runs : int
+        Untimed and timed answers.
+
+    Returns
+    -------
+    dict
+        Flat and JSON-able. `ttft_ms, tpot_ms` are medians over the runs, `*_p90` the value nine runs in ten stay under,
+        `*_eager` the eager functions' medians. `token_match` is the share of positions with the same token in greedy
+        answers of both to every prompt. `peak_memory_mb` (10^6 bytes), during further runs and with the weights loaded,
+        counts what `peak_memory_kind` says: "cuda_allocated", tensors of this process on its GPU
+        (`torch.cuda.max_memory_allocated`), or "process_rss", everything resident in this process, Python and its
+        libraries included, sampled every 2 ms; `memory_before_mb` is the same figure just before those runs.
+    """
+    if new_tokens < 2 or runs < 1 or not prompts:
+        raise ValueError(
+            "measure: needs a prompt, at least one run and at least two new tokens (TPOT is between tokens)"
+        )
+    eager = make_backend("eager", backend.llm, 1, 1)
+    ttft, tpot = _time(backend, prompts, new_tokens, warmups, runs)
+    peak = _peak_memory(lambda: [_answer(backend, prompt, new_tokens) for prompt in prompts])
+    ttft_eager, tpot_eager = (
+        (ttft, tpot) if backend.name == "eager" else _time(eager, prompts, new_tokens, warmups, runs)
+    )
+    options = {"max_new_tokens": new_tokens, "eos_ids": eos_ids}
+    answers = [backend.generate(*prompt(), **options) for prompt in prompts]
+    expected = [generate(backend.llm, *prompt(), **options) for prompt in prompts]
+    inputs_embeds, attention_mask = prompts[0]()
+    weight = backend.llm.get_input_embeddings().weight
+    on_cuda = weight.is_cuda
+    return {
+        "backend": backend.name,
+        "ttft_ms": median(ttft),
+        "ttft_ms_p90": _p90(ttft),
+        "ttft_ms_eager": median(ttft_eager),
+        "tpot_ms": median(tpot),
+        "tpot_ms_p90": _p90(tpot),
+        "tpot_ms_eager": median(tpot_eager),
+        "token_match": _token_match(sum(answers, []), sum(expected, [])),
+        **peak,
+        "compile_seconds": backend.compile_seconds,
+        "batch_size": inputs_embeds.shape[0],
+        "prompt_tokens": int(attention_mask.sum(1).max()),
+        "prompts": len(prompts),
+        "new_tokens": new_tokens,
+        "warmups": warmups,
+        "runs": runs,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(weight.device) if on_cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def write_latency(path: str | Path, result: dict) -> None:
+    """Write the result of `measure` as JSON, whole or not at all."""
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def _time(backend: Backend, prompts: Sequence[Prompt], new_tokens: int, warmups: int, runs: int) -> tuple[list, list]:
+    """TTFT and TPOT in ms of each timed run."""
+    timings = [_answer(backend, prompts[run % len(prompts)], new_tokens) for run in range(warmups + runs)]
+    ttft, tpot = zip(*timings[warmups:])
+    return list(ttft), list(tpot)
+
+
+def _answer(backend: Backend, prompt: Prompt, new_tokens: int) -> tuple[float, float]:
+    """One greedy answer: (TTFT, TPOT) in ms."""
+    llm = backend.llm
+    _synchronise(llm)
+    started = time.perf_counter()
+    inputs_embeds, attention_mask = prompt()
+    batch, length, _ = inputs_embeds.shape
+    state = backend.state or DecodeState.allocate(llm, batch, length + new_tokens)
+    if batch != state.batch_size or length + new_tokens > state.max_length:
+        raise ValueError(
+            f"measure: {batch} rows of {length} + {new_tokens} tokens on a back end made for {state.batch_size} rows "
+            f"of {state.max_length}; make one for exactly this batch size and at least this length"
+        )
+    token = backend.prefill(llm, state, inputs_embeds, attention_mask).argmax(-1)
+    token.tolist()
+    _synchronise(llm)
+    first = time.perf_counter()
+    for _ in range(new_tokens - 1):
+        token = backend.decode_step(llm, state, token).argmax(-1)
+        token.tolist()
+    _synchronise(llm)
+    ended = time.perf_counter()
+    return 1e3 * (first - started), 1e3 * (ended - first) / (new_tokens - 1)
+
+
+def _synchronise(llm: torch.nn.Module) -> None:
+    device = llm.get_input_embeddings().weight.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(work: Callable) -> dict:
+    """Peak while `work` runs, apart from the timed runs because sampling takes time itself."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        peak, kind = torch.cuda.max_memory_allocated(), "cuda_allocated"
+    else:
+        import psutil
+
+        process, done = psutil.Process(), threading.Event()
+        before = peak = process.memory_info().rss
+
+        def sample():
+            nonlocal peak
+            while not done.wait(0.002):
+                peak = max(peak, process.memory_info().rss)
+
+        sampler = threading.Thread(target=sample, daemon=True)
+        sampler.start()
+        try:
+            work()
+        finally:
+            done.set()
+            sampler.join()
+        peak, kind = max(peak, process.memory_info().rss), "process_rss"
+    return {"peak_memory_mb": peak / MEGABYTE, "memory_before_mb": before / MEGABYTE, "peak_memory_kind": kind}
+
+
+def _p90(values: list[float]) -> float:
+    """The smallest measured value that at least nine in ten do not exceed."""
+    return sorted(values)[-(-9 * len(values) // 10) - 1]
+
+
+def _token_match(answers: list[list[int]], expected: list[list[int]]) -> float:
+    """Share of equal positions over all rows; a position that only one of the two has counts as different."""
+    pairs = [pair for rows in zip(answers, expected) for pair in zip_longest(*rows)]
+    return sum(a == b for a, b in pairs) / len(pairs) if pairs else 1.0

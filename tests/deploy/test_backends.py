@@ -1,0 +1,173 @@
+"""Back ends: the compiled functions answer what the eager ones answer, from any cache folder, for any weights."""
+
+import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch._inductor import exc
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from audiolm_lite.decoding import DecodeState, Sampling, generate
+from audiolm_lite.deploy import available_backends, make_backend
+from audiolm_lite.deploy.backends import _export, _fingerprint
+
+ROWS, CAPACITY, HIDDEN = 3, 20, 32
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+def make_llm(seed=0, device="cpu"):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=61, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().to(device)
+
+
+def prompts(rows, length, device="cpu"):
+    """[rows, length, H] padded on the left for odd rows, on the right for even ones."""
+    embeds = torch.randn(rows, length, HIDDEN, generator=torch.Generator().manual_seed(length))
+    mask = torch.ones(rows, length, dtype=torch.bool)
+    for row in range(rows):
+        padded = slice(0, row) if row % 2 else slice(length - row, length)
+        mask[row, padded] = length <= row  # as much padding as leaves a token
+    return embeds.to(device), mask.to(device)
+
+
+@pytest.fixture(scope="module")
+def llms():
+    return {device: make_llm(device=device) for device in DEVICES}
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", params=[(name, device) for device in DEVICES for name in ("inductor", "aoti")])
+def backend(request, llms, cache_folder):
+    name, device = request.param
+    if reason := available_backends(device)[name]:
+        pytest.skip(f"{name} on {device}: {reason}")
+    return make_backend(name, llms[device], ROWS, CAPACITY, cache_folder)
+
+
+@pytest.mark.parametrize(
+    "rows, length, new_tokens", [(3, 9, 11), (3, 3, 8), (2, 5, 8), (1, 1, 8), (3, CAPACITY, 1), (1, 2, 19)]
+)
+def test_tokens_equal_eager(backend, rows, length, new_tokens):
+    """Every prompt length up to the capacity, smaller batches, one place only."""
+    batch = prompts(rows, length, backend.state.position.device.type)
+    options = {"max_new_tokens": new_tokens, "eos_ids": 7}
+    assert backend.generate(*batch, **options) == generate(backend.llm, *batch, **options)
+    options["sampling"] = Sampling(temperature=2.0, top_p=0.9, repetition_penalty=1.2)
+    assert backend.generate(*batch, **options) == generate(backend.llm, *batch, **options)
+
+
+def test_weights_are_those_of_the_live_model(backend):
+    """Weights changed after compilation count: nothing was folded into the code."""
+    batch = prompts(3, 6, backend.state.position.device.type)
+    options = {"max_new_tokens": 6, "eos_ids": 7}
+    before = backend.generate(*batch, **options)
+    mlp = backend.llm.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        mlp.neg_()
+        changed, expected = backend.generate(*batch, **options), generate(backend.llm, *batch, **options)
+        mlp.neg_()
+    assert changed == expected != before
+
+
+def test_refuses_what_it_was_not_compiled_for(backend):
+    embeds, mask = prompts(3, 4, backend.state.position.device.type)
+    with pytest.raises(ValueError, match="another model"):
+        backend.prefill(make_llm(1), backend.state, embeds, mask)
+    with pytest.raises(ValueError, match="its own cache"):
+        backend.prefill(backend.llm, DecodeState.allocate(backend.llm, ROWS, CAPACITY), embeds, mask)
+    with pytest.raises(
+        ValueError, match=r"inputs_embeds is .* torch.float64 .* compiled for \[3, 4, 32\] torch.float32"
+    ):
+        backend.prefill(backend.llm, backend.state, embeds.double(), mask)
+    with pytest.raises(ValueError, match="inputs_embeds is .* compiled for"):
+        backend.prefill(backend.llm, backend.state, embeds.repeat(1, 6, 1), mask.repeat(1, 6))
+    with pytest.raises(ValueError, match=r"token is \[2\] torch.int64"):
+        backend.decode_step(backend.llm, backend.state, torch.tensor([1, 2], device=embeds.device))
+    with pytest.raises(ValueError, match="do not fit a cache of 3 rows of 20"):
+        backend.generate(embeds, mask, max_new_tokens=CAPACITY, eos_ids=7)
+
+
+def test_package_serves_other_weights_without_compiling(backend, cache_folder, monkeypatch):
+    if backend.name != "aoti":
+        pytest.skip("inductor keeps no packages")
+    device = backend.state.position.device.type
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", None)
+    other = make_llm(seed=1, device=device)
+    again = make_backend("aoti", other, ROWS, CAPACITY, cache_folder)
+    batch, options = prompts(3, 7, device), {"max_new_tokens": 8, "eos_ids": 7}
+    assert again.generate(*batch, **options) == generate(other, *batch, **options)
+    assert again.generate(*batch, **options) != backend.generate(*batch, **options)
+
+
+def test_interrupted_compilation_leaves_nothing(tmp_path, monkeypatch):
+    if reason := available_backends()["aoti"]:
+        pytest.skip(reason)
+
+    def interrupted(graph, package_path, inductor_configs):
+        open(package_path, "w").close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_backend("aoti", make_llm(), 1, 8, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+def test_exported_graphs_equal_eager():
+    """Both functions pass `torch.export`, PEFT-wrapped too: needs no compiler."""
+    torch.manual_seed(1)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    llm = get_peft_model(make_llm(), lora).eval()
+    state = DecodeState.allocate(llm, ROWS, CAPACITY)
+    graphs = {name: graph.module() for name, graph in _export(llm, state).items()}
+
+    def run(name):
+        return lambda llm, state, *tensors: graphs[name](state.keys, state.values, state.position, *tensors)
+
+    for length in (2, 7, CAPACITY - 3):
+        batch, options = prompts(ROWS, length), {"max_new_tokens": 4, "eos_ids": []}
+        answers = generate(llm, *batch, prefill=run("prefill"), decode_step=run("decode_step"), state=state, **options)
+        assert answers == generate(llm, *batch, **options)
+
+
+def test_fingerprint_holds_what_the_code_depends_on():
+    llm = make_llm()
+    state = DecodeState.allocate(llm, 2, 16)
+    fingerprint = _fingerprint(llm, state)
+    assert fingerprint == _fingerprint(make_llm(seed=1), state)
+    lora = get_peft_model(make_llm(), LoraConfig(r=2, lora_alpha=4))
+    stronger = get_peft_model(make_llm(), LoraConfig(r=2, lora_alpha=8))
+    others = [
+        _fingerprint(llm, DecodeState.allocate(llm, 2, 17)),
+        _fingerprint(make_llm().to(torch.bfloat16), state),
+        _fingerprint(lora, state),
+        _fingerprint(stronger, state),
+    ]
+    assert all(a != b for i, a in enumerate([fingerprint, *others]) for b in others[i:])
+
+
+def test_says_what_is_missing(monkeypatch):
+    def no_compiler():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", no_compiler)
+    reasons = available_backends()
+    assert reasons["eager"] is None and "install g++" in reasons["inductor"] and "install g++" in reasons["aoti"]
+    with pytest.raises(RuntimeError, match="aoti is not available: no C.. compiler; install g"):
+        make_backend("aoti", make_llm(), 1, 8)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="unknown back end 'fast'; choose one of eager, inductor, aoti"):
+        make_backend("fast", make_llm(), 1, 8)
+    with pytest.raises(ValueError, match="training mode"):
+        make_backend("inductor" if available_backends()["inductor"] is None else "eager", make_llm().train(), 1, 8)
