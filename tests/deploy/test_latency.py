@@ -40,7 +40,7 @@ def test_the_prompt_function_counts_towards_ttft_and_each_step_towards_tpot():
     result = measure(backend, [slow_prompt], **OPTIONS)
     assert 50 < result["ttft_ms"] <= result["ttft_ms_p90"]
     assert 20 < result["tpot_ms"] <= result["tpot_ms_p90"]
-    assert result["ttft_ms_eager"] > 50 and result["tpot_ms_eager"] < 20
+    assert result["ttft_ms_eager"] > 50 and result["tpot_ms_eager"] < result["tpot_ms"]
     assert result["token_match"] == 1 and result["prompt_tokens"] == 6 and result["backend"] == "slow"
 
 
