@@ -10,6 +10,7 @@ A checkpoint is a folder `step_<number>` (`..._valid` when it was validated) wit
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -112,8 +113,8 @@ class CheckpointFolder:
                 value = json.loads((self.folder / name / INFO).read_text(encoding="utf-8"))["metrics"][self.metric]
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # not validated, or damaged, which loading reports
-            value = float("inf") if value is None or value != value else value
-            ranked.append((-value if self.metric == "accuracy" else value, name))
+            cost = -value if self.metric == "accuracy" else value
+            ranked.append((math.inf if math.isnan(cost) else cost, name))
         return [name for _, name in sorted(ranked)]
 
     def _load(self, name: str) -> Checkpoint:

@@ -226,6 +226,13 @@ def test_training_learns_and_keeps_the_best_and_the_last(tmp_path):
     )
 
 
+def test_bf16_autocast_trains_float32_parameters(tmp_path):
+    brain = train(tmp_path, precision="bf16")
+    records = losses_of(brain)
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert {parameter.dtype for parameter in brain.trained.values()} == {torch.float32}
+
+
 def test_checkpoints_hold_trainable_tensors_only(tmp_path):
     brain = train(tmp_path, epochs=1)
     checkpoint = brain.checkpoints.newest()
