@@ -18,7 +18,7 @@ from audiolm_lite.training.soft_text import soft_text
 def initialise_projection(
     model: AudioLanguageModel, dataset: Dataset, tokenizer, token_seconds: float, ridge: float, clips: int
 ) -> float:
-    """Solve `model.adapter.projection` on up to `clips` rows that have the field `words`.
+    """Solve `model.adapter.projection` on up to `clips` clips whose rows have the field `words`.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def initialise_projection(
     ridge : float
         Weight of the penalty, in units of audio tokens.
     clips : int
-        Rows to use at most.
+        Clips to use at most.
 
     Returns
     -------
@@ -46,7 +46,9 @@ def initialise_projection(
     adapter = model.adapter
     if not hasattr(adapter, "hidden"):
         raise ConfigError(f"alignment_init: {type(adapter).__name__} has no linear projection to solve; set it to null")
-    chosen = [i for i in range(len(dataset)) if "words" in dataset.rows[i]][:clips]
+    # One row of each clip.
+    timed = {row["audio"]: i for i, row in enumerate(dataset.rows) if "words" in row}
+    chosen = list(timed.values())[:: max(1, len(timed) // clips)][:clips]
     if not chosen:
         raise ConfigError("alignment_init: no manifest row has the field 'words' (timed words); set it to null")
     device = next(adapter.parameters()).device

@@ -97,6 +97,27 @@ TRAINING_KEYS = {
     "ckpt_interval_minutes": Key("Minutes between checkpoints within an epoch.", float, 15.0, result=False),
 }
 
+EVALUATION_KEYS = {
+    "seed": Key("Seed of the controls' permutation of clips.", int, 1986),
+    "data_folder": DATA_KEYS["data_folder"],
+    "model_folder": Key("Finished stage or saved model to evaluate.", str, result=False),
+    "output_folder": Key("Where predictions.jsonl, metrics.json, latency.json and report.html go.", str, result=False),
+    "manifests": Key("Manifest files (JSON lines) to evaluate on.", list, result=False),
+    "feature_folder": Key("Feature store; null: the model's encoder hears the audio.", str, None, result=False),
+    "tasks": DATA_KEYS["tasks"],
+    "metrics": Key("Task -> how it is scored: {type: asr|classification|regression|captioning, ...}.", dict),
+    "controls": Key("What the model hears: normal, zeros (nothing), shuffled (another clip).", list, ["normal", "zeros"]),
+    "batch_tokens": DATA_KEYS["batch_tokens"],
+    "num_workers": DATA_KEYS["num_workers"],
+    "generation": Key("Replaces entries of the model's generation settings.", dict, None),
+    "title": Key("Heading of report.html.", str, "Evaluation"),
+    "notes": Key("Paragraphs below it: what model, what data.", list, []),
+    "backend": Key("For latency.py: eager, inductor or aoti; best: the fastest that works here.", str, "best"),
+    "latency_clips": Key("Clips whose answers are timed, one at a time.", int, 10),
+    "latency_tokens": Key("Tokens of each timed answer.", int, 32),
+    "latency_runs": Key("Timed answers.", int, 100),
+}
+
 RUN_OPTIONS = {
     "device": ("DEVICE", "Where to run, e.g. cpu or cuda:0 (default: a GPU where there is one)."),
     "debug": ("", "Two batches, two epochs: shows that everything runs."),

@@ -60,8 +60,8 @@ def save_shard(clips: list[Clip], folder: Path, seed: int) -> int:
             row |= {"dataset": "MiniASQA", "split": plan.split, "language": "en"}
             row |= {"speaker": plan.speaker.name if plan.speaker else "", "kind": plan.kind}
             row |= {"synthetic": True, "version": VERSION, "seed": seed}
-            if number == 0:  # once a clip: for the closed-form start of the projection
-                row |= {"words": clip.words, "clip_labels": spoken_labels(plan)}
+            # For the closed-form start of the projection.
+            row |= {"words": clip.words, "clip_labels": spoken_labels(plan)}
             rows.append(row)
     table = folder / "audio" / clips[0].plan.split / f"{clips[0].plan.name}.jsonl"
     table.with_suffix(".tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))

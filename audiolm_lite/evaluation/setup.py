@@ -1,0 +1,44 @@
+"""From checked hyperparameters to the model under test and its test sets, so that evaluate.py stays on one page."""
+
+from collections.abc import Mapping
+
+import torch
+
+from audiolm_lite.bundle import ModelBundle
+from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.hub import load_model
+
+
+def load_bundle(hparams: Mapping, run_opts: Mapping) -> ModelBundle:
+    """Load `model_folder` onto the device asked for, by default a GPU where there is one."""
+    device = run_opts.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(hparams["model_folder"], device)
+
+
+def control_sets(hparams: Mapping, bundle: ModelBundle) -> dict[str, AudioTextDataset]:
+    """Build the test set under each of `controls`; with a feature store, one that this very encoder has made.
+
+    Raises
+    ------
+    FeatureStoreError
+        The store's features are not this encoder's.
+    """
+    store = None
+    if hparams["feature_folder"] is not None:
+        store = FeatureStore(hparams["feature_folder"], bundle.model.encoder.identity())
+    return {
+        control: AudioTextDataset(
+            hparams["manifests"],
+            bundle.template,
+            bundle.tokenizer,
+            bundle.model.adapter.num_tokens,
+            store=store,
+            encoder_frames=bundle.model.encoder.num_frames if store is None else None,
+            tasks=hparams["tasks"],
+            audio=control,
+            seed=hparams["seed"],
+            with_answer=False,
+        )
+        for control in hparams["controls"]
+    }

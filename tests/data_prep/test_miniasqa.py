@@ -1,0 +1,124 @@
+"""MiniASQA: the same bytes from the same seed, labels that are true of the sound, nothing of the test set in training."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from data_prep.miniasqa.corpus import RATE, STYLES, make_plans, render
+from data_prep.miniasqa.questions import PHRASES, captions, rows_for, spoken_labels
+from data_prep.miniasqa.sentences import make_sentence, split_of, vocabulary
+from data_prep.miniasqa.sounds import SOUNDS, SoundEvent, synthesise
+from data_prep.miniasqa.voices import make_speakers
+
+
+def digest(clips):
+    return [(clip.plan.name, hashlib.sha256(clip.samples.tobytes()).hexdigest()) for clip in clips]
+
+
+def measures(clips):
+    return [(clip.plan, clip.samples, clip.words, clip.phonemes) for clip in clips]
+
+
+def fundamental(samples, rate):
+    """Median pitch in Hz by autocorrelation over the voiced, loud windows."""
+    found = []
+    for start in range(0, len(samples) - 1024, 512):
+        window = samples[start : start + 1024].astype(float)
+        if np.sqrt((window**2).mean()) < 1000:
+            continue
+        correlation = np.correlate(window, window, "full")[1023:]
+        lag = rate // 400 + int(correlation[rate // 400 : rate // 60].argmax())
+        if correlation[lag] > 0.5 * correlation[0]:
+            found.append(rate / lag)
+    return float(np.median(found))
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    plans = make_plans(5, "test", speech=12, sound=4, mixture=4)
+    return [item for shard in render(plans, measures, processes=1) for item in shard]
+
+
+def test_the_same_seed_gives_the_same_bytes(rendered):
+    plans = make_plans(5, "test", speech=12, sound=4, mixture=4)
+    again = [item for shard in render(plans, digest, processes=2) for item in shard]
+    assert again == [(plan.name, hashlib.sha256(samples.tobytes()).hexdigest()) for plan, samples, _, _ in rendered]
+    assert make_plans(6, "test", 12, 4, 4) != plans
+
+
+def test_words_and_phonemes_lie_inside_the_clip_in_order(rendered):
+    for plan, samples, words, phonemes in rendered:
+        assert samples.dtype == np.int16 and np.abs(samples).max() > 3000
+        assert [word for word, _, _ in words] == (plan.text.split() if plan.text else [])
+        for timed in (words, phonemes):
+            starts = [start for _, start, _ in timed]
+            assert starts == sorted(starts)
+            assert all(0 <= start <= end <= len(samples) / RATE for _, start, end in timed)
+
+
+def test_gender_is_true_of_the_pitch():
+    """The label holds for the sound itself: neutral male voices are lower than every female one."""
+    from data_prep.miniasqa.espeak import Espeak
+
+    speakers = make_speakers("test")[:16]
+    espeak = Espeak(speakers)
+    pitch = {"male": [], "female": []}
+    for speaker in speakers:
+        utterance = espeak.say(speaker, "the old man went to the market", STYLES["neutral"])
+        pitch[speaker.gender].append(fundamental(utterance.samples, utterance.rate))
+    assert max(pitch["male"]) < 165 < 195 < min(pitch["female"])
+
+
+def test_older_voices_speak_more_slowly():
+    speakers = make_speakers("train")
+    ages, rates = [s.age for s in speakers], [s.rate for s in speakers]
+    assert np.corrcoef(ages, rates)[0, 1] < -0.9
+
+
+def test_no_test_voice_and_no_test_sentence_is_in_training():
+    names = {split: {s.name for s in make_speakers(split)} for split in ("train", "valid", "test")}
+    assert not names["train"] & names["test"] and not names["train"] & names["valid"]
+    train = make_plans(2, "train", speech=3000, sound=0, mixture=500)
+    test = make_plans(1, "test", speech=300, sound=0, mixture=50)
+    assert not {p.text for p in train} & {p.text for p in test}
+    assert {p.speaker.name for p in train} <= names["train"]
+    assert all(split_of(p.text) == "test" for p in test)
+
+
+def test_every_sentence_is_made_of_the_vocabulary():
+    words, rng = set(vocabulary()), np.random.default_rng(3)
+    for _ in range(2000):
+        text, spoken = make_sentence(rng)
+        assert set(text.split()) <= words
+        assert len(text.split()) == len(spoken.split())
+
+
+@pytest.mark.parametrize("label", list(SOUNDS))
+def test_sounds_are_finite_and_follow_their_trend(label):
+    for trend, sign in (("rising", 1), ("fading", -1)):
+        samples = synthesise(SoundEvent(label, True, trend, 3.0), np.random.default_rng(0))
+        assert samples.shape == (48000,) and np.isfinite(samples).all()
+        assert np.abs(samples).max() == pytest.approx(1.0, abs=1e-5)
+        first, last = np.square(samples[:16000]).mean(), np.square(samples[-16000:]).mean()
+        assert sign * (last - first) > 0
+
+
+def test_every_clip_has_its_questions_and_five_different_captions():
+    for plan in make_plans(4, "train", speech=40, sound=28, mixture=28):
+        rows = rows_for(plan, np.random.default_rng(1))
+        tasks = {row["task"] for row in rows}
+        assert "caption" in tasks
+        assert {"asr", "gender", "emotion", "age"} <= tasks or plan.kind == "sound"
+        assert "sound_class" in tasks or plan.kind != "sound"
+        assert len(set(captions(plan))) == 5
+        for row in rows:
+            assert row["target"] in row["references"]
+            if "label" in row:
+                assert row["label"] in row["target"]
+        assert len(spoken_labels(plan)) >= 2
+
+
+def test_every_sound_has_five_phrases():
+    assert set(PHRASES) == set(SOUNDS)
+    assert all(len(set(phrases)) == 5 for phrases in PHRASES.values())
