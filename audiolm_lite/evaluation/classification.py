@@ -7,6 +7,9 @@ import numpy as np
 
 from audiolm_lite.evaluation.confidence import bootstrap, ratio_interval
 
+# Either the labels themselves, or each label's wordings: {"male": ["male", "a man"]}.
+Labels = Sequence[str] | Mapping[str, Sequence[str]]
+
 
 def normalise(text: str) -> str:
     """Lower case, compatibility forms unified, every run of characters other than letters and digits one space."""
@@ -14,7 +17,7 @@ def normalise(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text).split())
 
 
-def match_label(answer: str, labels: Mapping[str, Sequence[str]]) -> str | None:
+def match_label(answer: str, labels: Labels) -> str | None:
     """Map a free-text answer to the one label it names.
 
     The rule: (1) an answer that equals a label's wording after `normalise` is that label; (2) otherwise every wording
@@ -26,15 +29,16 @@ def match_label(answer: str, labels: Mapping[str, Sequence[str]]) -> str | None:
     ----------
     answer : str
         What the model said.
-    labels : mapping of str to sequence of str
-        Each label's wordings, e.g. {"male": ["male", "a man"]}.
+    labels : sequence or mapping
+        See `Labels`.
 
     Returns
     -------
     str or None
     """
     answer = normalise(answer)
-    wordings = [(label, normalise(wording)) for label, group in labels.items() for wording in group]
+    named_by = labels if isinstance(labels, Mapping) else {label: [label] for label in labels}
+    wordings = [(label, normalise(wording)) for label, group in named_by.items() for wording in group]
     wordings = [(label, wording) for label, wording in wordings if wording]
     exact = {label for label, wording in wordings if wording == answer}
     if exact:
@@ -56,7 +60,7 @@ def match_label(answer: str, labels: Mapping[str, Sequence[str]]) -> str | None:
 def score_classification(
     targets: Sequence[str],
     answers: Sequence[str],
-    labels: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    labels: Labels | Sequence[Labels] | None = None,
 ) -> dict:
     """Score free-text answers to closed questions.
 
@@ -67,8 +71,9 @@ def score_classification(
     answers : sequence of str
         The model's words; mapped to labels by `match_label`. An answer that names no label, or several, is wrong and
         counted in `unparsed`.
-    labels : sequence or mapping, optional
-        All labels (with their wordings); by default those that occur in `targets`.
+    labels : optional
+        The labels an answer may name (see `Labels`), one collection for all items or one each; by default those that
+        occur in `targets`.
 
     Returns
     -------
@@ -86,11 +91,12 @@ def score_classification(
         raise ValueError(f"score_classification: {len(targets)} targets and {len(answers)} answers")
     if labels is None:
         labels = sorted(set(targets))
-    if not isinstance(labels, Mapping):
-        labels = {label: [label] for label in labels}
-    if foreign := sorted(set(targets) - set(labels)):
-        raise ValueError(f"score_classification: targets {foreign[:5]} are not among the labels {list(labels)[:20]}")
-    predicted = np.array([match_label(answer, labels) for answer in answers], dtype=object)
+    if isinstance(labels, Mapping) or isinstance(labels[0], str):
+        labels = [labels] * len(targets)
+    for target, group in zip(targets, labels, strict=True):
+        if target not in group:
+            raise ValueError(f"score_classification: target {target!r} is not among its labels {list(group)[:20]}")
+    predicted = np.array([match_label(answer, group) for answer, group in zip(answers, labels)], dtype=object)
     targets = np.array(targets, dtype=object)
     classes = sorted(set(targets))
     is_target = np.stack([targets == name for name in classes], axis=1).astype(np.float64)  # [items, classes]

@@ -1,0 +1,140 @@
+"""What a user calls: `AudioLM.from_pretrained(...)`, then `.transcribe`, `.caption` and `.ask`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiolm_lite.audio import SAMPLE_RATE, read_audio
+from audiolm_lite.bundle import ModelBundle
+from audiolm_lite.data.batching import Item
+from audiolm_lite.deploy.backends import Backend, make_backend
+from audiolm_lite.hub import load_model
+
+Audio = str | Path | Tensor
+
+
+class AudioLM:
+    """An audio language model ready to answer.
+
+    Parameters
+    ----------
+    bundle : ModelBundle
+        From `hub.load_model`.
+    backend : str
+        How the LLM runs: "eager", "inductor" or "aoti" (see `deploy.backends`). The others take minutes to compile once
+        and answer faster.
+    batch_size : int
+        Clips answered at once; further ones are answered in turn.
+    max_length : int
+        Capacity in tokens that a compiled back end is made for: prompt, audio and answer.
+    """
+
+    def __init__(self, bundle: ModelBundle, *, backend: str = "eager", batch_size: int = 8, max_length: int = 512):
+        self.bundle = bundle
+        self.batch_size = batch_size
+        self._backend: Backend | None = None
+        if backend != "eager":
+            if hasattr(bundle.model.llm, "merge_and_unload"):
+                bundle.model.llm = bundle.model.llm.merge_and_unload()  # two small products a layer less
+            self._backend = make_backend(backend, bundle.model.llm, batch_size, max_length)
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, device: str | None = None, **options: Any) -> "AudioLM":
+        """Load a model's folder or a repository of the Hugging Face hub.
+
+        Parameters
+        ----------
+        path_or_repo : str or Path
+            Folder with an `audiolm_lite.json`, or "owner/name" on the hub.
+        device : str, optional
+            E.g. "cpu", "cuda:0"; by default a GPU where there is one.
+        **options
+            Of this class.
+
+        Raises
+        ------
+        ModelFolderError
+            Nothing complete is there.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(load_model(path_or_repo, device), **options)
+
+    def transcribe(self, audio: Audio | Sequence[Audio], **generation: Any) -> str | list[str]:
+        """Write down what is said; arguments and result as in `ask`."""
+        return self.ask(audio, self.bundle.instructions["transcribe"], **generation)
+
+    def caption(self, audio: Audio | Sequence[Audio], **generation: Any) -> str | list[str]:
+        """Describe what is heard; arguments and result as in `ask`."""
+        return self.ask(audio, self.bundle.instructions["caption"], **generation)
+
+    @torch.no_grad()
+    def ask(
+        self,
+        audio: Audio | Sequence[Audio],
+        question: str | Sequence[str],
+        *,
+        fields: dict[str, str] | None = None,
+        **generation: Any,
+    ) -> str | list[str]:
+        """Answer a question about audio.
+
+        Parameters
+        ----------
+        audio : path, Tensor or sequence of them
+            Audio files of any format libsndfile reads, or waveforms [S] float, mono at 16 kHz.
+        question : str or sequence of str
+            One for all clips, or one each.
+        fields : dict, optional
+            Further fields of the model's prompt template, e.g. {"transcript": ...}.
+        **generation
+            `max_new_tokens`, and for sampling `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`
+            (see `decoding.Sampling`); what is not given is as the model's folder says, greedy unless it says otherwise.
+
+        Returns
+        -------
+        str or list of str
+            A string for one clip, a list for a sequence.
+
+        Raises
+        ------
+        AudioError
+            A file cannot be read.
+        ValueError
+            A waveform of another shape, another number of questions than clips, a clip longer than the encoder takes.
+        """
+        single = isinstance(audio, (str, Path, Tensor))
+        clips = [audio] if single else list(audio)
+        questions = [question] * len(clips) if isinstance(question, str) else list(question)
+        if len(questions) != len(clips):
+            raise ValueError(f"ask: {len(questions)} questions for {len(clips)} clips; give one, or one a clip")
+        answers: list[str] = []
+        for start in range(0, len(clips), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            pairs = zip(clips[batch], questions[batch])
+            items = [self._item(clip, {"instruction": text, **(fields or {})}) for clip, text in pairs]
+            answers += self.bundle.answer(items, generation, self._backend)
+        return answers[0] if single else answers
+
+    def _item(self, audio: Audio, row: dict[str, Any]) -> Item:
+        if isinstance(audio, Tensor):
+            if audio.dim() != 1 or not audio.is_floating_point():
+                raise ValueError(
+                    f"a waveform must be one-dimensional float at 16 kHz, not {audio.dtype} {list(audio.shape)}; "
+                    "average its channels and resample it"
+                )
+            if not audio.isfinite().all():
+                raise ValueError("the waveform holds NaN or infinite samples; make it again")
+            waveform = audio.float().cpu()
+        else:
+            waveform = read_audio(audio)
+        row = {"id": "waveform" if isinstance(audio, Tensor) else str(audio), **row}
+        model = self.bundle.model
+        tokens = model.adapter.num_tokens(model.encoder.num_frames(len(waveform)))
+        if tokens < 1:
+            seconds = len(waveform) / SAMPLE_RATE
+            raise ValueError(f"{row['id']}: {seconds:.3f} s is too short for one audio token; give more audio")
+        ids, labels = self.bundle.template.encode(row, self.bundle.tokenizer, tokens, with_answer=False)
+        return Item(row, ids, labels, waveform=waveform)
