@@ -26,6 +26,8 @@ def initialise_projection(
         Its adapter has `hidden` and a linear `projection`.
     dataset : Dataset
         Items whose manifest rows carry `words` ([[word, start, end], ...], seconds) and `clip_labels` (list of str).
+    tokenizer : PreTrainedTokenizerBase
+        The LLM's.
     token_seconds : float
         Duration of an audio token.
     ridge : float

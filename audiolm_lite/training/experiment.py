@@ -106,7 +106,9 @@ EVALUATION_KEYS = {
     "feature_folder": Key("Feature store; null: the model's encoder hears the audio.", str, None, result=False),
     "tasks": DATA_KEYS["tasks"],
     "metrics": Key("Task -> how it is scored: {type: asr|classification|regression|captioning, ...}.", dict),
-    "controls": Key("What the model hears: normal, zeros (nothing), shuffled (another clip).", list, ["normal", "zeros"]),
+    "controls": Key(
+        "What the model hears: normal, zeros (nothing), shuffled (another clip).", list, ["normal", "zeros"]
+    ),
     "batch_tokens": DATA_KEYS["batch_tokens"],
     "num_workers": DATA_KEYS["num_workers"],
     "generation": Key("Replaces entries of the model's generation settings.", dict, None),

@@ -57,6 +57,12 @@ def soft_text(
         Word, start and end in seconds. A word of several pieces spreads them evenly over its time.
     labels : list of str
         Present at every token with `LABEL_WEIGHT`; pieces of one label share it.
+    tokens : int
+        Number of audio tokens N.
+    token_seconds : float
+        Duration of one of them.
+    tokenizer : PreTrainedTokenizerBase
+        The LLM's.
     onset : str
         Text whose embedding marks the token in which a word begins, so that a word said twice is not read once.
     """

@@ -132,7 +132,9 @@ def _render_one(plan: Plan, espeak: Espeak | None) -> Clip:
         samples = np.concatenate([np.zeros(int(lead * RATE)), samples])
         # espeak spells some words as we pronounce them; the labels are the words as written.
         written = plan.text.split(" ")
-        words = [(w, round(a + lead, 3), round(b + lead, 3)) for w, (_, a, b) in zip(written, utterance.words, strict=True)]
+        words = [
+            (w, round(a + lead, 3), round(b + lead, 3)) for w, (_, a, b) in zip(written, utterance.words, strict=True)
+        ]
         phonemes = [(p, round(a + lead, 3), round(b + lead, 3)) for p, a, b in utterance.phonemes]
         if plan.sound is not None:
             behind = SoundEvent(plan.sound.label, plan.sound.fast, plan.sound.trend, len(samples) / RATE)

@@ -62,9 +62,21 @@ PRESENT = [
 PHRASES = {
     "dog": ["a dog barks", "a dog is barking", "somewhere a dog barks", "the bark of a dog", "a dog gives a bark"],
     "rain": ["rain falls", "rain is falling", "it is raining", "the sound of rain", "rain drops on the ground"],
-    "sea waves": ["sea waves roll in", "waves roll on the beach", "the sea is rolling", "waves of the sea", "waves break"],
+    "sea waves": [
+        "sea waves roll in",
+        "waves roll on the beach",
+        "the sea is rolling",
+        "waves of the sea",
+        "waves break",
+    ],
     "crying baby": ["a baby cries", "a baby is crying", "a small child cries", "the cry of a baby", "a crying baby"],
-    "clock tick": ["a clock ticks", "a clock is ticking", "the tick of a clock", "a clock goes tick", "a ticking clock"],
+    "clock tick": [
+        "a clock ticks",
+        "a clock is ticking",
+        "the tick of a clock",
+        "a clock goes tick",
+        "a ticking clock",
+    ],
     "sneeze": ["a person sneezes", "somebody is sneezing", "someone sneezes", "the sneeze of a person", "a sneeze"],
     "helicopter": [
         "a helicopter flies",
@@ -73,10 +85,34 @@ PHRASES = {
         "a helicopter passes",
         "the sound of a helicopter",
     ],
-    "chainsaw": ["a chainsaw runs", "a chainsaw is running", "a saw cuts wood", "the noise of a chainsaw", "a chainsaw cuts"],
-    "rooster": ["a rooster crows", "a rooster is crowing", "the crow of a rooster", "a rooster calls", "a crowing rooster"],
-    "crackling fire": ["a fire crackles", "a fire is crackling", "wood burns in a fire", "the crackle of fire", "a fire burns"],
-    "siren": ["a siren wails", "a siren is wailing", "the wail of a siren", "an alarm siren sounds", "a siren goes off"],
+    "chainsaw": [
+        "a chainsaw runs",
+        "a chainsaw is running",
+        "a saw cuts wood",
+        "the noise of a chainsaw",
+        "a chainsaw cuts",
+    ],
+    "rooster": [
+        "a rooster crows",
+        "a rooster is crowing",
+        "the crow of a rooster",
+        "a rooster calls",
+        "a crowing rooster",
+    ],
+    "crackling fire": [
+        "a fire crackles",
+        "a fire is crackling",
+        "wood burns in a fire",
+        "the crackle of fire",
+        "a fire burns",
+    ],
+    "siren": [
+        "a siren wails",
+        "a siren is wailing",
+        "the wail of a siren",
+        "an alarm siren sounds",
+        "a siren goes off",
+    ],
     "bell": ["a bell rings", "a bell is ringing", "the ring of a bell", "somebody rings a bell", "a ringing bell"],
     "telephone": [
         "a telephone rings",
@@ -142,7 +178,9 @@ def captions(plan: Plan) -> list[str]:
         ]
         if plan.sound is None:
             return spoken
-        return [f"{voice} while {phrases[0]}" if i < 3 else f"{voice} and {phrases[i]}" for i, voice in enumerate(spoken)]
+        return [
+            f"{voice} while {phrases[0]}" if i < 3 else f"{voice} and {phrases[i]}" for i, voice in enumerate(spoken)
+        ]
     tempo = _TEMPO.get(plan.sound.label, ("slowly", "quickly"))[plan.sound.fast]
     trends = _TREND[plan.sound.trend]
     return [" ".join(f"{phrase} {tempo} {trend}".split()) for phrase, trend in zip(phrases, trends, strict=True)]

@@ -148,7 +148,8 @@ def _meal(d: _Draw) -> str:
 
 
 def _animal(d: _Draw) -> str:
-    return f"{d(['the', 'a', 'one', 'every'])} {d(COLORS, SIZES)} {d(ANIMALS)} {d(ANIMAL_VERBS)} {d(PREPOSITIONS)} the {d(THINGS, PLACES)}"
+    which = f"{d(['the', 'a', 'one', 'every'])} {d(COLORS, SIZES)} {d(ANIMALS)}"
+    return f"{which} {d(ANIMAL_VERBS)} {d(PREPOSITIONS)} the {d(THINGS, PLACES)}"
 
 
 def _request(d: _Draw) -> str:

@@ -1,4 +1,4 @@
-"""MiniASQA: the same bytes from the same seed, labels that are true of the sound, nothing of the test set in training."""
+"""MiniASQA: the same bytes from the same seed, labels that are true of the sound, no test data in training."""
 
 import hashlib
 

@@ -139,6 +139,7 @@ def save_folder(folder: Path, encoder: WhisperEncoder) -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Train, going on from a checkpoint where there is one, and write the folder."""
     hparams, _ = load_experiment(argv, KEYS)
     torch.manual_seed(hparams["seed"])
     work, output = Path(hparams["work_folder"]), Path(hparams["output_folder"])
@@ -168,7 +169,6 @@ def main(argv: list[str]) -> None:
         heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
         step, epoch = state["step"], state["epoch"]
-    log = open(output / "log.jsonl", "a")
     progress = tqdm(total=hparams["steps"], initial=step, unit="step", desc="encoder")
     running, started = Counter(), time.time()
     while step < hparams["steps"]:
@@ -193,8 +193,8 @@ def main(argv: list[str]) -> None:
             record = {"step": step, "seconds": round(time.time() - started)}
             record |= {f"loss_{h}": round(v / hparams["valid_every"], 4) for h, v in running.items()}
             record |= {f"valid_{k}": round(v, 4) for k, v in metrics.items()}
-            log.write(json.dumps(record) + "\n")
-            log.flush()
+            with open(output / "log.jsonl", "a") as log:
+                log.write(json.dumps(record) + "\n")
             progress.write(json.dumps(record))
             running.clear()
             state = {"encoder": encoder.state_dict(), "heads": heads.state_dict(), "step": step, "epoch": epoch}

@@ -47,6 +47,8 @@ KEYS = {
     "weight_decay": Key("AdamW's.", float),
     "valid_every": Key("Steps between validations and checkpoints.", int),
 }
+
+
 def train_tokenizer(folder: Path, texts: list[str], size: int):
     """SentencePiece BPE over the corpus, kept as `tokenizer.model`, wrapped as a Llama tokenizer."""
     import sentencepiece
@@ -169,6 +171,7 @@ def validate(llm, questions: Questions) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
+    """Train, going on from a checkpoint where there is one, and write the folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     hparams, _ = load_experiment(argv, KEYS)
@@ -209,33 +212,32 @@ def main(argv: list[str]) -> None:
         step = state["step"]
     progress = tqdm(total=hparams["steps"], initial=step, unit="step", desc="llm")
     started, running = time.time(), 0.0
-    with open(output / "log.jsonl", "a") as log:
-        while step < hparams["steps"]:
-            rng, generator = np.random.default_rng([seed, step]), torch.Generator().manual_seed(step)
-            indices = rng.choice(len(weights), hparams["batch_size"], p=weights).tolist()
-            losses, _, _ = loss_of(llm, sets["train"], indices, rng, 1.0, generator)
-            loss = losses.mean()
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
-            warm = (step + 1) / hparams["warmup_steps"]
-            cosine = 0.5 * (1 + math.cos(math.pi * step / hparams["steps"]))
-            for group in optimiser.param_groups:
-                group["lr"] = hparams["learning_rate"] * min(warm, cosine)
-            optimiser.step()
-            step += 1
-            running += loss.item()
-            progress.update()
-            if step % hparams["valid_every"] == 0 or step == hparams["steps"]:
-                record = {"step": step, "seconds": round(time.time() - started), "loss": running / hparams["valid_every"]}
-                record |= {f"valid_{k}": round(v, 4) for k, v in validate(llm, sets["valid"]).items()}
-                running = 0.0
+    while step < hparams["steps"]:
+        rng, generator = np.random.default_rng([seed, step]), torch.Generator().manual_seed(step)
+        indices = rng.choice(len(weights), hparams["batch_size"], p=weights).tolist()
+        losses, _, _ = loss_of(llm, sets["train"], indices, rng, 1.0, generator)
+        loss = losses.mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+        warm = (step + 1) / hparams["warmup_steps"]
+        cosine = 0.5 * (1 + math.cos(math.pi * step / hparams["steps"]))
+        for group in optimiser.param_groups:
+            group["lr"] = hparams["learning_rate"] * min(warm, cosine)
+        optimiser.step()
+        step += 1
+        running += loss.item()
+        progress.update()
+        if step % hparams["valid_every"] == 0 or step == hparams["steps"]:
+            record = {"step": step, "seconds": round(time.time() - started), "loss": running / hparams["valid_every"]}
+            record |= {f"valid_{k}": round(v, 4) for k, v in validate(llm, sets["valid"]).items()}
+            running = 0.0
+            with open(output / "log.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
-                log.flush()
-                progress.write(json.dumps(record))
-                state = {"llm": llm.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
-                torch.save(state, checkpoint.with_suffix(".tmp"))
-                os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            progress.write(json.dumps(record))
+            state = {"llm": llm.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
     llm.half().save_pretrained(output)
 
 

@@ -26,9 +26,7 @@ def main(argv: list[str]) -> dict:
         generation=hparams["generation"],
         num_workers=hparams["num_workers"],
     )
-    write_report(
-        output / "report.html", metrics, output / PREDICTIONS, title=hparams["title"], notes=hparams["notes"]
-    )
+    write_report(output / "report.html", metrics, output / PREDICTIONS, title=hparams["title"], notes=hparams["notes"])
     print(markdown_table(metrics))
     return metrics
 

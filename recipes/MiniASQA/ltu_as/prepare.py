@@ -70,6 +70,7 @@ def save_shard(clips: list[Clip], folder: Path, seed: int) -> int:
 
 
 def main(argv: list[str]) -> None:
+    """Write audio, manifests and features."""
     hparams, run_opts = load_experiment(argv, KEYS)
     folder = Path(hparams["data_folder"])
     rows = []
