@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import audiolm_lite  # noqa: F401  first of all: tests import transformers directly, which imports torchaudio
+
 # One thread per worker: xdist runs a worker a core, and sums keep one order, so pinned values stay put.
 torch.set_num_threads(1)
 

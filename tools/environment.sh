@@ -77,13 +77,14 @@ use_environment() {
   if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then return 0; fi
 
   say "Installing into $(dirname "$stamp") (once, some minutes) ..."
+  # --no-compile: bytecode is written on first import, and most of these files are never imported.
   # A torch that is there and in setup.py's range stays: GPU machines carry their own build.
   if ! "$PYTHON" -c 'import sys, torch; sys.exit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14))' \
     >/dev/null 2>&1; then
     index="$(torch_index)"
     # shellcheck disable=SC2086 # two words on purpose
-    "$PYTHON" -m pip install --disable-pip-version-check $index "$TORCH_PIN" >&2 || return 1
+    "$PYTHON" -m pip install --disable-pip-version-check --no-compile $index "$TORCH_PIN" >&2 || return 1
   fi
-  "$PYTHON" -m pip install --disable-pip-version-check --editable "$ROOT[$extras]" >&2 || return 1
+  "$PYTHON" -m pip install --disable-pip-version-check --no-compile --editable "$ROOT[$extras]" >&2 || return 1
   printf '%s' "$key" >"$stamp.part" && mv "$stamp.part" "$stamp"
 }

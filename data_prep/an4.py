@@ -1,0 +1,73 @@
+"""CMU AN4 (1991): spelled words, digits and dates; http://www.speech.cs.cmu.edu/databases/an4/."""
+
+import re
+from pathlib import Path
+
+from data_prep.corpora import Clip, CorpusError, hold_out, require
+from data_prep.text import plain_transcript
+
+SOURCE = "http://www.speech.cs.cmu.edu/databases/an4/ (an4_sphere.tar.gz)"
+_GENDER = {"m": "male", "f": "female"}
+
+
+def read_an4(folder: str | Path, valid_share: float, seed: int) -> list[Clip]:
+    """Read etc/an4_{train,test}.{fileids,transcription}; speakers of the training part are held out for validation.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The unpacked corpus; audio is wav/<fileid> with .wav, .flac or .sph.
+    valid_share : float
+        Share of the training speakers of each gender that become the validation split.
+    seed : int
+        Seed of that choice.
+
+    Returns
+    -------
+    list of Clip
+        With text and gender, which is the first letter of the speaker's folder (no gender where it is neither m nor f).
+
+    Raises
+    ------
+    CorpusError
+        A file of the corpus is missing or not in its format.
+    """
+    folder = Path(folder)
+    names = [f"etc/an4_{part}.{kind}" for part in ("train", "test") for kind in ("fileids", "transcription")]
+    require(folder, [*names, "wav"], "AN4", SOURCE)
+    clips = []
+    for part in ("train", "test"):
+        texts = _transcripts(folder / f"etc/an4_{part}.transcription")
+        for fileid in (folder / f"etc/an4_{part}.fileids").read_text(encoding="utf-8").split():
+            _, speaker, name = ("", "", *fileid.split("/"))[-3:]
+            clips.append(
+                Clip(
+                    dataset="AN4",
+                    id=name,
+                    audio=_audio_file(folder / "wav" / fileid),
+                    split=part,
+                    group=speaker,
+                    speaker=speaker,
+                    text=texts.get(name, ""),
+                    gender=_GENDER.get(speaker[:1]),
+                )
+            )
+    return hold_out(clips, valid_share, "valid", seed, stratum=lambda clip: str(clip.gender))
+
+
+def _transcripts(file: Path) -> dict[str, str]:
+    """Utterance id -> transcript, of lines such as "<s> ERASE C Q </s> (an407-fcaw-b)"."""
+    texts = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            match = re.fullmatch(r"(.*)\(([^()\s]+)\)\s*", line)
+            if match is None:
+                raise CorpusError(f'{file}, line {number}: {line!r} does not end in "(utterance id)"; fetch it again')
+            texts[match[2]] = plain_transcript(match[1])
+    return texts
+
+
+def _audio_file(stem: Path) -> Path:
+    """The corpus is about in several containers; the original's name is given where there is none of them."""
+    candidates = [stem.with_name(stem.name + ending) for ending in (".wav", ".flac", ".sph")]
+    return next((path for path in candidates if path.exists()), candidates[0])

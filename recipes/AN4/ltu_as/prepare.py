@@ -1,0 +1,19 @@
+"""Prepare CMU AN4: python prepare.py hparams/prepare.yaml --data_folder /corpora/an4 --output_folder data"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.an4 import read_an4
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {**PREPARE_KEYS, "data_folder": Key("The unpacked corpus, with etc/ and wav/.", str, result=False)}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_an4(hparams["data_folder"], hparams["valid_share"], hparams["seed"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

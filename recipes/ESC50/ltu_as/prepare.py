@@ -1,0 +1,24 @@
+"""Prepare ESC-50: python prepare.py hparams/prepare.yaml --data_folder /corpora/ESC-50 --output_folder data"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.esc50 import read_esc50
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("The unpacked corpus, with audio/ and meta/.", str, result=False),
+    "esc10": Key("Keep the ten classes of ESC-10 only.", bool, False),
+    "test_fold": Key("Fold to test on; the others are for training and validation.", int),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    options = {name: hparams[name] for name in ("esc10", "test_fold", "valid_share", "seed")}
+    prepare(read_esc50(hparams["data_folder"], **options), hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,23 @@
+"""Prepare SpeechOcean762: python prepare.py hparams/prepare.yaml --data_folder /corpora/speechocean762"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.prepare import PREPARE_KEYS, prepare
+from data_prep.speechocean762 import read_speechocean762
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("The unpacked corpus, with train/, test/ and WAVE/.", str, result=False),
+    "test_share": Key("Share of the training speakers to test on; null takes the corpus's own test part.", float, None),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    options = {name: hparams[name] for name in ("valid_share", "test_share", "seed")}
+    prepare(read_speechocean762(hparams["data_folder"], **options), hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
