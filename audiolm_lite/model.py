@@ -104,7 +104,7 @@ class AudioLanguageModel(nn.Module):
         """Last hidden states [B, S, H]; positions count valid tokens only, so padding on no side changes anything."""
         mask = batch.attention_mask
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        outputs = self._causal_lm.get_decoder()(
+        outputs = self._causal_lm.base_model(
             inputs_embeds=self.embed(batch), attention_mask=mask, position_ids=positions, use_cache=False
         )
         return outputs.last_hidden_state
