@@ -1,7 +1,5 @@
 """The audio language model: splice, loss, and independence of logits and loss from padding and batch."""
 
-import audiolm_lite  # noqa: F401, I001  (before transformers, which may import torchaudio)
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The dataset: prompts and audio of rows, lengths, filters, and controls that must not hear."""
 
-import audiolm_lite  # noqa: F401, I001  (before transformers, which may import torchaudio)
-
 import json
 import logging
 import pickle

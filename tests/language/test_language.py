@@ -1,7 +1,5 @@
 """Prompts and the loading of LLMs, on a Llama with a SentencePiece vocabulary made here."""
 
-import audiolm_lite  # noqa: F401, I001  (before transformers, which may import torchaudio)
-
 import io
 import json
 
