@@ -131,14 +131,20 @@ _TREND = {
 }
 
 
-def rows_for(plan: Plan, rng: np.random.Generator) -> list[dict]:
-    """All questions about a clip: fields task, instruction, target, references and, where it has one, label."""
+def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3) -> list[dict]:
+    """Questions about a clip: fields task, instruction, target, references and, where it has one, label.
+
+    Of the three about the voice (gender, emotion, age), `voice_questions` are drawn.
+    """
     rows = []
     if plan.text is not None:
         rows.append(_row("asr", ASR[int(rng.integers(len(ASR)))], plan.text))
-        rows.append(_labelled("gender", GENDER, plan.speaker.gender, ["male", "female"], rng))
-        rows.append(_labelled("emotion", EMOTION, plan.emotion, list(STYLES), rng))
-        rows.append(_labelled("age", AGE, str(5 * round(plan.speaker.age / 5)), None, rng) | {"age": plan.speaker.age})
+        voice = [
+            _labelled("gender", GENDER, plan.speaker.gender, ["male", "female"], rng),
+            _labelled("emotion", EMOTION, plan.emotion, list(STYLES), rng),
+            _labelled("age", AGE, str(5 * round(plan.speaker.age / 5)), None, rng) | {"age": plan.speaker.age},
+        ]
+        rows += voice if voice_questions == 3 else rng.permutation(voice)[:voice_questions].tolist()
     if plan.kind == "sound":
         rows.append(_labelled("sound_class", SOUND, plan.sound.label, list(SOUNDS), rng))
     if plan.kind == "mixture":

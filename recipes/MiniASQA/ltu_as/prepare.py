@@ -53,7 +53,9 @@ def save_shard(clips: list[Clip], folder: Path, seed: int) -> int:
         plan = clip.plan
         audio = f"audio/{plan.split}/{plan.name}.wav"
         soundfile.write(folder / audio, clip.samples, RATE, subtype="PCM_16")
-        questions = rows_for(plan, np.random.default_rng([*plan.seed, 11]))
+        # One question about the voice a training clip: the quick start's minutes go to more clips instead.
+        voice_questions = 1 if plan.split == "train" else 3
+        questions = rows_for(plan, np.random.default_rng([*plan.seed, 11]), voice_questions)
         for number, question in enumerate(questions):
             row = {"id": f"{plan.name}-{number}-{question['task']}", "audio": audio, "start": 0.0}
             row |= {"duration": len(clip.samples) / RATE} | question
