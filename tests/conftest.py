@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from speechbrain.utils.importutils import LazyModule  # noqa: E402
 
 import audiolm_lite  # noqa: F401  first of all: tests import transformers directly, which imports torchaudio
+
+# hypothesis reads `__file__` of every loaded module, at which SpeechBrain's lazy ones would import optional packages.
+LazyModule.__file__ = None
 
 # One thread per worker: xdist runs a worker a core, and sums keep one order, so pinned values stay put.
 torch.set_num_threads(1)

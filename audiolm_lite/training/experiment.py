@@ -182,7 +182,16 @@ def help_text(keys: Mapping[str, Key]) -> str:
 def settings(hparams: Mapping, keys: Mapping[str, Key] = TRAINING_KEYS) -> dict:
     """Return the values that decide which model comes out: what a run may be resumed or reused with."""
     plain = {name: hparams[name] for name, key in keys.items() if key.result and name in hparams}
-    return {name: value if not callable(value) else _qualified_name(value) for name, value in plain.items()}
+    return {name: _comparable(value) for name, value in plain.items()}
+
+
+def _comparable(value: Any) -> Any:
+    """As it is compared between runs: a class by its name, a local source by its full path, whatever the directory."""
+    if callable(value):
+        return _qualified_name(value)
+    if isinstance(value, Mapping) and isinstance(value.get("source"), str) and Path(value["source"]).exists():
+        return {**value, "source": str(Path(value["source"]).resolve())}
+    return value
 
 
 def _qualified_name(value: Any) -> str:
