@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from tqdm import tqdm
 
 from audiolm_lite.data.manifest import write_manifest
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> None:
         hparams["feature_folder"],
         audio_root=folder,
         batch_seconds=hparams["batch_seconds"],
-        device=run_opts.get("device", "cpu"),
+        device=run_opts.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     print(f"features: {summary}")
 
