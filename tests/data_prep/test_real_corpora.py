@@ -94,7 +94,7 @@ def encoder(tmp_path_factory) -> Path:
     """A Whisper of a few thousand weights."""
     folder = tmp_path_factory.mktemp("encoder")
     config = WhisperConfig(
-        vocab_size=60, d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+        vocab_size=60, d_model=16, encoder_layers=4, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0, bos_token_id=1,
         eos_token_id=2, decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
