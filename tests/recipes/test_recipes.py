@@ -1,0 +1,139 @@
+"""Every recipe through its real commands on a few clips, and every YAML file of a recipe through its script's keys.
+
+A CSV file beside this one lists the commands of a recipe in order: folder under recipes/, script, YAML file, flags that
+make it small ({tmp}: the test's folder, {real}: selections of real corpora), and checks of what it leaves in {tmp}: a
+file that must be there, or `file.json:key.key<value` with one of == < > >=; spaces separate them.
+"""
+
+import csv
+import importlib.util
+import json
+import operator
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from audiolm_lite.parts import ConfigError
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+TABLES = {table.stem: list(csv.DictReader(table.open())) for table in sorted(Path(__file__).parent.glob("*.csv"))}
+ROWS = {f"{row['recipe']}/{row['script']}-{row['hparams']}": row for rows in TABLES.values() for row in rows}
+IN_TURN = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+COMPARE = {"==": operator.eq, "<": operator.lt, ">": operator.gt, ">=": operator.ge}
+
+
+def flags_of(row: dict, **folders: Path) -> list[str]:
+    return shlex.split(row["debug_flags"].format(**folders))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_recipe_runs(name, tmp_path, request):
+    """The commands of a README one after the other, each from the results of those before."""
+    rows = TABLES[name]
+    folders = {"tmp": tmp_path}
+    real = any("{real}" in row["debug_flags"] for row in rows)
+    if real:
+        folders["real"] = request.getfixturevalue("real_data")
+    commands = [[row["script"], row["hparams"], "--debug", *flags_of(row, **folders)] for row in rows]
+    if real:
+        # In one interpreter, as quickstart.py does: importing takes most of such a command's time.
+        run(rows[0]["recipe"], "-c", IN_TURN, json.dumps(commands))
+    for row, command in zip(rows, commands):
+        if not real:
+            run(row["recipe"], *command)
+        for check in row["checks"].split():
+            assert_check(tmp_path, check, f"{name}.csv, {row['script']} {row['hparams']}")
+
+
+def run(recipe: str, *arguments: str) -> None:
+    """Start Python in the recipe's folder: one thread, the tree under test, no network."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=RECIPES / recipe, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def assert_check(folder: Path, check: str, where: str) -> None:
+    match = re.fullmatch(r"([^:]+)(?::([\w.]+)(==|<|>=?)(.+))?", check)
+    assert match, f"{where}: {check!r} is neither a file nor file.json:key.key<value"
+    file, key, sign, expected = match.groups()
+    assert (folder / file).is_file(), f"{where}: no {file}"
+    if key:
+        value = json.loads((folder / file).read_text(encoding="utf-8"))
+        for part in key.split("."):
+            assert part in value, f"{where}: {file} has no {part!r} of {key}, but {', '.join(value)}"
+            value = value[part]
+        assert COMPARE[sign](value, json.loads(expected)), f"{where}: {check}, but it is {value}"
+
+
+def test_every_yaml_file_of_a_recipe_is_in_a_table():
+    listed = {RECIPES / row["recipe"] / row["hparams"] for row in ROWS.values()}
+    shipped = set(RECIPES.glob("*/*/hparams/*.yaml"))
+    assert shipped, "no recipes found"
+    assert shipped == listed, f"not in a table: {shipped - listed}; not in recipes/: {listed - shipped}"
+
+
+@pytest.fixture
+def script_of(monkeypatch):
+    """Return a function that imports the script of a row."""
+
+    def load(row: dict) -> ModuleType:
+        path = RECIPES / row["recipe"] / row["script"]
+        monkeypatch.syspath_prepend(path.parent)
+        spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_yaml_file_has_the_keys_of_its_script(row, script_of, tmp_path, monkeypatch):
+    """It parses, nothing is missing, unknown or of a wrong type, and the backbones it names ship with the recipe."""
+
+    class Parsed(Exception):
+        pass
+
+    script = script_of(row)
+    load_experiment = script.load_experiment
+
+    def only_parse(*arguments):
+        raise Parsed(load_experiment(*arguments)[0])
+
+    monkeypatch.setattr(script, "load_experiment", only_parse)
+    monkeypatch.chdir(RECIPES / row["recipe"])
+    with pytest.raises(Parsed) as parsed:
+        script.main([row["hparams"], *flags_of(row, tmp=tmp_path, real=tmp_path / "real")])
+    hparams = parsed.value.args[0]
+    for block in ("encoder", "llm"):
+        if source := (hparams.get(block) or {}).get("source"):
+            assert (Path(source) / "config.json").is_file(), f"{block} source {source} is not in the recipe's folder"
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_misspelt_key_is_refused(row, script_of, tmp_path):
+    """In the file and on the command line, naming the key that was meant, before anything is written."""
+    main = script_of(row).main
+    source = RECIPES / row["recipe"] / row["hparams"]
+    text = source.read_text(encoding="utf-8")
+    key = re.search(r"^([a-z]\w+):", text, re.MULTILINE).group(1)
+    wrong = key[:-1] + "_" + key[-1]
+    misspelt = tmp_path / source.name
+    misspelt.write_text(text.replace(f"{key}:", f"{wrong}:", 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"{source.name}: unknown key '{wrong}'; did you mean '{key}'"):
+        main([str(misspelt)])
+    with pytest.raises(ConfigError, match=f"unknown option --{wrong}; did you mean '{key}'"):
+        main([str(source), f"--{wrong}", "1"])
+    assert list(tmp_path.iterdir()) == [misspelt]
