@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/MiniASQA/ltu_as"
 LOSSES = [0.689424, 0.316176, 0.635953, 0.173462, 0.563216, 0.307028, 0.34934, 0.609372, 0.98757, 0.230958]
 # Without the processor's vector instructions the losses move by 3e-6 of their size; one more step of warm-up, to name a
-# small change of training, moves them by 1e-3 and more.
+# small change of training, moves them by up to 3 %.
 TOLERANCE = 1e-4
 
 
