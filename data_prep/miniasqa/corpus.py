@@ -102,7 +102,8 @@ def render(plans: list[Plan], finish: Callable[[list[Clip]], Any], processes: in
     `finish` runs in the rendering process and must be picklable.
     """
     shards = [plans[i : i + SHARD] for i in range(0, len(plans), SHARD)]
-    context = get_context("spawn")
+    # Each worker is forked from a server that has imported everything once and has never spoken.
+    context = get_context("forkserver")
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
         yield from pool.map(_render_and_finish, shards, [finish] * len(shards))
 
