@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . tools/environment.sh
-use_environment captioning,test
+use_environment captioning,data,test
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
