@@ -16,7 +16,7 @@ from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.features.extract import extract, feature_key
 from audiolm_lite.parts import build
 from audiolm_lite.training.experiment import Key
-from data_prep.corpora import Clip, CorpusError
+from data_prep.clips import Clip, CorpusError
 from data_prep.questions import questions
 
 SPLITS = ("train", "valid", "test")

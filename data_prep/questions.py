@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from data_prep.corpora import Clip
+from data_prep.clips import Clip
 
 # The wordings are MiniASQA's, so that its shipped language model knows the questions from its own training.
 from data_prep.miniasqa.questions import AGE, ASR, CAPTION, GENDER, SOUND

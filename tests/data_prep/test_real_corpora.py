@@ -15,12 +15,12 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from audiolm_lite.data.manifest import read_manifest
 from audiolm_lite.features.extract import feature_key
 from audiolm_lite.features.store import FeatureStore
-from data_prep.an4 import read_an4
-from data_prep.corpora import Clip, CorpusError, hold_out, read_table
-from data_prep.esc50 import _TOLD, read_esc50
+from data_prep.clips import Clip, CorpusError, hold_out, read_table
+from data_prep.corpora.an4 import read_an4
+from data_prep.corpora.esc50 import _TOLD, read_esc50
+from data_prep.corpora.speechocean762 import read_speechocean762
 from data_prep.prepare import prepare
 from data_prep.questions import questions
-from data_prep.speechocean762 import read_speechocean762
 from data_prep.text import plain_transcript
 
 RECIPES = Path(__file__).parents[2] / "recipes"

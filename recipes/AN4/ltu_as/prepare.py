@@ -3,7 +3,7 @@
 import sys
 
 from audiolm_lite.training.experiment import Key, load_experiment
-from data_prep.an4 import read_an4
+from data_prep.corpora.an4 import read_an4
 from data_prep.prepare import PREPARE_KEYS, prepare
 
 KEYS = {**PREPARE_KEYS, "data_folder": Key("The unpacked corpus, with etc/ and wav/.", str, result=False)}

@@ -3,7 +3,7 @@
 import sys
 
 from audiolm_lite.training.experiment import Key, load_experiment
-from data_prep.esc50 import read_esc50
+from data_prep.corpora.esc50 import read_esc50
 from data_prep.prepare import PREPARE_KEYS, prepare
 
 KEYS = {

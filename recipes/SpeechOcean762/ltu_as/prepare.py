@@ -3,8 +3,8 @@
 import sys
 
 from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.speechocean762 import read_speechocean762
 from data_prep.prepare import PREPARE_KEYS, prepare
-from data_prep.speechocean762 import read_speechocean762
 
 KEYS = {
     **PREPARE_KEYS,

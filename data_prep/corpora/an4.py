@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from data_prep.corpora import Clip, CorpusError, hold_out, require
+from data_prep.clips import Clip, CorpusError, hold_out, require
 from data_prep.text import plain_transcript
 
 SOURCE = "http://www.speech.cs.cmu.edu/databases/an4/ (an4_sphere.tar.gz)"

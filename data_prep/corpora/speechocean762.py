@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_prep.corpora import Clip, CorpusError, hold_out, read_table, require
+from data_prep.clips import Clip, CorpusError, hold_out, read_table, require
 from data_prep.text import plain_transcript
 
 SOURCE = "https://www.openslr.org/101/ (speechocean762.tar.gz)"

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from data_prep.corpora import Clip, CorpusError, hold_out, require
+from data_prep.clips import Clip, CorpusError, hold_out, require
 
 SOURCE = "https://github.com/karolpiczak/ESC-50 (archive/master.zip)"
 
