@@ -1,5 +1,6 @@
 """What a user calls: `AudioLM.from_pretrained(...)`, then `.transcribe`, `.caption` and `.ask`."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,19 @@ class AudioLM:
             A file cannot be read.
         ValueError
             A waveform of another shape, another number of questions than clips, a clip longer than the encoder takes.
+
+        Warns
+        -----
+        UserWarning
+            The model's tokenizer drops characters of the question.
         """
         single = isinstance(audio, (str, Path, Tensor))
         clips = [audio] if single else list(audio)
         questions = [question] * len(clips) if isinstance(question, str) else list(question)
         if len(questions) != len(clips):
             raise ValueError(f"ask: {len(questions)} questions for {len(clips)} clips; give one, or one a clip")
+        for text in dict.fromkeys(questions):
+            self._warn_of_lost_characters(text)
         answers: list[str] = []
         for start in range(0, len(clips), self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -117,6 +125,17 @@ class AudioLM:
             items = [self._item(clip, {"instruction": text, **(fields or {})}) for clip, text in pairs]
             answers += self.bundle.answer(items, generation, self._backend)
         return answers[0] if single else answers
+
+    def _warn_of_lost_characters(self, text: str) -> None:
+        """A small vocabulary may lack characters, capitals for example, and drops them without a word."""
+        tokenizer = self.bundle.tokenizer
+        read = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=True)
+        if "".join(read.split()) != "".join(text.split()):
+            warnings.warn(
+                f"the model's tokenizer reads the question {text!r} as {read!r}: it lacks some of its characters; "
+                "try lower case, or plainer words",
+                stacklevel=3,
+            )
 
     def _item(self, audio: Audio, row: dict[str, Any]) -> Item:
         if isinstance(audio, Tensor):

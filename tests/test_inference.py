@@ -55,6 +55,14 @@ def test_transcribe_and_caption_ask_what_the_model_was_trained_on(folder):
     assert model.caption(clip) == model.ask(clip, "describe audio")
 
 
+def test_characters_that_the_tokenizer_lacks_are_named(folder, recwarn):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    model.ask(folder / "0.wav", "what dog")
+    assert not [w for w in recwarn if w.category is UserWarning and "tokenizer" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"reads the question 'What dog' as 'dog'.*lower case"):
+        model.ask(folder / "0.wav", "What dog")
+
+
 def test_sampled_answers_depend_on_clip_and_seed_alone(folder):
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
     files = [str(folder / f"{number}.wav") for number in range(3)]
