@@ -1,12 +1,17 @@
-"""Prompt templates: one string with slots, turned into token ids with audio slots and supervision on the answer."""
+"""Prompt templates: one string with slots, turned into token ids with audio slots and supervision on the answers."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from string import Formatter
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from audiolm_lite.language.chat import ChatTemplateError, render_chat
+
 AUDIO_SLOT = -1  # input id of a position that an audio token fills
 IGNORE = -100  # label of a position without supervision
+AUDIO_MARK = "<audio>"  # where, inside an instruction, the next clip stands
 _FIELDS = {"answer": "target"}  # slots whose manifest field has another name
 
 
@@ -14,12 +19,42 @@ class PromptError(ValueError):
     """A template, or a row for it, that cannot become a prompt."""
 
 
+class Piece(NamedTuple):
+    """Part of a template: literal text, or a slot that a row fills.
+
+    Attributes
+    ----------
+    kind : {"text", "slot"}
+    value : str
+        The text, or the slot's name.
+    turn : int
+        Turn of the conversation that fills it.
+    supervised : bool
+        Whether the model learns to say it.
+    wrap : tuple of str
+        For the audio slot: text before and after each clip.
+    """
+
+    kind: str
+    value: str
+    turn: int = 0
+    supervised: bool = False
+    wrap: tuple[str, str] = ("", "")
+
+
 class PromptTemplate:
     r"""A prompt as one string, e.g. ``"{bos}USER: {audio}\n{instruction}\nASSISTANT: {answer}{eos}"``.
 
-    Slots are ``{bos}``, ``{eos}``, ``{audio}`` (once), ``{answer}`` and any manifest field; ``{{`` and ``}}`` are
-    literal braces. The template ends with ``{answer}{eos}``, which alone are supervised. Each literal piece and each
-    slot is tokenised on its own: the ids before the answer are then the same in training and in generation.
+    Slots are ``{bos}``, ``{eos}``, ``{audio}``, ``{answer}`` and any manifest field; ``{{`` and ``}}`` are literal
+    braces. ``{audio:<Speech>*</Speech>}`` puts text around each clip. Answers and what ends them alone are supervised.
+    Each literal piece and each slot is tokenised on its own: the ids before the answer are then the same in training
+    and in generation.
+
+    *Conversations.* The turns of a row's ``history`` come before its own; what follows ``{turn}`` in the template is
+    repeated for each. All clips stand in the first turn, unless instructions place them with ``<audio>``.
+
+    *Chat templates.* ``"{chat:You understand sound.}{audio}{instruction}"`` uses the chat template of the LLM's
+    tokenizer, with that system prompt (``{chat}``: none) and the rest as what the user says in each turn.
 
     Parameters
     ----------
@@ -33,29 +68,53 @@ class PromptTemplate:
 
     def __init__(self, template: str):
         self.template = template
-        self.pieces: list[tuple[str, str]] = []  # ("text", literal) or ("slot", name)
-        try:
-            parsed = list(Formatter().parse(template))
-        except ValueError as error:
-            raise PromptError(f"template {template!r}: {error}; write literal braces as {{{{ and }}}}.") from None
-        for literal, slot, spec, conversion in parsed:
-            if literal:
-                self.pieces.append(("text", literal))
-            if slot is not None:
-                if not slot.isidentifier() or spec or conversion:
-                    raise PromptError(f"template {template!r}: a slot is a plain field name, not {{{slot}}}.")
-                self.pieces.append(("slot", slot))
-        slots = [name for kind, name in self.pieces if kind == "slot"]
-        for name in ("audio", "answer"):
+        pieces = _parse(template)
+        self.system: str | None = None
+        self.chat = bool(pieces) and pieces[0].value == "chat" and pieces[0].kind == "slot"
+        if self.chat:
+            self.system = pieces.pop(0).wrap[0] or None
+        slots = [piece.value for piece in pieces if piece.kind == "slot"]
+        for name in ("audio",) if self.chat else ("audio", "answer"):
             if slots.count(name) != 1:
                 raise PromptError(f"template {template!r}: needs {{{name}}} once, has it {slots.count(name)} times.")
-        if self.pieces[-2:] != [("slot", "answer"), ("slot", "eos")]:
+        if self.chat and {"answer", "bos", "eos", "turn"}.intersection(slots):
+            raise PromptError(
+                f"template {template!r}: after {{chat}} comes what the user says; answers, their ends and turns come "
+                "from the chat template."
+            )
+        if "chat" in slots:
+            raise PromptError(f"template {template!r}: {{chat}} comes first of all.")
+        if slots.count("turn") > 1:
+            raise PromptError(f"template {template!r}: {{turn}} marks where a turn begins; write it once.")
+        if not self.chat and [piece.value for piece in pieces[-2:] if piece.kind == "slot"] != ["answer", "eos"]:
             raise PromptError(
                 f"template {template!r}: must end with {{answer}}{{eos}}, so that the model learns to stop."
             )
+        begin = next((i for i, piece in enumerate(pieces) if piece.value == "turn" and piece.kind == "slot"), None)
+        self.repeats = self.chat or begin is not None
+        self._head = pieces[:begin] if begin is not None else []
+        self._turn = pieces if begin is None else pieces[begin + 1 :]
+        if any(piece.kind == "slot" and piece.value in ("audio", "answer") for piece in self._head):
+            raise PromptError(f"template {template!r}: {{audio}} and {{answer}} stand after {{turn}}.")
+
+    def pieces(self, turns: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+        """All pieces of a conversation of so many turns, with the tokenizer's chat template where it is used."""
+        if self.chat:
+            return _chat_pieces(self, turns, tokenizer)
+        repeated = [
+            piece._replace(turn=turn, supervised=index >= len(self._turn) - 2)
+            for turn in range(turns)
+            for index, piece in enumerate(self._turn)
+        ]
+        return self._head + repeated
 
     def encode(
-        self, row: dict, tokenizer: PreTrainedTokenizerBase, audio_tokens: int, with_answer: bool = True
+        self,
+        row: dict,
+        tokenizer: PreTrainedTokenizerBase,
+        audio_tokens: int | Sequence[int],
+        with_answer: bool = True,
+        cut: tuple[str, int] = ("", 0),
     ) -> tuple[list[int], list[int]]:
         """Token ids and labels of one row.
 
@@ -65,37 +124,135 @@ class PromptTemplate:
             A manifest row.
         tokenizer : PreTrainedTokenizerBase
             The LLM's; asked for plain pieces, to which it adds no special tokens of its own.
-        audio_tokens : int
-            How many positions the audio takes.
+        audio_tokens : int or sequence of int
+            How many positions the clip takes, or each of several clips in the order in which they are read.
         with_answer : bool
-            False leaves out answer and end: the prompt to generate from.
+            False leaves out the last answer and its end: the prompt to generate from.
+        cut : tuple of str and int
+            A field of the row and how many tokens to leave out at its end, where the row is too long.
 
         Returns
         -------
         input_ids : list of int
             AUDIO_SLOT at the audio's positions.
         labels : list of int
-            Not shifted: the ids of answer and end, IGNORE elsewhere.
+            Not shifted: the ids of answers and their ends, IGNORE elsewhere.
 
         Raises
         ------
         PromptError
-            A field is missing, the tokenizer has no such token, or data would become a special token.
+            A field is missing or too short to be cut, the tokenizer has no such token, clips do not fit their marks, or
+            data would become a special token.
         """
-        prompt: list[int] = []
-        for kind, value in self.pieces[:-2]:
-            if kind == "text":  # the template's author may name special tokens, e.g. "<|start_header_id|>"
-                prompt += tokenizer.encode(value, add_special_tokens=False)
-            elif value == "audio":
-                prompt += [AUDIO_SLOT] * audio_tokens
-            elif value in ("bos", "eos"):
-                prompt.append(_special(tokenizer, value))
-            else:
-                prompt += _encode_field(row, value, tokenizer)
+        turns = [*row.get("history", []), row]
+        if len(turns) > 1 and not self.repeats:
+            raise PromptError(
+                f'row "{row.get("id")}" has a history, and the template does not say what a turn is: put {{turn}} '
+                "where one begins."
+            )
+        clips = [audio_tokens] if isinstance(audio_tokens, int) else list(audio_tokens)
+        marks = sum(str(turn.get("instruction", "")).count(AUDIO_MARK) for turn in turns)
+        if marks not in (0, len(clips)):
+            raise PromptError(
+                f'row "{row.get("id")}": {marks} {AUDIO_MARK} marks in its instructions for {len(clips)} clips.'
+            )
+        pieces, last = self.pieces(len(turns), tokenizer), len(turns) - 1
         if not with_answer:
-            return prompt, [IGNORE] * len(prompt)
-        answer = [*_encode_field(row, "answer", tokenizer), _special(tokenizer, "eos")]
-        return prompt + answer, [IGNORE] * len(prompt) + answer
+            answers = [index for index, piece in enumerate(pieces) if (piece.kind, piece.value) == ("slot", "answer")]
+            pieces = pieces[: answers[-1]]
+        ids: list[int] = []
+        labels: list[int] = []
+        for piece in pieces:
+            fields = row if piece.turn == last else {**row, **turns[piece.turn]}
+            if piece.kind == "text":  # the template's author may name special tokens, e.g. "<|start_header_id|>"
+                new = tokenizer.encode(piece.value, add_special_tokens=False)
+            elif piece.value == "audio":
+                new = [] if marks or piece.turn else _clips(piece, clips, tokenizer, take=len(clips))
+            elif piece.value in ("bos", "eos"):
+                new = [_special(tokenizer, piece.value)]
+            elif piece.value == "instruction" and marks:
+                new = self._marked_instruction(fields, clips, tokenizer)
+            else:
+                new = _encode_field(fields, piece.value, tokenizer)
+                if cut[1] and piece.turn == last and _FIELDS.get(piece.value, piece.value) == cut[0]:
+                    new = _cut(new, cut, row)
+            ids += new
+            labels += new if piece.supervised and with_answer else [IGNORE] * len(new)
+        return ids, labels
+
+    def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+        """Ids that end an answer."""
+        if not self.chat:
+            return {_special(tokenizer, "eos")}
+        return {tokenizer.encode(self.pieces(1, tokenizer)[-1].value, add_special_tokens=False)[-1]}
+
+    def _marked_instruction(self, fields: dict, clips: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Instruction with its clips in place; takes these from the front of `clips`."""
+        audio = next(piece for piece in self._turn if piece.value == "audio")
+        ids: list[int] = []
+        for number, text in enumerate(fields["instruction"].split(AUDIO_MARK)):
+            if number:
+                ids += _clips(audio, clips, tokenizer, take=1)
+            if text:
+                ids += _encode_field({**fields, "instruction": text}, "instruction", tokenizer)
+        return ids
+
+
+def _parse(template: str) -> list[Piece]:
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        raise PromptError(f"template {template!r}: {error}; write literal braces as {{{{ and }}}}.") from None
+    pieces = []
+    for literal, slot, spec, conversion in parsed:
+        if literal:
+            pieces.append(Piece("text", literal))
+        if slot is None:
+            continue
+        wrap = ("", "")
+        if slot == "audio" and spec and spec.count("*") == 1:
+            wrap, spec = tuple(spec.split("*")), ""
+        elif slot == "chat" and not pieces:
+            wrap, spec = (spec, ""), ""
+        if not slot.isidentifier() or spec or conversion:
+            raise PromptError(
+                f"template {template!r}: a slot is a plain field name, {{audio:before*after}} or, first of all, "
+                f"{{chat:system prompt}}; not {{{slot}{conversion and '!' + conversion or ''}{spec and ':' + spec}}}."
+            )
+        pieces.append(Piece("slot", slot, wrap=wrap))
+    return pieces
+
+
+@lru_cache(maxsize=64)
+def _chat_pieces(template: PromptTemplate, turns: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+    """A conversation through the tokenizer's chat template; an answer ends with the first special token after it."""
+    try:
+        parts = render_chat(tokenizer, template.system, turns)
+    except ChatTemplateError as error:
+        raise PromptError(f"template {template.template!r}: {error}") from None
+    pieces = []
+    for turn, (before_user, before_answer, end) in enumerate(parts):
+        said = [piece._replace(turn=turn) for piece in template._turn]
+        pieces += [Piece("text", before_user, turn)] if before_user else []
+        pieces += [*said, Piece("text", before_answer, turn)]
+        pieces += [Piece("slot", "answer", turn, supervised=True), Piece("text", end, turn, supervised=True)]
+    return pieces
+
+
+def _clips(piece: Piece, clips: list[int], tokenizer: PreTrainedTokenizerBase, take: int) -> list[int]:
+    """Slots of the next clips, each between the texts that the template puts around it."""
+    before, after = (tokenizer.encode(text, add_special_tokens=False) if text else [] for text in piece.wrap)
+    return [token for _ in range(take) for token in [*before, *[AUDIO_SLOT] * clips.pop(0), *after]]
+
+
+def _cut(ids: list[int], cut: tuple[str, int], row: dict) -> list[int]:
+    field, tokens = cut
+    if tokens >= len(ids):
+        raise PromptError(
+            f'row "{row.get("id")}": is too long by {tokens} tokens, and its field "{field}" has only {len(ids)}: '
+            "drop the row, or raise the limit."
+        )
+    return ids[:-tokens]
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, name: str) -> int:

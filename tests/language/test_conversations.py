@@ -1,0 +1,146 @@
+"""Prompts of several turns and clips, and the chat templates of tokenizers."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE, PromptError, PromptTemplate
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}"
+    "{% elif m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ m.content + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+ROW = {"id": "r", "instruction": "what?", "target": "a dog"}
+HISTORY = [{"instruction": "hello", "target": "hi"}, {"instruction": "who?", "target": "me"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a byte, with the special tokens of two chat formats."""
+    alphabet = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(alphabet, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return made
+
+
+def with_chat(tokenizer, chat_template):
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def spelt(tokenizer, ids):
+    """Text of ids, with # for an audio token."""
+    text, run = "", []
+    for token in ids:
+        if token == AUDIO_SLOT:
+            text, run = text + tokenizer.decode(run) + "#", []
+        else:
+            run.append(token)
+    return text + tokenizer.decode(run)
+
+
+def supervised(tokenizer, labels):
+    return tokenizer.decode([label for label in labels if label != IGNORE])
+
+
+def test_a_history_repeats_the_turn(tokenizer):
+    template = PromptTemplate("{bos}Be kind.{turn}\nUSER: {audio}{instruction}\nASSISTANT: {answer}{eos}")
+    ids, labels = template.encode(ROW | {"history": HISTORY}, tokenizer, 2)
+    assert spelt(tokenizer, ids) == (
+        "<s>Be kind.\nUSER: ##hello\nASSISTANT: hi</s>\nUSER: who?\nASSISTANT: me</s>\n"
+        "USER: what?\nASSISTANT: a dog</s>"
+    )
+    assert supervised(tokenizer, labels) == "hi</s>me</s>a dog</s>"
+    prompt, none = template.encode(ROW | {"history": HISTORY}, tokenizer, 2, with_answer=False)
+    assert spelt(tokenizer, prompt).endswith("USER: what?\nASSISTANT: ") and set(none) == {IGNORE}
+    assert ids[: len(prompt)] == prompt
+    with pytest.raises(PromptError, match='row "r" has a history.*put {turn}'):
+        PromptTemplate("{audio}{answer}{eos}").encode(ROW | {"history": HISTORY}, tokenizer, 2)
+
+
+def test_instructions_place_several_clips(tokenizer):
+    template = PromptTemplate("{bos}{turn}USER: {audio:<A>*</A>}{instruction} {answer}{eos}")
+    both = ROW | {"instruction": "<audio> or <audio>?"}
+    assert spelt(tokenizer, template.encode(both, tokenizer, [1, 2])[0]) == (
+        "<s>USER: <A>#</A> or <A>##</A>? a dog</s>"
+    )
+    assert spelt(tokenizer, template.encode(ROW, tokenizer, [1, 2])[0]) == "<s>USER: <A>#</A><A>##</A>what? a dog</s>"
+    spread = both | {"instruction": "and <audio>?", "history": [{"instruction": "<audio>?", "target": "no"}]}
+    assert spelt(tokenizer, template.encode(spread, tokenizer, [1, 2])[0]) == (
+        "<s>USER: <A>#</A>? no</s>USER: and <A>##</A>? a dog</s>"
+    )
+    with pytest.raises(PromptError, match="2 <audio> marks in its instructions for 1 clips"):
+        template.encode(both, tokenizer, 3)
+
+
+def test_chat_templates_of_tokenizers(tokenizer):
+    template = PromptTemplate("{chat:Listen.}{audio}{instruction}")
+    ids, labels = template.encode(ROW | {"history": HISTORY[:1]}, with_chat(tokenizer, CHATML), 1)
+    assert spelt(tokenizer, ids) == (
+        "<|im_start|>system\nListen.<|im_end|>\n<|im_start|>user\n#hello<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>"
+        "\n<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\na dog<|im_end|>"
+    )
+    assert supervised(tokenizer, labels) == "hi<|im_end|>a dog<|im_end|>"
+    assert template.end_ids(tokenizer) == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    # what is generated from is what the tokenizer's own chat template gives
+    prompt, _ = template.encode(ROW, tokenizer, 1, with_answer=False)
+    messages = [{"role": "system", "content": "Listen."}, {"role": "user", "content": "#what?"}]
+    own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert spelt(tokenizer, prompt) == own
+
+    other = PromptTemplate("{chat}{instruction} {audio}")
+    ids, labels = other.encode(ROW, with_chat(tokenizer, MISTRAL), 2)
+    assert spelt(tokenizer, ids) == "<s>[INST] what? ## [/INST]a dog</s>"
+    assert supervised(tokenizer, labels) == "a dog</s>"
+
+
+def test_chat_templates_that_cannot_be_used_say_why(tokenizer):
+    template = PromptTemplate("{chat:Listen.}{audio}{instruction} b")
+    with pytest.raises(PromptError, match="no system role"):
+        template.encode(ROW, with_chat(tokenizer, MISTRAL), 1)
+    for chat_template, reason in (
+        (None, "no chat template"),
+        ("{% for m in messages %}{{ m.content }}.{% endfor %}", "without a special token"),
+        ("{{ messages[0].content }}", "changes or leaves out"),
+    ):
+        with pytest.raises(PromptError, match=reason):
+            PromptTemplate("{chat}{audio}{instruction} c").encode(ROW, with_chat(tokenizer, chat_template), 1)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{chat}{instruction}", "needs {audio} once"),
+        ("{chat}{audio}{answer}", "come from the chat template"),
+        ("{bos}{chat}{audio}{answer}{eos}", "first of all"),
+        ("{turn}{turn}{audio}{answer}{eos}", "write it once"),
+        ("{audio}{turn}{answer}{eos}", "stand after {turn}"),
+        ("{audio:<a>}{answer}{eos}", "before"),
+    ],
+)
+def test_templates_of_a_wrong_form_are_refused(template, message):
+    with pytest.raises(PromptError, match=message):
+        PromptTemplate(template)
+
+
+@given(text=st.text(alphabet="ab <>/\n", max_size=12), drop=st.integers(0, 12))
+def test_a_field_is_cut_at_its_end_and_nothing_else_is(tokenizer, text, drop):
+    template = PromptTemplate("{bos}{audio}{instruction} Heard: {transcript}\n{answer}{eos}")
+    row = ROW | {"transcript": text}
+    if drop > 0 and len(text) <= drop:
+        with pytest.raises(PromptError, match=f'field "transcript" has only {len(text)}'):
+            template.encode(row, tokenizer, 1, cut=("transcript", drop))
+        return
+    ids, labels = template.encode(row, tokenizer, 1, cut=("transcript", drop))
+    assert spelt(tokenizer, ids) == f"<s>#what? Heard: {text[: len(text) - drop]}\na dog</s>"
+    assert supervised(tokenizer, labels) == "a dog</s>"
