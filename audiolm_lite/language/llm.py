@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
+from audiolm_lite.language.voxtral import NOT_QUANTISED, load_tekken, load_voxtral_llm
 from audiolm_lite.parts import ConfigError
 
-_ENTRIES = {"source": None, "dtype": "float32", "quantization": None, "lora": None}
+_ENTRIES = {"source": None, "tokenizer": None, "dtype": "float32", "quantization": None, "lora": None}
 _DTYPES = ("float32", "bfloat16", "float16")
 _LORA_ENTRIES = ("r", "alpha", "dropout", "target_modules")
 
@@ -20,7 +22,8 @@ def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase
     Parameters
     ----------
     config : dict
-        ``source``: name on the Hugging Face hub or a folder; ``dtype``: "float32" (default), "bfloat16" or "float16",
+        ``source``: name on the Hugging Face hub or a folder, of a causal LM or of a Voxtral, whose language model is
+        taken; ``tokenizer``: another one than the source's; ``dtype``: "float32" (default), "bfloat16" or "float16",
         whatever the file holds; ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes, on an NVIDIA GPU);
         ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685).
 
@@ -43,16 +46,29 @@ def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase
     dtype = getattr(torch, config["dtype"])
     source = config["source"]
     # A model's own code is never run: trust_remote_code=False fails at once where None would ask on the terminal.
-    llm = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, quantization_config=_quantization(config["quantization"], dtype), trust_remote_code=False
-    )
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    published = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    voxtral = published.model_type == "voxtral"
+    quantization = _quantization(config["quantization"], dtype, NOT_QUANTISED if voxtral else None)
+    if voxtral:
+        llm = load_voxtral_llm(source, published, dtype=dtype, quantization_config=quantization)
+    else:
+        llm = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, quantization_config=quantization, trust_remote_code=False
+        )
+    tokenizer = _load_tokenizer(config["tokenizer"] or source)
     if config["lora"] is not None:
         llm = _add_lora(llm, config["lora"])
     return llm, tokenizer
 
 
-def _quantization(bits: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    known = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if cached_file(source, "tekken.json", **known) and not cached_file(source, "tokenizer.json", **known):
+        return load_tekken(source)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def _quantization(bits: str | None, dtype: torch.dtype, skip: list[str] | None) -> BitsAndBytesConfig | None:
     if bits is None:
         return None
     if not torch.cuda.is_available():
@@ -60,9 +76,13 @@ def _quantization(bits: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f'llm: quantization "{bits}" needs bitsandbytes: pip install bitsandbytes')
     if bits == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
     )
 
 

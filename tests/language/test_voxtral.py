@@ -1,0 +1,69 @@
+"""Voxtral's language model as a causal LM of its own, and its tokenizer."""
+
+import base64
+import json
+
+import pytest
+import torch
+from transformers import VoxtralConfig, VoxtralForConditionalGeneration
+
+from audiolm_lite.language.llm import load_llm
+from audiolm_lite.language.prompt import PromptError, PromptTemplate
+
+TEXT = {
+    "vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+AUDIO = {
+    "vocab_size": 100, "hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_mel_bins": 8, "max_source_positions": 100,
+}  # fmt: skip
+SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[AUDIO]", "[TRANSCRIBE]"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny random Voxtral with a tekken.json of bytes, laid out as published."""
+    folder = tmp_path_factory.mktemp("voxtral")
+    torch.manual_seed(0)
+    config = VoxtralConfig(audio_config=AUDIO, text_config={"model_type": "llama", **TEXT}, audio_token_id=6)
+    VoxtralForConditionalGeneration(config).save_pretrained(folder)
+    vocabulary = [
+        {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": chr(i)} for i in range(256)
+    ]
+    special = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(SPECIAL)]
+    settings = {
+        "pattern": r"[^\s]+|\s+", "num_vocab_tokens": 256, "default_vocab_size": 256 + len(special),
+        "default_num_special_tokens": len(special), "version": "v11",
+    }  # fmt: skip
+    tekken = {"config": settings, "vocab": vocabulary, "special_tokens": special}
+    (folder / "tekken.json").write_text(json.dumps(tekken))
+    return folder
+
+
+def test_the_language_model_gives_voxtrals_logits(folder):
+    llm, _ = load_llm({"source": str(folder)})
+    whole = VoxtralForConditionalGeneration.from_pretrained(folder)
+    ids = torch.randint(10, 300, (2, 9))
+    torch.testing.assert_close(llm(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=0, atol=1e-6)
+    assert not any(parameter.is_meta for parameter in llm.parameters())
+    assert not any(buffer.is_meta for buffer in llm.buffers())
+
+
+def test_a_lora_fits_on_it(folder):
+    lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+    llm, _ = load_llm({"source": str(folder), "lora": lora, "dtype": "bfloat16"})
+    assert sum(parameter.requires_grad for parameter in llm.parameters()) == 8
+    assert llm.get_base_model().dtype == torch.bfloat16
+
+
+def test_the_tokenizer_knows_its_special_tokens_and_spells_korean(folder):
+    _, tokenizer = load_llm({"source": str(folder)})
+    template = PromptTemplate("{bos}[INST][BEGIN_AUDIO]{audio}[/INST]lang:ko[TRANSCRIBE]{answer}{eos}")
+    ids, labels = template.encode({"id": "a", "target": "안녕 하세요"}, tokenizer, 2)
+    begin = [tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "[INST]", "[BEGIN_AUDIO]")]
+    assert ids[:3] == begin and ids[3:5] == [-1, -1] and ids[-1] == tokenizer.eos_token_id
+    answer = [label for label in labels if label >= 0]
+    assert tokenizer.decode(answer[:-1]) == "안녕 하세요"
+    with pytest.raises(PromptError, match=r"becomes the special token \[INST\]"):
+        template.encode({"id": "a", "target": "[INST]"}, tokenizer, 2)
