@@ -11,6 +11,8 @@ from torch import Tensor
 SAMPLE_RATE = 16000
 # Part of every feature store's fingerprint: change it whenever `read_audio` changes the samples that a model hears.
 AUDIO_RULES = f"mono by mean, {SAMPLE_RATE} Hz by soxr HQ, float32"
+# Samples without a header, as Korean corpora publish them (KsponSpeech): nothing in such a file tells its format.
+_HEADERLESS = {"samplerate": 16000, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
 # Manifests round seconds, so a segment may end this much (in seconds) after the audio.
 TOLERANCE = 0.01
 
@@ -42,7 +44,8 @@ def read_audio(
     Parameters
     ----------
     path : str or Path
-        WAV, FLAC, OGG, MP3 and whatever else libsndfile decodes.
+        WAV, FLAC, OGG, MP3 and whatever else libsndfile decodes. A .pcm without a header is taken for mono, 16 kHz,
+        16 bit, little endian.
     start : float
         Where the segment begins, in seconds.
     duration : float, optional
@@ -104,7 +107,7 @@ def _open(path: str | Path) -> soundfile.SoundFile:
     if not path.exists():
         raise AudioError(path, "no such file; check the path and the folder it is relative to")
     try:
-        file = soundfile.SoundFile(str(path))
+        file = soundfile.SoundFile(str(path), **(_HEADERLESS if _is_headerless(path) else {}))
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw, which needs a rate
         raise AudioError(
             path, f"not readable as audio ({error}); convert it to WAV or FLAC, or fetch it again"
@@ -113,3 +116,15 @@ def _open(path: str | Path) -> soundfile.SoundFile:
         file.close()
         raise AudioError(path, "holds no audio; remove it or make it again")
     return file
+
+
+def _is_headerless(path: Path) -> bool:
+    """Whether a file is bare samples: named .pcm, and not a WAV under that name."""
+    if path.suffix.lower() != ".pcm":
+        return False
+    with path.open("rb") as file:
+        if file.read(4) == b"RIFF":
+            return False
+    if path.stat().st_size % 2:
+        raise AudioError(path, "an odd number of bytes cannot be 16-bit samples; fetch the file again")
+    return True

@@ -1,19 +1,52 @@
-"""What readers of corpora share: the clip, the error about an incomplete corpus, and held-out groups."""
+"""What readers of corpora share: the clip, the error about an incomplete corpus, tables, and held-out groups."""
 
+import csv
+import hashlib
+import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
 
 
 class CorpusError(ValueError):
     """A corpus that is not as its publisher lays it out; the message says what was expected where."""
 
 
+class Label(NamedTuple):
+    """One class of a clip, for a closed question: its task (emotion, sound_class ...) and the classes to choose from.
+
+    `choices` is empty where there are too many to write into each row of a manifest (some hundred sounds).
+    """
+
+    task: str
+    label: str
+    choices: tuple[str, ...] = ()
+
+
+class Event(NamedTuple):
+    """A sound heard in a clip and, where the corpus notes it, from when to when (seconds from the clip's start)."""
+
+    sound: str
+    start: float | None = None
+    end: float | None = None
+
+
+class Question(NamedTuple):
+    """A question that the corpus itself asks, its answers by different people, and the choices of a closed one."""
+
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Clip:
-    """One recording and what its corpus says of it; None where it says nothing.
+    """One recording, or a segment of one, and what its corpus says of it; None or empty where it says nothing.
 
     Attributes
     ----------
@@ -23,22 +56,28 @@ class Clip:
         The file; its existence is checked later, so that one lost file does not stop a whole corpus.
     split : {"train", "valid", "test"}
         Part of the corpus.
-    speaker : str
-        Name of the speaker, empty without one.
     group : str
         Recordings of one group never fall on both sides of a held-out split; the speaker, or the source recording.
-    text : str, optional
-        Transcript, normalised; empty is a fault of the corpus that preparation rejects.
+    start, duration : float
+        Segment of the file in seconds; no duration is to the end.
+    language : str
+        ISO 639-1 code of the speech.
+    speaker : str
+        Name of the speaker, empty without one.
     gender : {"male", "female"}, optional
         Gender of the speaker as the corpus notes it.
     age : int, optional
         Age of the speaker in years.
-    sound : str, optional
-        Class of the sound.
-    sounds : tuple of str
-        All classes that `sound` is one of.
+    text : str, optional
+        Transcript; empty is a fault of the corpus that preparation rejects.
+    labels : tuple of Label
+        Classes of the whole clip, one a task.
+    events : tuple of Event
+        All sounds the corpus notes in the clip.
     captions : tuple of str
         Reference captions.
+    questions : tuple of Question
+        Questions of the corpus itself.
     """
 
     dataset: str
@@ -46,13 +85,21 @@ class Clip:
     audio: Path
     split: str
     group: str
+    start: float = 0.0
+    duration: float | None = None
+    language: str = "en"
     speaker: str = ""
-    text: str | None = None
     gender: str | None = None
     age: int | None = None
-    sound: str | None = None
-    sounds: tuple[str, ...] = ()
+    text: str | None = None
+    labels: tuple[Label, ...] = ()
+    events: tuple[Event, ...] = ()
     captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+    def label(self, task: str) -> str:
+        """Class of a task; raises KeyError where the clip has none."""
+        return {label.task: label.label for label in self.labels}[task]
 
 
 def require(folder: Path, paths: Sequence[str], corpus: str, source: str) -> None:
@@ -77,6 +124,86 @@ def read_table(file: Path) -> dict[str, str]:
             raise CorpusError(f"{file}, line {number}: {key} was given before; keep one of the lines")
         table[key] = value.strip()
     return table
+
+
+def read_rows(
+    file: Path, columns: Sequence[str], source: str, *, delimiter: str = ",", header: bool = True, skip: int = 0
+) -> Iterator[dict[str, str]]:
+    """Yield the rows of a table, one at a time, as {column: text}.
+
+    Parameters
+    ----------
+    file : Path
+        UTF-8, with or without a byte order mark.
+    columns : sequence of str
+        Columns that must be there; without a header, the names of all columns in order.
+    source : str
+        Where the corpus comes from, for the message.
+    delimiter : str
+        Between columns; blanks around values are dropped. Quotes have no meaning in tables with tabs.
+    header : bool
+        Whether the first line names the columns.
+    skip : int
+        Lines of comment before the table.
+
+    Raises
+    ------
+    CorpusError
+        A column is missing, or a line has too few of them; names file and line.
+    """
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        for _ in range(skip):
+            next(lines, None)
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", quoting=quoting)
+        names = [name.strip() for name in next(reader, [])] if header else list(columns)
+        if lacking := set(columns) - set(names):
+            raise CorpusError(f"{file}: no column {', '.join(sorted(lacking))}; fetch it again from {source}")
+        needed = 1 + max(names.index(column) for column in columns)
+        for row in reader:
+            if row and len(row) < needed:
+                where = f"{file}, line {reader.line_num + skip}"
+                raise CorpusError(f"{where}: {len(row)} of {needed} columns; fetch it again from {source}")
+            if row:
+                yield {name: value.strip() for name, value in zip(names, row, strict=False)}
+
+
+def drawn(group: str, share: float, seed: int) -> bool:
+    """Whether a group is among about `share` of all: `hold_out` for corpora too large to hold at once.
+
+    The choice rests on the group's name and the seed alone, so it is the same in every file and order.
+    """
+    digest = hashlib.blake2b(f"{seed} {group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def keep_apart(corpora: Sequence[Callable[[], Iterable[Clip]]]) -> Iterator[Clip]:
+    """Yield the clips of several corpora, without those whose group one of them holds out for later.
+
+    Corpora cut their clips from the same recordings (YouTube, Freesound, LibriVox) and each splits them in its own way.
+
+    Parameters
+    ----------
+    corpora : sequence of callable
+        Each gives the clips of one corpus anew; all are read twice, so that only held-out groups are kept in memory.
+    """
+    later = {"train": 0, "valid": 1, "test": 2}
+    held_out: dict[str, int] = {}
+    for read in corpora:
+        for clip in read():
+            if clip.split != "train":
+                held_out[clip.group] = max(later[clip.split], held_out.get(clip.group, 0))
+    left_out: dict[tuple[str, str], int] = defaultdict(int)
+    for read in corpora:
+        for clip in read():
+            if later[clip.split] < held_out.get(clip.group, 0):
+                left_out[clip.dataset, clip.split] += 1
+            else:
+                yield clip
+    for (dataset, split), count in left_out.items():
+        log.warning(
+            "%s: %d clips of its %s part are left out: their recordings are held out elsewhere", dataset, count, split
+        )
 
 
 def hold_out(clips: Iterable[Clip], share: float, split: str, seed: int, stratum: Callable[[Clip], str]) -> list[Clip]:

@@ -25,6 +25,7 @@ PREPARE_KEYS = {
     "seed": Key("Seed of held-out groups and of question wordings.", int),
     "output_folder": Key("Where manifests, features and rejected.jsonl go.", str, result=False),
     "valid_share": Key("Share of the training speakers or source recordings held out for validation.", float),
+    "wordings": Key("Questions: varied, or miniasqa, the few its LLM knows.", ("miniasqa", "varied"), "miniasqa"),
     "encoder": Key("Audio encoder block whose features are stored; null writes manifests only.", dict, None),
     "feature_folder": Key("Feature store to write.", str, result=False),
     "batch_seconds": Key("Seconds of audio encoded at once.", float, 120.0, result=False),
@@ -63,7 +64,7 @@ def prepare(clips: Sequence[Clip], hparams: dict[str, Any], run_opts: dict[str, 
     reasons: dict[Clip, str] = {}
     for clip in tqdm(clips, desc="clips", unit=" clips"):
         try:
-            rows[clip] = _rows(clip, output, hparams["seed"], decode)
+            rows[clip] = _rows(clip, output, hparams, decode)
         except (AudioError, CorpusError) as error:
             reasons[clip] = str(error)
     if not decode:
@@ -90,18 +91,21 @@ def prepare(clips: Sequence[Clip], hparams: dict[str, Any], run_opts: dict[str, 
     print(f"rejected: {len(rejected)} clips{f', see {output}/rejected.jsonl' if rejected else ''}")
 
 
-def _rows(clip: Clip, output: Path, seed: int, decode: bool) -> list[dict[str, Any]]:
+def _rows(clip: Clip, output: Path, hparams: dict[str, Any], decode: bool) -> list[dict[str, Any]]:
     """Manifest rows of a clip; raises AudioError or CorpusError where it cannot be used."""
     if clip.text == "":
         raise CorpusError(f"{clip.audio}: no transcript")
-    duration = len(read_audio(clip.audio)) / SAMPLE_RATE if decode else audio_duration(clip.audio)
+    if decode:
+        duration = len(read_audio(clip.audio, clip.start, clip.duration)) / SAMPLE_RATE
+    else:
+        duration = audio_duration(clip.audio) - clip.start if clip.duration is None else clip.duration
     # Relative to the manifest, so that corpus and output can move together.
     audio = os.path.relpath(clip.audio.parent.resolve() / clip.audio.name, output.resolve())
-    common = {"audio": audio, "start": 0.0, "duration": duration, "dataset": clip.dataset, "split": clip.split}
-    common |= {"language": "en", "speaker": clip.speaker}
+    common = {"audio": audio, "start": clip.start, "duration": duration, "dataset": clip.dataset, "split": clip.split}
+    common |= {"language": clip.language, "speaker": clip.speaker}
     return [
-        {"id": f"{clip.dataset}-{clip.id}-{question['task']}", **common, **question}
-        for question in questions(clip, seed)
+        {"id": f"{clip.dataset}-{clip.id}-{question.pop('name')}", **common, **question}
+        for question in questions(clip, hparams["seed"], hparams["wordings"])
     ]
 
 

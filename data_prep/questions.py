@@ -3,13 +3,11 @@
 import random
 from typing import Any
 
-from data_prep.clips import Clip
-
-# The wordings are MiniASQA's, so that its shipped language model knows the questions from its own training.
-from data_prep.miniasqa.questions import AGE, ASR, CAPTION, GENDER, SOUND
+from data_prep.clips import Clip, Event
+from data_prep.wordings import WORDINGS
 
 
-def questions(clip: Clip, seed: int) -> list[dict[str, Any]]:
+def questions(clip: Clip, seed: int, wordings: str = "miniasqa") -> list[dict[str, Any]]:
     """All questions that what is known of a clip can answer.
 
     Parameters
@@ -18,33 +16,56 @@ def questions(clip: Clip, seed: int) -> list[dict[str, Any]]:
         One recording.
     seed : int
         With the clip's dataset, id and the task, all that the choice of wording depends on.
+    wordings : {"miniasqa", "varied"}
+        The few wordings that MiniASQA's shipped language model knows, or many.
 
     Returns
     -------
     list of dict
-        Fields task, instruction, target and references; label and labels of a closed question; age.
+        Fields name (unlike all others of the clip), task, instruction, target and references; label and labels of a
+        closed question; age; sounds, the list behind an answer that names several.
     """
+    rows: list[dict[str, Any]] = []
+    forms = WORDINGS[wordings]
 
-    def choose(task: str, forms: list) -> Any:
-        return random.Random(f"{seed} {clip.dataset} {clip.id} {task}").choice(forms)
+    def draw(purpose: str) -> random.Random:
+        return random.Random(f"{seed} {clip.dataset} {clip.id} {purpose}")
 
-    def labelled(task: str, forms: list[tuple[str, str]], label: str) -> dict[str, Any]:
-        instruction, answer = choose(task, forms)
-        target = answer.format(label=label)
-        return {"task": task, "instruction": instruction, "target": target, "references": [target], "label": label}
+    def ask(task: str, answer: str, sound: str = "", /, **fields: Any) -> None:
+        of_language = forms.get(f"{task} {clip.language}", forms[task])
+        question, form = draw(task).choice(of_language)
+        target = form.replace("{label}", answer)
+        row = {"name": task, "task": task, "instruction": question.replace("{sound}", sound), "target": target}
+        rows.append({**row, "references": [target], **fields})
 
-    rows = []
     if clip.text is not None:
-        instruction = choose("asr", ASR)
-        rows.append({"task": "asr", "instruction": instruction, "target": clip.text, "references": [clip.text]})
+        ask("asr", clip.text)
     if clip.gender is not None:
-        rows.append(labelled("gender", GENDER, clip.gender) | {"labels": ["male", "female"]})
+        ask("gender", clip.gender, label=clip.gender, labels=["male", "female"])
     if clip.age is not None:
-        rows.append(labelled("age", AGE, str(clip.age)) | {"age": clip.age})
-    if clip.sound is not None:
-        rows.append(labelled("sound_class", SOUND, clip.sound) | {"labels": list(clip.sounds)})
+        ask("age", str(clip.age), label=str(clip.age), age=clip.age)
+    for task, label, choices in clip.labels:
+        ask(task, label, label=label, **({"labels": list(choices)} if choices else {}))
     if clip.captions:
-        target, references = choose("caption target", list(clip.captions)), list(clip.captions)
-        instruction = choose("caption", CAPTION)
-        rows.append({"task": "caption", "instruction": instruction, "target": target, "references": references})
+        ask("caption", draw("caption target").choice(clip.captions), references=list(clip.captions))
+    if clip.events:
+        sounds = list(dict.fromkeys(event.sound for event in clip.events))
+        ask("sounds", ", ".join(sounds), sounds=sounds)
+    timed = sorted((event for event in clip.events if event.start is not None), key=lambda event: event.start)
+    if timed:
+        sound = draw("event_time sound").choice(sorted({event.sound for event in timed}))
+        ask("event_time", "; ".join(_times(event) for event in timed if event.sound == sound), sound)
+        ask("timeline", "; ".join(f"{event.sound} {_times(event)}" for event in timed))
+    if len(timed) > 1 and timed[1].start - timed[0].start >= 0.2:  # closer ones cannot be told apart by ear
+        ask("first_sound", timed[0].sound, label=timed[0].sound, labels=sorted({event.sound for event in timed}))
+    for number, (question, answers, choices) in enumerate(clip.questions, start=1):
+        # The answer that most people give, the first of them at a tie.
+        target = max(dict.fromkeys(answers), key=answers.count)
+        closed = {"label": target, "labels": list(choices)} if choices else {}
+        row = {"name": f"qa{number}", "task": "qa", "instruction": question, "target": target}
+        rows.append({**row, "references": list(answers), **closed})
     return rows
+
+
+def _times(event: Event) -> str:
+    return f"{event.start:.1f} s" if event.end is None else f"{event.start:.1f}-{event.end:.1f} s"

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from data_prep.clips import Clip, CorpusError, hold_out, require
+from data_prep.clips import Clip, CorpusError, Label, hold_out, require
 
 SOURCE = "https://github.com/karolpiczak/ESC-50 (archive/master.zip)"
 
@@ -108,13 +108,12 @@ def read_esc50(folder: str | Path, esc10: bool, test_fold: int, valid_share: flo
             audio=folder / "audio" / row["filename"],
             split="test" if int(row["fold"]) == test_fold else "train",
             group=row["src_file"],
-            sound=row["category"].replace("_", " "),
-            sounds=sounds,
+            labels=(Label("sound_class", row["category"].replace("_", " "), sounds),),
             captions=_captions(row["category"]),
         )
         for row in rows
     ]
-    return hold_out(clips, valid_share, "valid", seed, stratum=lambda clip: clip.sound)
+    return hold_out(clips, valid_share, "valid", seed, stratum=lambda clip: clip.label("sound_class"))
 
 
 def _captions(category: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from audiolm_lite.data.manifest import read_manifest
 from audiolm_lite.features.extract import feature_key
 from audiolm_lite.features.store import FeatureStore
-from data_prep.clips import Clip, CorpusError, hold_out, read_table
+from data_prep.clips import Clip, CorpusError, Label, hold_out, read_table
 from data_prep.corpora.an4 import read_an4
 from data_prep.corpora.esc50 import _TOLD, read_esc50
 from data_prep.corpora.speechocean762 import read_speechocean762
@@ -129,9 +129,9 @@ def test_esc50_reader(esc50):
     by_split = groups(clips)
     assert by_split["test"] == {"310", "311", "320", "321"}
     assert len(by_split["valid"]) == 2 and not by_split["train"] & by_split["valid"]  # a source of each class
-    assert {clip.sound for clip in clips} == {"crying baby", "cow"} == set(clips[0].sounds)
+    assert {clip.label("sound_class") for clip in clips} == {"crying baby", "cow"} == set(clips[0].labels[0].choices)
     ten = read_esc50(esc50, esc10=True, test_fold=1, valid_share=0.1, seed=1)
-    assert {clip.sound for clip in ten} == {"crying baby"} and ten[0].dataset == "ESC-10"
+    assert {clip.label("sound_class") for clip in ten} == {"crying baby"} and ten[0].dataset == "ESC-10"
 
 
 def test_esc50_faults_are_named(esc50):
@@ -233,9 +233,9 @@ def test_plain_transcript(raw, plain):
 
 
 def test_questions_vary_and_repeat():
+    dog = Label("sound_class", "dog", ("cow", "dog"))
     clips = [
-        Clip("d", str(i), Path("x"), "train", "g", text="go", gender="male", age=9, sound="dog", sounds=("cow", "dog"))
-        for i in range(40)
+        Clip("d", str(i), Path("x"), "train", "g", text="go", gender="male", age=9, labels=(dog,)) for i in range(40)
     ]
     first = [questions(clip, 1) for clip in clips]
     assert first == [questions(clip, 1) for clip in clips] != [questions(clip, 2) for clip in clips]
@@ -313,6 +313,7 @@ def test_unusable_clips_are_listed_and_left_out(speechocean, encoder, tmp_path):
 def test_empty_split_is_an_error(an4, tmp_path):
     clips = [clip for clip in read_an4(an4, 0.1, 1) if clip.split != "valid"]
     hparams = {"output_folder": tmp_path / "out", "encoder": None, "seed": 1, "max_rejects": 0.0}
+    hparams["wordings"] = "varied"
     with pytest.raises(CorpusError, match="no clip is left for split valid"):
         prepare(clips, hparams, {})
 
