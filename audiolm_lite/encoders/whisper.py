@@ -15,7 +15,8 @@ import transformers
 from torch import Tensor, nn
 
 from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
-from audiolm_lite.encoders.pooling import mean_pool
+from audiolm_lite.encoders.logmel import log_mel
+from audiolm_lite.encoders.pooling import POOLINGS, mix_layers, mixing_weights
 from audiolm_lite.parts import ConfigError
 
 # Names inside openai-whisper's checkpoints -> names inside transformers' encoder, applied in this order.
@@ -55,7 +56,11 @@ class WhisperEncoder(nn.Module):
         Blocks whose outputs are returned, 0 the first, -1 the last (which comes after the final layer norm); all if
         None. The convolutions' output is no layer.
     pool : int
-        Average over this many consecutive frames.
+        Consecutive frames that become one.
+    pooling : {"mean", "max", "stride"}
+        How they do: their average, their largest values, the first of them.
+    layer_mix : "mean" or list of float, optional
+        Return one layer, the average of `layers` or their sum with these weights, after pooling.
 
     Attributes
     ----------
@@ -74,6 +79,8 @@ class WhisperEncoder(nn.Module):
         window_seconds: float = 10.0,
         layers: list[int] | None = None,
         pool: int = 1,
+        pooling: str = "mean",
+        layer_mix: str | list[float] | None = None,
     ):
         super().__init__()
         self.model, extractor = _load(str(source))
@@ -82,12 +89,15 @@ class WhisperEncoder(nn.Module):
             raise ConfigError(f"whisper: padding {padding!r} is none of 'exact', 'window', 'full'")
         if pool < 1:
             raise ConfigError(f"whisper: pool is {pool}; it must be at least 1")
+        if pooling not in POOLINGS:
+            raise ConfigError(f"whisper: pooling {pooling!r} is none of {', '.join(POOLINGS)}")
         if layers is not None and (not layers or any(not -blocks <= layer < blocks for layer in layers)):
             raise ConfigError(f"whisper: layers {layers}: {source} has blocks 0 to {blocks - 1}")
         if extractor.sampling_rate != SAMPLE_RATE:
             raise ConfigError(f"whisper: {source} wants {extractor.sampling_rate} Hz; audio here is {SAMPLE_RATE} Hz")
-        self.padding, self.pool = padding, pool
+        self.padding, self.pool, self.pooling, self.layer_mix = padding, pool, pooling, layer_mix
         self.layers = list(range(blocks)) if layers is None else [layer % blocks for layer in layers]
+        self.weights = mixing_weights(layer_mix, len(self.layers))
         self.normed = blocks - 1  # the block whose output goes through the final layer norm
         self.model.layers = self.model.layers[: max(self.layers) + 1]
 
@@ -103,7 +113,7 @@ class WhisperEncoder(nn.Module):
                 raise ConfigError(f"whisper: window_seconds is {window_seconds}; {source} takes up to {limit:g} s")
             self.max_samples = round(window_seconds * SAMPLE_RATE)
         self.feature_dim = self.model.conv2.out_channels
-        self.num_layers = len(self.layers)
+        self.num_layers = len(self.layers) if layer_mix is None else 1
         self.frame_seconds = 2 * self.hop * pool / SAMPLE_RATE
         self.max_seconds = self.max_samples / SAMPLE_RATE
 
@@ -138,6 +148,8 @@ class WhisperEncoder(nn.Module):
             "hop": self.hop,
             "layers": self.layers,
             "pool": self.pool,
+            "pooling": self.pooling,
+            "layer_mix": self.layer_mix,
             "padding": self.padding,
             "seconds": None if self.padding == "exact" else self.max_seconds,
             "audio": AUDIO_RULES,
@@ -174,7 +186,7 @@ class WhisperEncoder(nn.Module):
             waveforms = F.pad(waveforms, (0, self.max_samples - waveforms.shape[1]))
             lengths, samples = torch.full_like(lengths, self.max_samples), [self.max_samples]
 
-        mel, mel_valid = self._log_mel(waveforms, lengths)
+        mel, mel_valid = log_mel(waveforms, lengths, self.mel_filters, self.n_fft, self.hop)
         frames = self._block_frames(lengths)  # [B]
         x = F.gelu(self.model.conv1(mel.to(self.model.conv1.weight.dtype)))
         x = F.gelu(self.model.conv2(x * mel_valid[:, None].to(x.dtype))).transpose(1, 2)  # [B, T, D]
@@ -188,29 +200,9 @@ class WhisperEncoder(nn.Module):
             x = _run_block(block, x, mask)
             if index in self.layers:
                 output = self.model.layer_norm(x) if index == self.normed else x
-                outputs[index], pooled = mean_pool(output[:, None], frames, self.pool)
-        return torch.cat([outputs[index] for index in self.layers], dim=1), pooled
-
-    def _log_mel(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel spectrogram [B, mels, M] of waveforms [B, S], and which of its frames are valid [B, M].
-
-        Every clip is mirrored at its own end and scaled by its own maximum, as it would be alone. Frame i is centred on
-        sample i * hop and exists when that sample does; for whole hops these are the frames that Whisper keeps.
-        """
-        half, last = self.n_fft // 2, (lengths - 1)[:, None]
-        index = (torch.arange(waveforms.shape[1] + 2 * half, device=waveforms.device) - half).abs()
-        index = torch.where(index > last, 2 * last - index, index).clamp(min=0)  # [B, S + 2 * half]
-        with torch.autocast(waveforms.device.type, enabled=False):  # 16 bits are too few for power spectra
-            padded = waveforms.float().gather(1, index)
-            window = torch.hann_window(self.n_fft, device=padded.device)
-            spectrum = torch.stft(padded, self.n_fft, self.hop, window=window, center=False, return_complex=True)
-            count = -(-waveforms.shape[1] // self.hop)
-            power = torch.view_as_real(spectrum[..., :count]).square().sum(-1)  # [B, n_fft / 2 + 1, M]
-            mel = (self.mel_filters.to(power.device).T @ power).clamp(min=1e-10).log10()
-            valid = torch.arange(count, device=mel.device) * self.hop < lengths[:, None]
-            mel = mel.masked_fill(~valid[:, None], -torch.inf)
-            mel = (torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
-            return mel.masked_fill(~valid[:, None], 0), valid
+                outputs[index], pooled = POOLINGS[self.pooling](output[:, None], frames, self.pool)
+        features = torch.cat([outputs[index] for index in self.layers], dim=1)
+        return features if self.weights is None else mix_layers(features, self.weights), pooled
 
     def _check(self, shortest: int, longest: int) -> None:
         if longest > self.max_samples:

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from audiolm_lite.encoders.pooling import mean_pool
 from audiolm_lite.encoders.whisper import WhisperEncoder
 from audiolm_lite.parts import ConfigError, build
 
@@ -148,17 +147,6 @@ def test_chosen_layers_are_those_of_all(tiny):
     first = WhisperEncoder(tiny, layers=[0])
     torch.testing.assert_close(first(*clips)[0], everything[:, :1])
     assert len(first.model.layers) == 1
-
-
-@given(frames=st.lists(st.integers(1, 11), min_size=1, max_size=4), pool=st.integers(1, 5))
-def test_pooling_averages_valid_frames_only(frames, pool):
-    features = torch.randn(len(frames), 2, max(frames), 3, generator=torch.Generator().manual_seed(0))
-    pooled, counts = mean_pool(features, torch.tensor(frames), pool)
-    for clip, result, n, count in zip(features, pooled, frames, counts.tolist()):
-        expected = torch.stack([part.mean(1) for part in clip[:, :n].split(pool, dim=1)], dim=1)
-        assert count == expected.shape[1]
-        torch.testing.assert_close(result[:, :count], expected)
-        assert not result[:, count:].any()
 
 
 def test_every_block_gets_gradients(tiny):
