@@ -28,7 +28,8 @@ class ModelBundle:
     template : PromptTemplate
         As in training.
     generation : dict
-        Default arguments of generation: `max_new_tokens`, and fields of `decoding.Sampling` unless it is greedy.
+        Default arguments of generation: `max_new_tokens`, and fields of `decoding.Sampling`, or `beams` and
+        `length_penalty`; greedy without.
     instructions : dict
         What `AudioLM.transcribe` and `AudioLM.caption` ask ("transcribe", "caption").
     identity : str
@@ -44,10 +45,10 @@ class ModelBundle:
 
     @property
     def eos_ids(self) -> list[int]:
-        """Tokens that end an answer: the tokenizer's, which training used, and those of the LLM's own settings."""
+        """Tokens that end an answer: the template's, which training used, and those of the LLM's own settings."""
         further = getattr(getattr(self.model.llm, "generation_config", None), "eos_token_id", None)
         further = [further] if isinstance(further, int) else list(further or [])
-        return sorted({self.tokenizer.eos_token_id, *further})
+        return sorted({*self.template.end_ids(self.tokenizer), *further})
 
     @torch.no_grad()
     def answer(
@@ -71,18 +72,20 @@ class ModelBundle:
             Without special tokens and surrounding spaces.
         """
         options = {**self.generation, **(generation or {})}
-        max_new_tokens = options.pop("max_new_tokens")
-        sampling = None
-        if options:
+        search = {"max_new_tokens": options.pop("max_new_tokens"), "eos_ids": self.eos_ids}
+        beams = options.pop("beams", 1)
+        if beams > 1:
+            search |= {"beams": beams, "length_penalty": options.pop("length_penalty", 1.0)}
+            if options:
+                raise ValueError(
+                    f"generation: beams {beams} and {', '.join(options)} do not go together; leave one out"
+                )
+        elif options:
             seed = options.pop("seed", 0)
-            sampling = Sampling(**options, seed=[seed + zlib.crc32(item.row["id"].encode()) for item in items])
+            seeds = [seed + zlib.crc32(item.row["id"].encode()) for item in items]
+            search["sampling"] = Sampling(**options, seed=seeds)
         batch = collate(items, side="left").to(self.model.embedding.weight.device)
         backend = backend or make_backend("eager", self.model.llm, len(items), batch.input_ids.shape[1])
-        tokens = backend.generate(
-            self.model.embed(batch),
-            batch.attention_mask,
-            max_new_tokens=max_new_tokens,
-            eos_ids=self.eos_ids,
-            sampling=sampling,
-        )
+        run = backend.beam_search if beams > 1 else backend.generate
+        tokens = run(self.model.embed(batch), batch.attention_mask, **search)
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

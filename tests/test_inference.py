@@ -72,6 +72,15 @@ def test_sampled_answers_depend_on_clip_and_seed_alone(folder):
     assert len(model.ask(files[0], "what", max_new_tokens=1).split()) <= 1
 
 
+def test_beams_are_a_generation_setting(folder):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    files = [folder / f"{number}.wav" for number in range(3)]
+    answers = model.ask(files, "what dog", beams=3)
+    assert answers == [model.ask(file, "what dog", beams=3, length_penalty=1.0) for file in files]
+    with pytest.raises(ValueError, match="beams 3 and temperature do not go together"):
+        model.ask(files, "what dog", beams=3, temperature=0.5)
+
+
 def test_a_back_end_gets_the_merged_llm_and_answers_batches_of_its_size(folder, monkeypatch):
     """Compilation itself is tested in tests/deploy; here a back end with a fixed cache takes its place."""
     made = []

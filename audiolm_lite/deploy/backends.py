@@ -36,6 +36,7 @@ import transformers
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from audiolm_lite.decoding.beam import beam_search
 from audiolm_lite.decoding.generate import generate
 from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
 
@@ -70,6 +71,18 @@ class Backend:
     def generate(self, inputs_embeds: Tensor, attention_mask: Tensor, **options) -> list[list[int]]:
         """`audiolm_lite.decoding.generate` on this back end; a batch of fewer rows than compiled for is fine."""
         return generate(
+            self.llm,
+            inputs_embeds,
+            attention_mask,
+            prefill=self.prefill,
+            decode_step=self.decode_step,
+            state=self.state,
+            **options,
+        )
+
+    def beam_search(self, inputs_embeds: Tensor, attention_mask: Tensor, **options) -> list[list[int]]:
+        """`audiolm_lite.decoding.beam_search` on this back end, which needs rows for all beams."""
+        return beam_search(
             self.llm,
             inputs_embeds,
             attention_mask,

@@ -1,0 +1,144 @@
+"""Beam search over the static cache, with the scores and the stopping rule of transformers' own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
+
+_NEVER = -1e9  # score of what does not exist; finite, so that no NaN arises from it
+
+
+@torch.no_grad()
+def beam_search(
+    llm: nn.Module,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor,
+    *,
+    beams: int,
+    max_new_tokens: int,
+    eos_ids: int | Sequence[int],
+    length_penalty: float = 1.0,
+    prefill: Callable = prefill,
+    decode_step: Callable = decode_step,
+    state: DecodeState | None = None,
+) -> list[list[int]]:
+    """Continue each prompt with the best of `beams` hypotheses; a row's tokens do not depend on its neighbours.
+
+    Parameters
+    ----------
+    llm : nn.Module
+        Causal language model in eval mode.
+    inputs_embeds, attention_mask : Tensor
+        [B, S, H] prompt embeddings and [B, S], true at the prompt's own places; padded on either side.
+    beams : int
+        Hypotheses K kept for each prompt.
+    max_new_tokens : int
+        Most tokens an answer may get.
+    eos_ids : int or sequence of int
+        Tokens that end an answer.
+    length_penalty : float
+        A finished answer's log probability is divided by its length, end token included, to this power: above 0 favours
+        longer ones.
+    prefill, decode_step, state
+        As in `generate`; a given state needs B * K rows.
+
+    Returns
+    -------
+    list of list of int
+        Best answer of each row, without the end token.
+
+    Raises
+    ------
+    ValueError
+        If a row is empty, the model is in training mode, or the batch does not fit the cache.
+    """
+    batch, length, _ = inputs_embeds.shape
+    if llm.training:
+        raise ValueError("beam_search: the model is in training mode; call .eval() first")
+    if beams < 2 or max_new_tokens < 1:
+        raise ValueError(f"beam_search: needs 2 beams and 1 token at least, not {beams} and {max_new_tokens}")
+    longest, shortest = attention_mask.bool().sum(1).aminmax()[::-1]
+    if int(shortest) == 0:
+        raise ValueError("beam_search: a row of attention_mask is empty; every prompt needs at least one token")
+    capacity = max(length, int(longest) + max_new_tokens - 1)
+    device = inputs_embeds.device
+    if state is None:
+        logits, state = _prefill_once(llm, inputs_embeds, attention_mask, beams, capacity, prefill)
+    elif state.batch_size < batch * beams or state.max_length < capacity:
+        raise ValueError(
+            f"beam_search: {batch} rows of {beams} beams and up to {capacity} tokens do not fit a cache of "
+            f"{state.batch_size} rows of {state.max_length}; lower batch size or beams, or build the back end for more"
+        )
+    else:
+        rows = (torch.arange(state.batch_size, device=device) // beams).clamp(max=batch - 1)
+        logits = prefill(llm, state, inputs_embeds[rows], attention_mask[rows])[: batch * beams : beams]
+    spare = torch.arange(batch * beams, state.batch_size, device=device)
+    first = torch.arange(batch, device=device)[:, None] * beams  # row of each prompt's first beam
+
+    eos = torch.tensor([eos_ids] if isinstance(eos_ids, int) else list(eos_ids), dtype=torch.int64, device=device)
+    vocabulary = logits.shape[1]
+    scores = torch.full((batch, beams), _NEVER, device=device)
+    scores[:, 0] = 0.0  # all beams begin alike: only the first may propose
+    logits = logits.repeat_interleave(beams, 0)
+    tokens = torch.zeros(batch, beams, max_new_tokens, dtype=torch.int64, device=device)
+    best = torch.full((batch, beams), _NEVER, device=device)  # finished hypotheses and their scores
+    done = torch.zeros(batch, 1, dtype=torch.bool, device=device)
+    best_tokens, best_lengths = tokens.clone(), torch.zeros(batch, beams, dtype=torch.int64, device=device)
+    for step in range(max_new_tokens):
+        proposals = scores[:, :, None] + logits.log_softmax(-1).view(batch, beams, vocabulary)
+        # Twice as many as beams: even if every beam ends, as many go on.
+        top, index = proposals.flatten(1).topk(2 * beams, dim=1)
+        beam, token = index // vocabulary, index % vocabulary
+        candidates = tokens.gather(1, beam[:, :, None].expand(-1, -1, max_new_tokens)).clone()
+        candidates[:, :, step] = token
+        last = step + 1 == max_new_tokens
+        ended = torch.isin(token, eos) | last
+
+        finishing = top / (step + 1) ** length_penalty
+        # A row that is done may run on beside others, which must not change its answer.
+        finishing = finishing.masked_fill(~ended | done, _NEVER)
+        finishing[:, beams:] = _NEVER  # an end counts only where it is among the best
+        best, kept = torch.cat([best, finishing], 1).topk(beams, dim=1)
+        best_tokens = torch.cat([best_tokens, candidates], 1).gather(1, kept[:, :, None].expand(-1, -1, max_new_tokens))
+        lengths = torch.full_like(token, step + 1)
+        best_lengths = torch.cat([best_lengths, lengths], 1).gather(1, kept)
+        if last:
+            break
+
+        scores, going = top.masked_fill(ended, _NEVER).topk(beams, dim=1)
+        # Done: no running hypothesis would (at its present length) still enter the finished ones.
+        done |= scores[:, :1] / (step + 1) ** length_penalty <= best.amin(1, keepdim=True)
+        if bool(done.all()):
+            break
+        tokens = candidates.gather(1, going[:, :, None].expand(-1, -1, max_new_tokens))
+        source = (first + beam.gather(1, going)).flatten()
+        _reorder(state, torch.cat([source, spare]))
+        step_tokens = torch.cat([token.gather(1, going).flatten(), torch.zeros_like(spare)])
+        logits = decode_step(llm, state, step_tokens)[: batch * beams]
+
+    ends, answers = set(eos.tolist()), []
+    for row, count in zip(best_tokens[:, 0].tolist(), best_lengths[:, 0].tolist()):
+        answers.append(row[: count - 1] if row[count - 1] in ends else row[:count])
+    return answers
+
+
+def _prefill_once(
+    llm: nn.Module, embeds: Tensor, mask: Tensor, beams: int, capacity: int, prefill: Callable
+) -> tuple[Tensor, DecodeState]:
+    """Read each prompt once and copy its cache to all its beams."""
+    small = DecodeState.allocate(llm, embeds.shape[0], embeds.shape[1])
+    logits = prefill(llm, small, embeds, mask)
+    state = DecodeState.allocate(llm, embeds.shape[0] * beams, capacity)
+    for large, read in zip(state.keys + state.values, small.keys + small.values):
+        large[:, :, : read.shape[2]] = read.repeat_interleave(beams, 0)
+    state.position.copy_(small.position.repeat_interleave(beams))
+    return logits, state
+
+
+def _reorder(state: DecodeState, source: Tensor) -> None:
+    """Give each row the cache of row `source`, in place, as compiled back ends need it."""
+    for cache in state.keys + state.values:
+        cache.copy_(cache[source])
+    state.position.copy_(state.position[source])

@@ -1,0 +1,95 @@
+"""Beam search: equal to transformers', independent of the batch and of the cache it is given."""
+
+import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from audiolm_lite.decoding import DecodeState, beam_search, generate
+
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 23, "max_position_embeddings": 128, "initializer_range": 0.3,
+}  # fmt: skip
+EOS = 7
+
+
+def make_llm():
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).eval()
+
+
+LLM = make_llm()
+
+
+def make_prompts(lengths, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(length, SHAPE["hidden_size"], generator=generator) for length in lengths]
+
+
+def collate(prompts, side="right"):
+    longest = max(len(prompt) for prompt in prompts)
+    embeds, mask = torch.zeros(len(prompts), longest, 32), torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        places = slice(longest - len(prompt), None) if side == "left" else slice(0, len(prompt))
+        embeds[row, places], mask[row, places] = prompt, True
+    return embeds, mask
+
+
+def transformers_beams(prompt, beams, max_new_tokens, length_penalty):
+    tokens = LLM.generate(
+        inputs_embeds=prompt[None], attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
+        num_beams=beams, length_penalty=length_penalty, max_new_tokens=max_new_tokens, eos_token_id=EOS,
+        pad_token_id=0, bos_token_id=1,
+    )[0].tolist()  # fmt: skip
+    return tokens[: tokens.index(EOS)] if EOS in tokens else tokens
+
+
+@pytest.mark.parametrize(("beams", "length_penalty"), [(2, 1.0), (4, 1.0), (4, 0.0), (3, 2.0), (4, -0.5)])
+def test_equals_transformers(beams, length_penalty):
+    prompts = [prompt for seed in range(6) for prompt in make_prompts([3, 9, 5], seed)]
+    options = {"beams": beams, "max_new_tokens": 9, "length_penalty": length_penalty}
+    ours = beam_search(LLM, *collate(prompts, "left"), eos_ids=EOS, **options)
+    theirs = [transformers_beams(prompt, beams, 9, length_penalty) for prompt in prompts]
+    assert ours == theirs
+    assert len(set(map(tuple, ours))) > 9, "too few different answers to show anything"
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), side=st.sampled_from(["left", "right"]))
+def test_a_row_does_not_depend_on_the_batch_or_the_cache(lengths, side):
+    prompts = make_prompts(lengths)
+    options = {"beams": 3, "max_new_tokens": 6, "eos_ids": [EOS, 11]}
+    together = beam_search(LLM, *collate(prompts, side), **options)
+    assert together == [beam_search(LLM, prompt[None], torch.ones(1, len(prompt)), **options)[0] for prompt in prompts]
+    state = DecodeState.allocate(LLM, 3 * len(prompts) + 2, 30)  # as a compiled back end has it: spare rows, more room
+    assert beam_search(LLM, *collate(prompts, side), state=state, **options) == together
+
+
+def test_finds_likelier_answers_than_greedy_search():
+    def log_probability(prompt, answer):
+        embeds = torch.cat([prompt, LLM.get_input_embeddings()(torch.tensor(answer))])[None]
+        scores = LLM(inputs_embeds=embeds).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        return float(scores.gather(1, torch.tensor(answer)[:, None]).sum())
+
+    prompts = make_prompts([4, 6, 8, 5, 7])
+    with torch.no_grad():
+        beam = beam_search(LLM, *collate(prompts), beams=5, max_new_tokens=5, eos_ids=[])
+        greedy = generate(LLM, *collate(prompts), max_new_tokens=5, eos_ids=[])
+        gains = [log_probability(p, b) - log_probability(p, g) for p, b, g in zip(prompts, beam, greedy)]
+    assert min(gains) > -1e-4 and max(gains) > 0.1
+
+
+def test_refusals():
+    embeds, mask = collate(make_prompts([3, 4]))
+    options = {"beams": 2, "max_new_tokens": 4, "eos_ids": EOS}
+    with pytest.raises(ValueError, match="2 beams and 1 token"):
+        beam_search(LLM, embeds, mask, **options | {"beams": 1})
+    with pytest.raises(ValueError, match="do not fit a cache of 3 rows"):
+        beam_search(LLM, embeds, mask, state=DecodeState.allocate(LLM, 3, 20), **options)
+    with pytest.raises(ValueError, match="empty"):
+        beam_search(LLM, embeds, mask & False, **options)
+    with pytest.raises(ValueError, match="training mode"):
+        beam_search(make_llm().train(), embeds, mask, **options)
