@@ -1,23 +1,36 @@
-"""Second half of every prepare script: clips -> checked manifests, a list of rejects, and the encoder's features."""
+"""Second half of every prepare script: clips -> checked manifests, a list of what was set aside, and features.
+
+Clips pass through one at a time, so that a corpus of millions takes little memory:
+
+    clips -> rows of good ones in preparation/<split>.jsonl -> features -> <split>.jsonl without clips that have none
+
+and whatever is set aside on the way is in rejected.jsonl, with the reason.
+"""
 
 import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from itertools import chain
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
 
-from audiolm_lite.audio import SAMPLE_RATE, AudioError, audio_duration, read_audio
+from audiolm_lite.audio import AudioError
 from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.features.extract import extract, feature_key
 from audiolm_lite.parts import build
 from audiolm_lite.training.experiment import Key
+from data_prep.checks import Check, CheckedAudio, in_threads
 from data_prep.clips import Clip, CorpusError
+from data_prep.filters import Dropped, Filters
 from data_prep.questions import questions
+from data_prep.tables import format_table
 
 SPLITS = ("train", "valid", "test")
 
@@ -26,23 +39,29 @@ PREPARE_KEYS = {
     "output_folder": Key("Where manifests, features and rejected.jsonl go.", str, result=False),
     "valid_share": Key("Share of the training speakers or source recordings held out for validation.", float),
     "wordings": Key("Questions: varied, or miniasqa, the few its LLM knows.", ("miniasqa", "varied"), "miniasqa"),
+    "filters": Key("Limits: {min_seconds, max_seconds, max_characters, max_silence, duplicates}.", dict, None),
     "encoder": Key("Audio encoder block whose features are stored; null writes manifests only.", dict, None),
     "feature_folder": Key("Feature store to write.", str, result=False),
     "batch_seconds": Key("Seconds of audio encoded at once.", float, 120.0, result=False),
     "num_workers": Key("Processes that decode audio ahead.", int, 0, result=False),
-    "max_rejects": Key("Share of the clips that may be rejected before preparation stops.", float, 0.01, result=False),
+    "max_rejects": Key("Share of the clips that may have faults before preparation fails.", float, 0.01, result=False),
 }
 
 
-def prepare(clips: Sequence[Clip], hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
+def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Write train.jsonl, valid.jsonl, test.jsonl and, where an encoder is given, the features of all clips.
 
-    Run again after an interruption, the extraction goes on where it stopped.
+    Every clip ends in a manifest or as {id, audio, reason} in rejected.jsonl. Those there for a fault count against
+    `max_rejects`; those that a filter left out on purpose have a further field `filter` and do not. Tables at the end
+    say how many hours each split and task has, and how many clips were set aside for which reason.
+
+    Run again after an interruption, the same command goes on: audio looked at is not looked at again while the file is
+    unchanged, features stored are not computed again, and manifests appear whole or not at all.
 
     Parameters
     ----------
-    clips : sequence of Clip
-        What the corpora hold.
+    clips : iterable of Clip
+        What the corpora hold; a generator is read once and never held whole.
     hparams : dict
         Values of PREPARE_KEYS.
     run_opts : dict
@@ -51,69 +70,171 @@ def prepare(clips: Sequence[Clip], hparams: dict[str, Any], run_opts: dict[str, 
     Raises
     ------
     CorpusError
-        More than `max_rejects` of the clips cannot be used, or a split has none. All rejects are then in
-        rejected.jsonl of the output folder, as {id, audio, reason}, and no manifest is written.
+        More than `max_rejects` of the clips have faults, or a split has none left. rejected.jsonl and the features are
+        then complete, but no manifest is written, so that nothing trains on half a corpus by mistake: the command with
+        a larger `max_rejects` writes them within seconds.
     """
     output = Path(hparams["output_folder"])
-    output.mkdir(parents=True, exist_ok=True)
+    work = output / "preparation"
+    work.mkdir(parents=True, exist_ok=True)
     if run_opts.get("debug"):
         clips = _few(clips)
-    # Without extraction nothing would decode the files before training does, so they are decoded here.
-    decode = hparams["encoder"] is None
-    rows: dict[Clip, list[dict]] = {}
-    reasons: dict[Clip, str] = {}
-    for clip in tqdm(clips, desc="clips", unit=" clips"):
-        try:
-            rows[clip] = _rows(clip, output, hparams, decode)
-        except (AudioError, CorpusError) as error:
-            reasons[clip] = str(error)
-    if not decode:
-        reasons |= _extract(rows, output, hparams, run_opts)
+    with SetAside(work / "rejected.jsonl") as aside:
+        total = _check(clips, hparams, output, work, aside)
+        failed = {}
+        if hparams["encoder"] is not None:
+            failed = _extract(_first_rows(work), output, hparams, run_opts)
+            _without_features(failed, work, aside)
+    listed = output / "rejected.jsonl"
+    os.replace(work / "rejected.jsonl", listed)
 
-    rejected = [{"id": clip.id, "audio": str(clip.audio), "reason": reason} for clip, reason in reasons.items()]
-    _write_lines(output / "rejected.jsonl", rejected)
-    if len(rejected) > hparams["max_rejects"] * len(clips):
+    if aside.reasons:
+        print(format_table(["clips", "set aside because"], [[n, why] for why, n in aside.reasons.most_common()]))
+    if aside.of_test:
+        print(f"filters left out {aside.of_test} clips of the test split: scores are not comparable with those on all")
+    if aside.faults > hparams["max_rejects"] * total:
         raise CorpusError(
-            f"{len(rejected)} of {len(clips)} clips were rejected, more than max_rejects {hparams['max_rejects']:g} "
-            f"allows; all are listed in {output / 'rejected.jsonl'}. The first: {rejected[0]['reason']}"
+            f"{aside.faults} of {total} clips were rejected, more than max_rejects {hparams['max_rejects']:g} allows; "
+            f"all are listed in {listed}. Manifests are not written; repair the clips, or allow more with "
+            f"--max_rejects. The first: {aside.first_fault}"
         )
-    by_split: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    for clip, clip_rows in rows.items():
-        if clip not in reasons:
-            by_split[clip.split] += clip_rows
-    if empty := [split for split in SPLITS if not by_split[split]]:
-        raise CorpusError(f"no clip is left for split {', '.join(empty)}; the corpus is too small or incomplete")
-    for split, split_rows in by_split.items():
-        write_manifest(output / f"{split}.jsonl", split_rows)
-        seconds = {row["audio"]: row["duration"] for row in split_rows}
-        tasks = ", ".join(f"{count} {task}" for task, count in sorted(Counter(r["task"] for r in split_rows).items()))
-        print(f"{split}: {len(seconds)} clips, {sum(seconds.values()) / 3600:.2f} h; {tasks}")
-    print(f"rejected: {len(rejected)} clips{f', see {output}/rejected.jsonl' if rejected else ''}")
+    _write_manifests(failed, output, work)
+    count = aside.reasons.total()
+    print(f"set aside: {count} of {total} clips, {aside.faults} for faults{f', see {listed}' if count else ''}")
 
 
-def _rows(clip: Clip, output: Path, hparams: dict[str, Any], decode: bool) -> list[dict[str, Any]]:
-    """Manifest rows of a clip; raises AudioError or CorpusError where it cannot be used."""
+class SetAside:
+    """The list of clips that reach no manifest, and how many for which reason.
+
+    Parameters
+    ----------
+    file : Path
+        Written anew, a line {id, audio, reason} a clip, and `filter` where one left it out.
+
+    Attributes
+    ----------
+    reasons : Counter
+        Reasons without what differs from clip to clip, and how many clips have each.
+    faults : int
+        Clips that no filter left out.
+    first_fault : str
+        Reason of the first of them.
+    of_test : int
+        Clips of the test split that a filter left out.
+    """
+
+    def __init__(self, file: Path):
+        # A name that is not valid Unicode must not stop the list of such names: it becomes a JSON escape.
+        self._file = file.open("w", encoding="utf-8", errors="backslashreplace")
+        self.reasons: Counter = Counter()
+        self.faults, self.first_fault, self.of_test = 0, "", 0
+
+    def __enter__(self) -> "SetAside":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def fault(self, id: str, audio: str, reason: str) -> None:
+        """Add a clip that cannot be used."""
+        self.faults += 1
+        self.first_fault = self.first_fault or reason
+        self._add({"id": id, "audio": audio, "reason": reason})
+
+    def dropped(self, clip: Clip, dropped: Dropped) -> None:
+        """Add a clip that a filter leaves out."""
+        self.of_test += clip.split == "test"
+        entry = {"id": clip.id, "audio": str(clip.audio), "reason": dropped.reason, "filter": dropped.filter}
+        self._add(entry)
+
+    def _add(self, entry: dict[str, str]) -> None:
+        _write_line(self._file, entry)
+        # Counted without the path, numbers and the remedy.
+        kind = re.split(r"[;:(]", entry["reason"].split(f"{Path(entry['audio']).name}: ", 1)[-1])[0]
+        self.reasons[re.sub(r"\d[\d.e+-]*", "…", kind).strip()] += 1
+
+
+def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: Path, aside: SetAside) -> int:
+    """Write {id, audio, rows} of every good clip to work/<split>.jsonl; returns how many clips there are in all."""
+    filters = Filters.from_config(hparams.get("filters"))
+    # Without extraction nothing would decode the files before training does, so they are decoded here.
+    decode = hparams["encoder"] is None or filters.max_silence is not None
+    total = 0
+    with ExitStack() as stack:
+        parts = {split: stack.enter_context((work / f"{split}.jsonl").open("w", encoding="utf-8")) for split in SPLITS}
+        checked = stack.enter_context(CheckedAudio(work / "checks.sqlite", decode, filters.duplicates == "drop"))
+
+        def look(clip: Clip) -> Check | None:
+            return None if clip.text == "" else checked.check(clip.audio, clip.start, clip.duration)
+
+        for clip, check in tqdm(in_threads(look, clips), desc="clips", unit=" clips"):
+            total += 1
+            try:
+                rows = _rows(clip, check.result, output, hparams, filters, checked)
+                _write_line(parts[clip.split], {"id": clip.id, "audio": str(clip.audio), "rows": rows})
+            except Dropped as dropped:
+                aside.dropped(clip, dropped)
+            except (AudioError, CorpusError) as error:
+                aside.fault(clip.id, str(clip.audio), str(error))
+            except UnicodeEncodeError as error:
+                reason = f"name or text is not valid Unicode ({error.reason}); rename or correct it"
+                aside.fault(clip.id, str(clip.audio), f"{clip.audio}: {reason}")
+    return total
+
+
+def _rows(
+    clip: Clip, check: Callable[[], Check], output: Path, hparams: dict[str, Any], filters: Filters, checked: CheckedAudio
+) -> list[dict[str, Any]]:
+    """Manifest rows of a clip; raises AudioError or CorpusError where it cannot be used, Dropped where it shall not."""
     if clip.text == "":
-        raise CorpusError(f"{clip.audio}: no transcript")
-    if decode:
-        duration = len(read_audio(clip.audio, clip.start, clip.duration)) / SAMPLE_RATE
-    else:
-        duration = audio_duration(clip.audio) - clip.start if clip.duration is None else clip.duration
-    # Relative to the manifest, so that corpus and output can move together.
-    audio = os.path.relpath(clip.audio.parent.resolve() / clip.audio.name, output.resolve())
-    common = {"audio": audio, "start": clip.start, "duration": duration, "dataset": clip.dataset, "split": clip.split}
+        raise CorpusError(f"{clip.audio}: no transcript; correct the corpus or leave the clip out")
+    if clip.split not in SPLITS:
+        raise CorpusError(f"{clip.audio}: split is {clip.split!r}; it must be one of {', '.join(SPLITS)}")
+    found = check()
+    if earlier := checked.first_with(f"id {clip.dataset}-{clip.id}", str(clip.audio)):
+        raise CorpusError(f"{clip.audio}: {earlier} has the same id {clip.id}; make every id unique")
+    filters.check_seconds(found.seconds)
+    if found.silence is not None:
+        filters.check_silence(found.silence)
+    if filters.duplicates == "drop":
+        content = json.dumps(["content", found.digest, clip.start, clip.duration, clip.text])
+        if earlier := checked.first_with(content, clip.id):
+            raise Dropped("duplicates", f"same audio and transcript as {earlier}")
+    asked = questions(clip, hparams["seed"], hparams["wordings"])
+    if not asked:
+        raise CorpusError(f"{clip.audio}: nothing is known of it that could be asked; leave the clip out")
+    for question in asked:
+        filters.check_characters(question["target"])
+    common = {"audio": _relative(clip.audio.parent, output, clip.audio.name), "start": clip.start}
+    common |= {"duration": found.seconds, "dataset": clip.dataset, "split": clip.split}
     common |= {"language": clip.language, "speaker": clip.speaker}
-    return [
-        {"id": f"{clip.dataset}-{clip.id}-{question.pop('name')}", **common, **question}
-        for question in questions(clip, hparams["seed"], hparams["wordings"])
-    ]
+    return [{"id": f"{clip.dataset}-{clip.id}-{question.pop('name')}", **common, **question} for question in asked]
 
 
-def _extract(rows: dict[Clip, list[dict]], output: Path, hparams: dict, run_opts: dict) -> dict[Clip, str]:
-    """Store the features; returns the clips that have none, with the reason."""
+def _relative(folder: Path, output: Path, name: str) -> str:
+    """Path from the manifest to the audio, so that corpus and output can move together."""
+    return os.path.join(_relative_folder(folder, output), name)
+
+
+@lru_cache(maxsize=4096)
+def _relative_folder(folder: Path, output: Path) -> str:
+    return os.path.relpath(folder.resolve(), output.resolve())
+
+
+def _first_rows(work: Path) -> Iterator[dict[str, Any]]:
+    """One row of each good clip: rows of a clip share its features."""
+    for split in SPLITS:
+        for clip in _lines(work / f"{split}.jsonl"):
+            yield clip["rows"][0]
+
+
+def _extract(
+    rows: Iterable[dict[str, Any]], output: Path, hparams: dict[str, Any], run_opts: dict[str, Any]
+) -> dict[str, str]:
+    """Store the features; returns the keys that have none, with the reason."""
     folder = Path(hparams["feature_folder"])
     extract(
-        chain.from_iterable(rows.values()),
+        rows,
         build("encoders", hparams["encoder"]),
         folder,
         audio_root=output,
@@ -123,21 +244,64 @@ def _extract(rows: dict[Clip, list[dict]], output: Path, hparams: dict, run_opts
         max_rejects=1.0,  # counted together with the other rejects
     )
     listed = folder / "rejected.jsonl"
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-    reasons = {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}
-    return {clip: reasons[key] for clip, (row, *_) in rows.items() if (key := feature_key(row)) in reasons}
+    return {entry["key"]: entry["reason"] for entry in _lines(listed)} if listed.exists() else {}
 
 
-def _few(clips: Sequence[Clip], count: int = 8) -> list[Clip]:
-    """About `count` clips of each split, spread over it."""
-    by_split = defaultdict(list)
+def _without_features(failed: dict[str, str], work: Path, aside: SetAside) -> None:
+    """Set the clips aside whose features could not be computed."""
+    for split in SPLITS if failed else ():
+        for clip in _lines(work / f"{split}.jsonl"):
+            if reason := failed.get(feature_key(clip["rows"][0])):
+                aside.fault(clip["id"], clip["audio"], reason)
+
+
+def _write_manifests(failed: dict[str, str], output: Path, work: Path) -> None:
+    """Write the manifests of all splits and print what they hold; work's part files are not needed after that."""
+    table = []
+    for split in SPLITS:
+        totals: dict[str, list] = {}  # task -> a line of the table
+        write_manifest(work / f"{split}.manifest", _good_rows(work / f"{split}.jsonl", failed, totals))
+        table += [[split, task, *totals[task]] for task in sorted(totals)]
+    if empty := [split for split in SPLITS if split not in {line[0] for line in table}]:
+        raise CorpusError(f"no clip is left for split {', '.join(empty)}; the corpus is too small or incomplete")
+    for split in SPLITS:
+        os.replace(work / f"{split}.manifest", output / f"{split}.jsonl")
+        (work / f"{split}.jsonl").unlink()
+    print(format_table(["split", "task", "rows", "clips", "hours"], table))
+
+
+def _good_rows(part: Path, failed: dict[str, str], totals: dict[str, list]) -> Iterator[dict[str, Any]]:
+    """Rows of the clips that have features; adds rows, clips and hours of each task, and of "all", to `totals`."""
+    for clip in _lines(part):
+        if feature_key(clip["rows"][0]) in failed:
+            continue
+        yield from clip["rows"]
+        for task, count in {"all": len(clip["rows"]), **Counter(row["task"] for row in clip["rows"])}.items():
+            line = totals.setdefault(task, [0, 0, 0.0])
+            line[0] += count
+            line[1] += 1
+            line[2] += clip["rows"][0]["duration"] / 3600
+
+
+def _few(clips: Iterable[Clip], count: int = 8) -> list[Clip]:
+    """About `count` clips of each split, spread over it (Algorithm R, so a generator is held by no more than those)."""
+    kept: dict[str, list[Clip]] = {}
+    seen: Counter = Counter()
+    chance = random.Random(0)
     for clip in clips:
-        by_split[clip.split].append(clip)
-    return [clip for members in by_split.values() for clip in members[:: -(-len(members) // count)]]
+        members = kept.setdefault(clip.split, [])
+        seen[clip.split] += 1
+        if len(members) < count:
+            members.append(clip)
+        elif (place := chance.randrange(seen[clip.split])) < count:
+            members[place] = clip
+    return [clip for members in kept.values() for clip in members]
 
 
-def _write_lines(file: Path, entries: list[dict]) -> None:
-    unfinished = file.with_name(file.name + ".tmp")
-    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    os.replace(unfinished, file)
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def _write_line(file: TextIO, entry: dict[str, Any]) -> None:
+    file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -1,0 +1,162 @@
+"""The way from clips to manifests: a stream, faults set aside, filters apart from faults, and a restart for free."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_lite.data.manifest import read_manifest
+from data_prep import checks
+from data_prep.clips import Clip, CorpusError
+from data_prep.prepare import SPLITS, prepare
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> list[Clip]:
+    """Twelve clips of 0.4 s with different noise, four a split."""
+    clips = []
+    for number in range(12):
+        audio = tmp_path / "corpus" / f"c{number}.wav"
+        audio.parent.mkdir(exist_ok=True)
+        soundfile.write(audio, np.random.default_rng(number).uniform(-0.1, 0.1, 6400), 16000)
+        clips.append(Clip("Toy", f"c{number}", audio, SPLITS[number % 3], f"g{number}", text=f"text {number}"))
+    return clips
+
+
+def settings(tmp_path: Path, **changed) -> dict:
+    return {"output_folder": tmp_path / "out", "encoder": None, "seed": 1, "wordings": "varied", "max_rejects": 0.0} | changed
+
+
+def results(tmp_path: Path) -> tuple[list[str], list[dict]]:
+    rows = [row for split in SPLITS for row in read_manifest(tmp_path / "out" / f"{split}.jsonl")]
+    rejected = (tmp_path / "out/rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    return sorted(row["id"].split("-")[1] for row in rows), [json.loads(line) for line in rejected]
+
+
+def test_a_generator_is_read_a_little_ahead_and_tables_are_printed(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "_AHEAD", 3)
+    handed_out, most = 0, 0
+    look = checks.CheckedAudio.first_with
+
+    def first_with(self, name: str, id: str) -> str | None:
+        nonlocal handed_out, most
+        most, handed_out = max(most, handed_out), handed_out - 1
+        return look(self, name, id)
+
+    def stream() -> Iterator[Clip]:
+        nonlocal handed_out
+        for clip in corpus:
+            handed_out += 1
+            yield clip
+
+    monkeypatch.setattr(checks.CheckedAudio, "first_with", first_with)
+    prepare(stream(), settings(tmp_path), {})
+    assert most <= 5
+    assert results(tmp_path) == (sorted(clip.id for clip in corpus), [])
+    printed = capsys.readouterr().out
+    assert "train  asr      4      4   0.00" in printed
+    assert "set aside: 0 of 12 clips, 0 for faults" in printed
+    assert sorted(path.name for path in (tmp_path / "out/preparation").iterdir()) == ["checks.sqlite"]
+
+
+def test_what_is_set_aside_is_counted_by_reason(corpus, tmp_path, capsys):
+    corpus[0].audio.unlink()
+    corpus[3].audio.unlink()
+    bad = [
+        replace(corpus[6], text=""),
+        replace(corpus[1], audio=corpus[2].audio),
+        replace(corpus[5], split="dev"),
+        replace(corpus[8], text=None),
+        replace(corpus[9], text="\udcff"),
+    ]
+    bad = [clip if i == 1 else replace(clip, id=f"b{i}") for i, clip in enumerate(bad)]
+    clips = [*corpus[:8], *bad]
+    prepare(clips, settings(tmp_path, max_rejects=0.6), {})
+    ids, rejected = results(tmp_path)
+    assert ids == ["c1", "c2", "c4", "c5", "c6", "c7"]
+    reasons = {entry["id"]: entry["reason"] for entry in rejected}
+    for id, phrase in {
+        "c0": "no such file",
+        "c3": "no such file",
+        "b0": "no transcript",
+        "c1": "c1.wav has the same id c1",
+        "b2": "split is 'dev'",
+        "b3": "nothing is known of it",
+        "b4": "not valid Unicode",
+    }.items():
+        assert phrase in reasons.pop(id)
+    assert not reasons and all("filter" not in entry for entry in rejected)
+    printed = capsys.readouterr().out
+    assert "    2  no such file" in printed
+    assert f"set aside: 7 of 13 clips, 7 for faults, see {tmp_path}/out/rejected.jsonl" in printed
+
+
+def test_filters_do_not_count_as_faults(corpus, tmp_path, capsys):
+    soundfile.write(corpus[0].audio, np.full(16000, 0.1), 16000)  # 1 s
+    soundfile.write(corpus[1].audio, np.full(160, 0.1), 16000)  # 10 ms
+    soundfile.write(corpus[2].audio, np.zeros(6400), 16000)
+    corpus[3] = replace(corpus[3], text="x" * 51)
+    corpus[4].audio.write_bytes(corpus[7].audio.read_bytes())
+    corpus[4] = replace(corpus[4], text=corpus[7].text)
+    corpus[5].audio.write_bytes(corpus[8].audio.read_bytes())  # another text: no duplicate
+    limits = {"min_seconds": 0.1, "max_seconds": 0.9, "max_characters": 50, "max_silence": 0.8, "duplicates": "drop"}
+    prepare(corpus, settings(tmp_path, filters=limits), {})
+    ids, rejected = results(tmp_path)
+    assert ids == sorted(["c4", "c5", "c6", "c8", "c9", "c10", "c11"])
+    assert {entry["id"]: entry["filter"] for entry in rejected} == {
+        "c0": "max_seconds",
+        "c1": "min_seconds",
+        "c2": "max_silence",
+        "c3": "max_characters",
+        "c7": "duplicates",
+    }
+    assert "same audio and transcript as c4" in next(entry["reason"] for entry in rejected if entry["id"] == "c7")
+    printed = capsys.readouterr().out
+    assert "set aside: 5 of 12 clips, 0 for faults" in printed
+    assert "filters left out 1 clips of the test split" in printed
+
+
+def test_above_the_limit_nothing_is_written_but_the_list(corpus, tmp_path):
+    corpus[0].audio.unlink()
+    with pytest.raises(CorpusError, match=r"1 of 12 clips were rejected, more than max_rejects 0.05 .*--max_rejects"):
+        prepare(corpus, settings(tmp_path, max_rejects=0.05), {})
+    assert not list((tmp_path / "out").glob("train*")) and (tmp_path / "out/rejected.jsonl").exists()
+    prepare(corpus, settings(tmp_path, max_rejects=0.1), {})
+    assert len(results(tmp_path)[0]) == 11
+
+
+def test_restart_looks_at_no_file_twice(corpus, tmp_path, monkeypatch):
+    looked: list[Path] = []
+    look = checks.CheckedAudio._look
+
+    def counted(self, path: Path, *segment) -> checks.Check:
+        looked.append(path)
+        return look(self, path, *segment)
+
+    def killed_after(number: int) -> Iterator[Clip]:
+        yield from corpus[:number]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks.CheckedAudio, "_look", counted)
+    monkeypatch.setattr(checks, "_AHEAD", 1)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(killed_after(7), settings(tmp_path), {})
+    assert not (tmp_path / "out/train.jsonl").exists()
+    looked.clear()
+    prepare(corpus, settings(tmp_path), {})
+    assert len(looked) in (5, 6) and results(tmp_path)[0] == sorted(clip.id for clip in corpus)
+    looked.clear()
+    soundfile.write(corpus[0].audio, np.zeros(100), 16000)  # changed since
+    prepare(corpus, settings(tmp_path), {})
+    assert looked == [corpus[0].audio]
+
+
+def test_debug_takes_a_few_of_each_split(corpus, tmp_path, monkeypatch):
+    many = [replace(corpus[i % 12], id=f"m{i}", split=SPLITS[i % 3]) for i in range(100)]
+    prepare(iter(many), settings(tmp_path), {"debug": True})
+    rows = {split: read_manifest(tmp_path / "out" / f"{split}.jsonl") for split in SPLITS}
+    assert {split: len(members) for split, members in rows.items()} == dict.fromkeys(SPLITS, 8)
