@@ -170,7 +170,9 @@ def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: P
         for clip, check in tqdm(in_threads(look, clips), desc="clips", unit=" clips"):
             total += 1
             try:
-                rows = _rows(clip, check.result, output, hparams, filters, checked)
+                found = _admitted(clip, check.result, filters, checked)
+                rows = _rows(clip, found.seconds, output, hparams)
+                filters.check_characters(max((row["target"] for row in rows), key=len))
                 _write_line(parts[clip.split], {"id": clip.id, "audio": str(clip.audio), "rows": rows})
             except Dropped as dropped:
                 aside.dropped(clip, dropped)
@@ -182,10 +184,8 @@ def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: P
     return total
 
 
-def _rows(
-    clip: Clip, check: Callable[[], Check], output: Path, hparams: dict[str, Any], filters: Filters, checked: CheckedAudio
-) -> list[dict[str, Any]]:
-    """Manifest rows of a clip; raises AudioError or CorpusError where it cannot be used, Dropped where it shall not."""
+def _admitted(clip: Clip, check: Callable[[], Check], filters: Filters, checked: CheckedAudio) -> Check:
+    """Facts of a clip's audio; raises AudioError or CorpusError where it cannot be used, Dropped where it shall not."""
     if clip.text == "":
         raise CorpusError(f"{clip.audio}: no transcript; correct the corpus or leave the clip out")
     if clip.split not in SPLITS:
@@ -200,13 +200,16 @@ def _rows(
         content = json.dumps(["content", found.digest, clip.start, clip.duration, clip.text])
         if earlier := checked.first_with(content, clip.id):
             raise Dropped("duplicates", f"same audio and transcript as {earlier}")
+    return found
+
+
+def _rows(clip: Clip, seconds: float, output: Path, hparams: dict[str, Any]) -> list[dict[str, Any]]:
+    """Manifest rows of a clip; raises CorpusError where there are none."""
     asked = questions(clip, hparams["seed"], hparams["wordings"])
     if not asked:
         raise CorpusError(f"{clip.audio}: nothing is known of it that could be asked; leave the clip out")
-    for question in asked:
-        filters.check_characters(question["target"])
     common = {"audio": _relative(clip.audio.parent, output, clip.audio.name), "start": clip.start}
-    common |= {"duration": found.seconds, "dataset": clip.dataset, "split": clip.split}
+    common |= {"duration": seconds, "dataset": clip.dataset, "split": clip.split}
     common |= {"language": clip.language, "speaker": clip.speaker}
     return [{"id": f"{clip.dataset}-{clip.id}-{question.pop('name')}", **common, **question} for question in asked]
 

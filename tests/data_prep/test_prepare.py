@@ -28,7 +28,13 @@ def corpus(tmp_path: Path) -> list[Clip]:
 
 
 def settings(tmp_path: Path, **changed) -> dict:
-    return {"output_folder": tmp_path / "out", "encoder": None, "seed": 1, "wordings": "varied", "max_rejects": 0.0} | changed
+    return {
+        "output_folder": tmp_path / "out",
+        "encoder": None,
+        "seed": 1,
+        "wordings": "varied",
+        "max_rejects": 0.0,
+    } | changed
 
 
 def results(tmp_path: Path) -> tuple[list[str], list[dict]]:
