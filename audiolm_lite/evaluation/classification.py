@@ -96,7 +96,12 @@ def score_classification(
     for target, group in zip(targets, labels, strict=True):
         if target not in group:
             raise ValueError(f"score_classification: target {target!r} is not among its labels {list(group)[:20]}")
-    predicted = np.array([match_label(answer, group) for answer, group in zip(answers, labels)], dtype=object)
+    return score_labels([match_label(answer, group) for answer, group in zip(answers, labels)], targets)
+
+
+def score_labels(predicted: Sequence[str | None], targets: Sequence[str]) -> dict:
+    """Scores of predicted labels, None where an answer named none; the dictionary of `score_classification`."""
+    predicted = np.array(predicted, dtype=object)
     targets = np.array(targets, dtype=object)
     classes = sorted(set(targets))
     is_target = np.stack([targets == name for name in classes], axis=1).astype(np.float64)  # [items, classes]

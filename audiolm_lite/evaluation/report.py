@@ -23,6 +23,7 @@ class Column(NamedTuple):
 SHOWN = {
     "asr": [Column("wer", "WER", True, "↓"), Column("cer", "CER", True, "↓")],
     "classification": [Column("accuracy", "accuracy", True, "↑"), Column("macro_f1", "macro F1", True, "↑")],
+    "matched_caption": [Column("accuracy", "accuracy", True, "↑"), Column("macro_f1", "macro F1", True, "↑")],
     "regression": [Column("mae", "MAE", False, "↓"), Column("mae_with_penalty", "MAE, unparsed charged", False, "↓")],
     "captioning": [
         Column("cider_d", "CIDEr-D", False, "↑"),

@@ -17,6 +17,7 @@ from audiolm_lite.deploy.backends import Backend
 from audiolm_lite.evaluation.asr import NORMALISERS, score_asr
 from audiolm_lite.evaluation.captioning import METRICS, score_captions
 from audiolm_lite.evaluation.classification import score_classification
+from audiolm_lite.evaluation.matching import score_matched_captions
 from audiolm_lite.evaluation.regression import score_regression
 
 PREDICTIONS, RESULTS, SETTINGS = "predictions.jsonl", "metrics.json", "evaluation.json"
@@ -44,11 +45,16 @@ def _captioning(rows: Sequence[dict], answers: Sequence[str], scores: Sequence[s
     return score_captions(answers, [row["references"] for row in rows], scores)
 
 
+def _matched_caption(rows: Sequence[dict], answers: Sequence[str], matcher: Mapping[str, Any]) -> dict:
+    return score_matched_captions([row["label"] for row in rows], answers, [row["labels"] for row in rows], matcher)
+
+
 SCORERS: dict[str, Callable[..., dict]] = {
     "asr": _asr,
     "classification": _classification,
     "regression": _regression,
     "captioning": _captioning,
+    "matched_caption": _matched_caption,
 }
 
 
@@ -76,7 +82,8 @@ def evaluate(
     metrics : mapping of str to mapping
         Task -> how it is scored: `type` and its options. "asr" (normaliser); "classification" (labels, by default the
         row's own field `labels`; right is its field `label`, else the target); "regression" (field that holds the
-        number, penalty of an unparsed answer); "captioning" (scores, see `captioning.METRICS`).
+        number, penalty of an unparsed answer); "captioning" (scores, see `captioning.METRICS`);
+        "matched_caption" (matcher, see `matching`: a caption is mapped to one of the row's `labels` by a second model).
     folder : path
         Receives `predictions.jsonl` (id, control, task, instruction, prediction, target, references), `metrics.json`
         and `evaluation.json`.
