@@ -1,6 +1,9 @@
 """Reading audio: whatever libsndfile decodes becomes mono float32 at the model's rate, or an error saying why."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -28,24 +31,25 @@ class AudioError(ValueError):
         What is wrong with it and what to do.
     """
 
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(str(path), reason)  # both in args, so that it survives the way out of a worker process
-        self.path, self.reason = str(path), reason
+    def __init__(self, path: str | Path | BinaryIO, reason: str):
+        name = str(path if isinstance(path, str | Path) else path.name)
+        super().__init__(name, reason)  # both in args, so that it survives the way out of a worker process
+        self.path, self.reason = name, reason
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
 
 def read_audio(
-    path: str | Path, start: float = 0.0, duration: float | None = None, sample_rate: int = SAMPLE_RATE
+    path: str | Path | BinaryIO, start: float = 0.0, duration: float | None = None, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """Read a file or a segment of it.
 
     Parameters
     ----------
-    path : str or Path
+    path : str, Path or binary file
         WAV, FLAC, OGG, MP3 and whatever else libsndfile decodes. A .pcm without a header is taken for mono, 16 kHz,
-        16 bit, little endian.
+        16 bit, little endian. Messages call an open file by its attribute `name`.
     start : float
         Where the segment begins, in seconds.
     duration : float, optional
@@ -96,18 +100,26 @@ def read_audio(
 
 def audio_duration(path: str | Path) -> float:
     """Duration of a file in seconds, from its header; raises AudioError as `read_audio` does."""
+    rate, samples, _ = audio_header(path)
+    return samples / rate
+
+
+def audio_header(path: str | Path) -> tuple[int, int, int]:
+    """Rate in Hz, samples and channels of a file, from its header; raises AudioError as `read_audio` does."""
     with _open(path) as file:
-        return file.frames / file.samplerate
+        return file.samplerate, file.frames, file.channels
 
 
-def _open(path: str | Path) -> soundfile.SoundFile:
-    path = Path(path)
-    if path.is_dir():
-        raise AudioError(path, "is a directory; name an audio file")
-    if not path.exists():
-        raise AudioError(path, "no such file; check the path and the folder it is relative to")
+def _open(path: str | Path | BinaryIO) -> soundfile.SoundFile:
+    if isinstance(path, str | Path):
+        path = Path(path)
+        if path.is_dir():
+            raise AudioError(path, "is a directory; name an audio file")
+        if not path.exists():
+            raise AudioError(path, "no such file; check the path and the folder it is relative to")
     try:
-        file = soundfile.SoundFile(str(path), **(_HEADERLESS if _is_headerless(path) else {}))
+        source = str(path) if isinstance(path, Path) else path
+        file = soundfile.SoundFile(source, **(_HEADERLESS if _is_headerless(path) else {}))
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw, which needs a rate
         raise AudioError(
             path, f"not readable as audio ({error}); convert it to WAV or FLAC, or fetch it again"
@@ -118,13 +130,15 @@ def _open(path: str | Path) -> soundfile.SoundFile:
     return file
 
 
-def _is_headerless(path: Path) -> bool:
+def _is_headerless(path: Path | BinaryIO) -> bool:
     """Whether a file is bare samples: named .pcm, and not a WAV under that name."""
-    if path.suffix.lower() != ".pcm":
+    if Path(path.name).suffix.lower() != ".pcm":
         return False
-    with path.open("rb") as file:
-        if file.read(4) == b"RIFF":
-            return False
-    if path.stat().st_size % 2:
+    with path.open("rb") if isinstance(path, Path) else nullcontext(path) as file:
+        start, size = file.read(4), file.seek(0, os.SEEK_END)
+        file.seek(0)
+    if start == b"RIFF":
+        return False
+    if size % 2:
         raise AudioError(path, "an odd number of bytes cannot be 16-bit samples; fetch the file again")
     return True

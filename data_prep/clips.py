@@ -116,13 +116,14 @@ def require(folder: Path, paths: Sequence[str], corpus: str, source: str) -> Non
 def read_table(file: Path) -> dict[str, str]:
     """Read `key value` lines (Kaldi's files); the value may hold spaces. Raises CorpusError at a key given twice."""
     table: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines, which also splits at characters that a transcript may hold, such as U+2028.
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
-        key, _, value = line.strip().replace("\t", " ").partition(" ")
+        key, *value = line.split(maxsplit=1)
         if key in table:
             raise CorpusError(f"{file}, line {number}: {key} was given before; keep one of the lines")
-        table[key] = value.strip()
+        table[key] = "".join(value).strip()
     return table
 
 
