@@ -1,10 +1,22 @@
 """Manifests: defaults, what is kept, and messages that name file, line, field and remedy."""
 
 import json
+import pathlib
+import tracemalloc
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from audiolm_lite.data.manifest import ManifestError, audio_path, read_manifest, write_manifest
+from audiolm_lite.data.manifest import (
+    MAX_LINE_BYTES,
+    ManifestError,
+    _Ids,
+    audio_path,
+    iterate_manifest,
+    read_manifest,
+    write_manifest,
+)
 
 ROW = {
     "id": "a-1",
@@ -90,3 +102,135 @@ def test_a_failed_write_leaves_the_old_manifest(tmp_path):
     with pytest.raises(ManifestError, match='row 2, field "task"'):
         write_manifest(file, [ROW, {**ROW, "id": "b", "task": ""}])
     assert len(read_manifest(file)) == 1 and [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def line(**change):
+    return json.dumps({**ROW, **change}, ensure_ascii=False).encode()
+
+
+def test_marks_and_line_ends_of_other_systems_are_read(tmp_path):
+    file, mark = tmp_path / "m.jsonl", b"\xef\xbb\xbf"
+    file.write_bytes(
+        mark + line(id="a") + b"\r\n\r\n" + mark + line(id="b") + b"\r\n" + line(id="c")
+    )  # and no last end
+    assert [row["id"] for row in read_manifest(file)] == ["a", "b", "c"]
+    assert read_manifest(file)[0]["target"] == "grüße 你好"
+
+
+BAD_LINES = {
+    "invalid UTF-8": (b'{"id": "caf\xe9"}', "byte 12 is not UTF-8"),
+    "UTF-16": ('{"id": "a"}'.encode("utf-16"), "UTF-16; convert the file with: iconv"),
+    "cut off": (line()[:40], "not JSON"),
+    "two objects": (line() + line(), "not JSON"),
+    "a list": (b"[]", "a row is an object with named fields, not list"),
+    "a field twice": (b'{"id": "a", ' + line()[1:], "field 'id' stands there more than once"),
+    "endless nesting": (b"[" * 200_000, "cannot be read"),
+    "a number of 5000 digits": (line(start=0).replace(b'"start": 0', b'"start": ' + b"9" * 5000), "cannot be read"),
+    "a number of 400 digits": (line(start=0).replace(b'"start": 0', b'"start": ' + b"9" * 400), 'field "start": 999'),
+    "an infinite start": (line(start=0).replace(b": 0", b": Infinity"), 'field "start": inf; write seconds >= 0'),
+    "NaN in a further field": (line(snr=0).replace(b": 0", b": NaN"), 'field "snr": no JSON value'),
+    "half a character": (line(target="x").replace(b'"x"', b'"\\ud83d"'), 'field "target": half of a surrogate pair'),
+    "NUL in the path": (line(audio="a\0.wav"), "field \"audio\": 'a\\x00.wav'; no path has a NUL"),
+    "too long": (b'{"id": "' + b"x" * (MAX_LINE_BYTES + 5) + b'"}', f"more than {MAX_LINE_BYTES} bytes"),
+    "wrong type": (line(target=3), 'field "target": 3; write a string'),
+    "missing field": (json.dumps({"id": "x"}).encode(), 'field "audio": missing'),
+    "no instruction": (line(instruction=None), 'field "instruction": None; write a string, or take the questions from'),
+    "negative segment": (line(duration=-1), 'field "duration": -1; write seconds > 0'),
+    "duplicate id": (line(id="first"), "field \"id\": 'first'; line 1 has the same"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_bad_lines_are_refused_or_set_aside(tmp_path, kind):
+    bad, message = BAD_LINES[kind]
+    file = tmp_path / "m.jsonl"
+    file.write_bytes(line(id="first") + b"\n" + bad + b"\n" + line(id="last"))
+    with pytest.raises(ManifestError) as error:
+        read_manifest(file)
+    assert str(error.value).startswith(f"{file}, line 2") and message in str(error.value)
+    rejects = []
+    assert [row["id"] for row in iterate_manifest(file, rejects)] == ["first", "last"]
+    assert [(reject["line"], reject["reason"]) for reject in rejects] == [(2, str(error.value))]
+
+
+def test_rejects_have_an_id_where_it_is_known_and_the_first_of_two_equal_ids_is_kept(tmp_path):
+    file = tmp_path / "m.jsonl"
+    file.write_bytes(
+        b"\n".join([line(id="a", task=""), b"{", line(id="b", speaker="one"), line(id="b", speaker="two")])
+    )
+    rejects = []
+    assert [row["speaker"] for row in iterate_manifest(file, rejects)] == ["one"]
+    assert [(reject["line"], reject.get("id")) for reject in rejects] == [(1, "a"), (2, None), (4, "b")]
+
+
+def test_a_line_of_50_mb_does_not_fill_the_memory(tmp_path):
+    file = tmp_path / "m.jsonl"
+    file.write_bytes(line(id="a") + b"\n" + b"x" * (50 << 20) + b"\n" + line(id="b"))
+    rejects = []
+    tracemalloc.start()
+    assert [row["id"] for row in iterate_manifest(file, rejects)] == ["a", "b"] and rejects[0]["line"] == 2
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * MAX_LINE_BYTES
+
+
+def test_rows_without_instruction_are_read_and_written_where_they_are_allowed(tmp_path):
+    file = tmp_path / "m.jsonl"
+    without = {name: value for name, value in ROW.items() if name != "instruction"}
+    with pytest.raises(ManifestError, match='row 1, field "instruction": missing'):
+        write_manifest(file, [without])
+    assert write_manifest(file, [without, {**ROW, "id": "b"}], instruction_required=False) == 2
+    rows = read_manifest(file, instruction_required=False)
+    assert [row["instruction"] for row in rows] == [None, ROW["instruction"]]
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), {1, 2}, "\ud83d", pathlib.Path("x")], ids=["nan", "set", "surrogate", "path"]
+)
+def test_what_json_cannot_hold_is_not_written(tmp_path, value):
+    with pytest.raises(ManifestError, match="row 1: (no JSON value|half of a surrogate)"):
+        write_manifest(tmp_path / "m.jsonl", [{**ROW, "extra": value}])
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_written_as_they_come(tmp_path):
+    def rows():
+        for number in range(8_000):
+            yield {**ROW, "id": str(number), "transcript": "word " * 100}
+
+    tracemalloc.start()
+    write_manifest(tmp_path / "m.jsonl", rows())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20 < (tmp_path / "m.jsonl").stat().st_size / 2
+
+
+def test_unreadable_manifests_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ManifestError, match="is a folder; name the manifest in it"):
+        read_manifest(tmp_path)
+    file = write_lines(tmp_path / "m.jsonl", ROW)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    with pytest.raises(ManifestError, match=r"m.jsonl: cannot be read \(Permission denied\)"):
+        read_manifest(file)
+
+
+@given(names=st.lists(st.text(max_size=4), max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_identifiers_are_recognised_like_in_a_dict(names):
+    ids, expected = _Ids(), {}
+    for number, name in enumerate(names, start=1):
+        assert ids.first_line(name, number) == expected.setdefault(name, number)
+
+
+def test_identifiers_take_little_memory():
+    tracemalloc.start()
+    ids = _Ids()
+    assert all(ids.first_line(f"utterance-{number}", number) == number for number in range(1, 50_001))
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert ids.first_line("utterance-777", 1 << 33) == 777
+    assert used < 50_000 * 20 + 65_536 * 150  # and the empty buckets
