@@ -1,11 +1,15 @@
-"""Frame-stacking linear adapter (SLAM-ASR, Ma et al. 2024, arXiv 2402.08846)."""
+"""Frame-stacking linear adapter (SLAM-ASR, Ma et al. 2024, arXiv 2402.08846) and its convolutional variant."""
 
 import torch
 from torch import Tensor, nn
 
+from audiolm_lite.adapters.frames import one_layer, require_one_layer
+
 
 class LinearStack(nn.Module):
     """Concatenate `stride` consecutive frames of one encoder layer and map them to the LLM's embedding size.
+
+    Frames left over at the end, up to `stride` - 1, are dropped, as published.
 
     Parameters
     ----------
@@ -16,20 +20,28 @@ class LinearStack(nn.Module):
     llm_dim : int
         Embedding dimension H of the LLM.
     stride : int
-        Frames per audio token; frames left over at the end are dropped, as published.
+        Frames per audio token.
     hidden_dim : int
         Width of the hidden layer.
+    conv : bool
+        First a convolution with kernel and stride `stride` to D channels (SLAM-LLM's "cov1d" projector).
     """
 
-    def __init__(self, feature_dim: int, num_layers: int, llm_dim: int, stride: int = 5, hidden_dim: int = 2048):
+    def __init__(
+        self,
+        feature_dim: int,
+        num_layers: int,
+        llm_dim: int,
+        stride: int = 5,
+        hidden_dim: int = 2048,
+        conv: bool = False,
+    ):
         super().__init__()
-        if num_layers != 1:
-            raise ValueError(
-                f"linear: reads one encoder layer, the encoder gives {num_layers}; "
-                "choose one in the encoder's block (layers: [-1] is the last)."
-            )
+        require_one_layer("linear", num_layers)
         self.stride = stride
-        self.stacked = nn.Linear(stride * feature_dim, hidden_dim)
+        # A convolution whose kernel equals its stride is a linear map of the concatenated frames.
+        self.conv = nn.Linear(stride * feature_dim, feature_dim) if conv else None
+        self.stacked = nn.Linear(feature_dim if conv else stride * feature_dim, hidden_dim)
         self.projection = nn.Linear(hidden_dim, llm_dim)
 
     def num_tokens(self, frames: int | Tensor) -> int | Tensor:
@@ -38,11 +50,12 @@ class LinearStack(nn.Module):
 
     def hidden(self, features: Tensor, frames: Tensor) -> Tensor:
         """Input of `projection` [B, N, hidden_dim] for features [B, 1, T, D]; a whole window never reaches padding."""
-        batch, layers, time, dim = features.shape
-        if layers != 1:
-            raise ValueError(f"linear: features have {layers} layers, this adapter reads one.")
+        x = one_layer("linear", features)
+        batch, time, dim = x.shape
         tokens = time // self.stride
-        windows = features[:, 0, : tokens * self.stride].reshape(batch, tokens, self.stride * dim)
+        windows = x[:, : tokens * self.stride].reshape(batch, tokens, self.stride * dim)
+        if self.conv is not None:
+            windows = torch.relu(self.conv(windows))
         return torch.relu(self.stacked(windows))
 
     def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

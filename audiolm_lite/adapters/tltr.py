@@ -1,8 +1,9 @@
 """TLTR, the time and layer-wise transformer adapter (Gong et al. 2023, arXiv 2307.03183 and 2309.14405)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from audiolm_lite.adapters.frames import valid_frames
 
 
 class AttentionBlock(nn.Module):
@@ -79,7 +80,7 @@ class TLTR(nn.Module):
         batch, layers, time, _ = features.shape
         if layers != self.num_layers:
             raise ValueError(f"tltr: features have {layers} layers, the adapter was built for {self.num_layers}.")
-        valid = torch.arange(time, device=features.device) < frames[:, None]  # [B, T]
+        valid = valid_frames(frames, time)  # [B, T]
         x = self.time_block(features.flatten(0, 1), valid.repeat_interleave(layers, dim=0))  # [B*L, T, D]
         x = x.unflatten(0, (batch, layers)).transpose(1, 2)  # [B, T, L, D]
         x = self.layer_block(x.flatten(0, 1)).mean(dim=1)  # [B*T, D]

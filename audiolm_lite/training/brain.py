@@ -325,7 +325,10 @@ class AudioLMBrain(sb.Brain):
             "random": random_state(),
         }
         info = {"step": self.progress.step, "epoch": self.progress.epoch, "metrics": metrics}
-        self.checkpoints.save(self.trained, state, {**info, "items": self.items, "settings": self._settings()})
+        # statistics of an adapter's batch norms change in training, too
+        statistics = {name: buffer for name, buffer in self.model.named_buffers() if name.startswith("adapter.")}
+        tensors = {**self.trained, **statistics}
+        self.checkpoints.save(tensors, state, {**info, "items": self.items, "settings": self._settings()})
 
     def _resume(self, items: int) -> None:
         """Go on from the newest checkpoint where there is one."""

@@ -18,6 +18,7 @@ from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.model import AudioLanguageModel
 from audiolm_lite.parts import ConfigError, build
 from audiolm_lite.training.alignment_init import initialise_projection
+from audiolm_lite.training.parts import audio_token_rate
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokeniz
         num_layers=source.num_layers,
         llm_dim=llm.get_input_embeddings().embedding_dim,
     )
+    rate = audio_token_rate(adapter, _frame_seconds(source))
+    logger.info("The adapter gives %.4g audio tokens a second (of a clip of 10 s)", rate)
     return AudioLanguageModel(adapter, llm, encoder), tokenizer
 
 

@@ -118,6 +118,11 @@ def parts_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def audio_token_rate(adapter: nn.Module, frame_seconds: float, seconds: float = 10.0) -> float:
+    """Audio tokens that the LLM reads for each second of a clip of `seconds`, whose frames last `frame_seconds`."""
+    return adapter.num_tokens(round(seconds / frame_seconds)) / seconds
+
+
 def _part(name: str) -> str:
     """Row of the table: the adapter by its blocks, the LLM with its LoRA apart."""
     top, _, rest = name.partition(".")

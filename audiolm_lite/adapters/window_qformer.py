@@ -1,0 +1,109 @@
+"""Window-level Q-Former (SALMONN, Tang et al. 2023, arXiv 2310.13289): a few tokens for every third of a second."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm_lite.adapters.frames import one_layer, require_one_layer, valid_frames
+from audiolm_lite.adapters.query_block import EPS, QueryBlock
+
+
+class WindowQFormer(nn.Module):
+    """Learned queries read every window of `window` frames, each window on its own.
+
+    Several encoders' features lie beside each other in one frame (`streams`), each with its own LayerNorm. Where a
+    stream has ended and the encoder has filled up with zeros, it stays zero after its norm, as published; such a frame
+    is still attended for what its other stream has.
+
+    Parameters
+    ----------
+    feature_dim : int
+        Dimension D of one encoder frame.
+    num_layers : int
+        Encoder layers in the features; this adapter reads exactly one.
+    llm_dim : int
+        Embedding dimension H of the LLM.
+    streams : list of int, optional
+        Dimensions of the encoders within a frame, e.g. [1280, 768] for Whisper and BEATs; None is one encoder.
+    window : int
+        Frames of a window; SALMONN's third of a second is 17 at 50 frames a second.
+    queries : int
+        Audio tokens of a window.
+    dim, heads, hidden_dim : int
+        Width, attention heads and MLP width of the blocks.
+    blocks : int
+        Number of blocks, each with cross-attention.
+    published_behaviour : bool
+        Drop the frames after a clip's last whole window, up to 0.32 s, as SALMONN does. By default they are a window
+        of their own in which only the frames that exist are attended.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        num_layers: int,
+        llm_dim: int,
+        streams: list[int] | None = None,
+        window: int = 17,
+        queries: int = 1,
+        dim: int = 768,
+        heads: int = 12,
+        hidden_dim: int = 3072,
+        blocks: int = 2,
+        published_behaviour: bool = False,
+    ):
+        super().__init__()
+        require_one_layer("window_qformer", num_layers)
+        self.streams = list(streams or [feature_dim])
+        if sum(self.streams) != feature_dim:
+            raise ValueError(
+                f"window_qformer: streams {self.streams} add up to {sum(self.streams)}, a frame has {feature_dim}; "
+                "list the dimension of every fused encoder, in their order."
+            )
+        self.window = window
+        self.published_behaviour = published_behaviour
+        self.stream_norms = nn.ModuleList(nn.LayerNorm(size) for size in self.streams)
+        self.query = nn.Parameter(0.02 * torch.randn(queries, dim))
+        self.query_norm = nn.LayerNorm(dim, eps=EPS)
+        self.blocks = nn.ModuleList(QueryBlock(dim, heads, hidden_dim, feature_dim) for _ in range(blocks))
+        self.projection = nn.Linear(dim, llm_dim)
+
+    def num_tokens(self, frames: int | Tensor) -> int | Tensor:
+        """Audio tokens of a clip with `frames` valid frames."""
+        return self._windows(frames) * self.query.shape[0]
+
+    def _windows(self, frames: int | Tensor) -> int | Tensor:
+        return frames // self.window if self.published_behaviour else -(-frames // self.window)
+
+    def normed(self, features: Tensor) -> Tensor:
+        """Frames [B, T, D] with every stream normalised, from features [B, 1, T, D]."""
+        streams = one_layer("window_qformer", features).split(self.streams, dim=-1)
+        # Zeros are where a stream is padded: no encoder gives a frame of exact zeros.
+        parts = [
+            norm(stream).masked_fill(~stream.any(dim=-1, keepdim=True), 0)
+            for norm, stream in zip(self.stream_norms, streams)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def hidden(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Input of `projection` [B, N, dim] for features [B, 1, T, D] with `frames` [B] valid frames."""
+        x = self.normed(features)
+        batch, time, _ = x.shape
+        count = self._windows(time)
+        size = count * self.window
+        mask = F.pad(valid_frames(frames, time), (0, max(0, size - time)))[:, :size].reshape(-1, self.window)
+        mask = mask | ~mask.any(
+            dim=1, keepdim=True
+        )  # a window after the clip's end is no token; it only must not be NaN
+        windows = F.pad(x, (0, 0, 0, max(0, size - time)))[:, :size].reshape(batch * count, self.window, -1)
+        queries = self.query_norm(self.query).expand(windows.shape[0], -1, -1)
+        for block in self.blocks:
+            queries = block(queries, windows, mask)
+        return queries.reshape(batch, -1, queries.shape[-1])  # windows in order, the queries of each in order
+
+    def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Map features [B, 1, T, D] with `frames` [B] valid frames to tokens [B, N, H] and counts [B]."""
+        return self.projection(self.hidden(features, frames)), self.num_tokens(frames)
+
+
+PART = WindowQFormer
