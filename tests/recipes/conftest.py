@@ -1,0 +1,107 @@
+"""Tiny random stand-ins for the models that YAML files of real size name: {tiny} in the tables of commands."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import audiolm_lite  # noqa: F401  isort: skip  (before transformers: its torchaudio stand-in)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    VoxtralConfig,
+    VoxtralForConditionalGeneration,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+    WavLMModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPEECH = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "num_feat_extract_layers": 3, "conv_dim": (8, 8, 8), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8),
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
+}  # fmt: skip
+LANGUAGE = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Folder with whisper/, wavlm/, hubert/, llama/ and voxtral/, all random."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(1986)
+    for make in (whisper, wavlm, hubert, llama, voxtral):
+        make(folder / make.__name__)
+    return folder
+
+
+def whisper(folder: Path) -> None:
+    """80 mels and the positions of 30 s, as published, in a narrow and shallow encoder."""
+    config = WhisperConfig(
+        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=80, vocab_size=60,
+        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    WhisperModel(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+
+
+def wavlm(folder: Path) -> None:
+    WavLMModel(WavLMConfig(**SPEECH)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+
+
+def hubert(folder: Path) -> None:
+    HubertModel(HubertConfig(**SPEECH)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+
+
+def llama(folder: Path) -> None:
+    """A token a byte, so that any text can be said, and a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*special, *alphabet])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=CHATML
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": special[3:]})
+    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LANGUAGE)).save_pretrained(folder)
+
+
+def voxtral(folder: Path) -> None:
+    """Its tokenizer is a tekken.json of bytes, as published."""
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[AUDIO]", "[TRANSCRIBE]"]
+    audio = {
+        "hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_mel_bins": 128, "vocab_size": 100,
+    }  # fmt: skip
+    text = {"model_type": "llama", "vocab_size": 256 + len(special), "head_dim": 8, **LANGUAGE}
+    config = VoxtralConfig(audio_config=audio, text_config=text, audio_token_id=special.index("[AUDIO]"))
+    VoxtralForConditionalGeneration(config).save_pretrained(folder)
+    bytes_ = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None} for i in range(256)]
+    settings = {
+        "pattern": r"[^\s]+|\s+", "num_vocab_tokens": 256, "default_vocab_size": 256 + len(special),
+        "default_num_special_tokens": len(special), "version": "v11",
+    }  # fmt: skip
+    controls = [{"rank": i, "token_str": token, "is_control": True} for i, token in enumerate(special)]
+    (folder / "tekken.json").write_text(json.dumps({"config": settings, "vocab": bytes_, "special_tokens": controls}))
+    WhisperFeatureExtractor(feature_size=128).save_pretrained(folder)
