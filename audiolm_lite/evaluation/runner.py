@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,8 @@ def evaluate(
     -------
     dict
         Contents of `metrics.json`: `controls` {control: {task: scores with their `type`}}, `items`,
-        `generation`, `backend`, `model`, `rows`.
+        `generation`, `backend`, `model`, `rows`. A task whose rows come from several datasets has scores for each of them
+        beside those of all, as "task, dataset".
 
     Raises
     ------
@@ -135,20 +136,31 @@ def evaluate(
     ]
     _write(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (folder / f".{PREDICTIONS}.partial").unlink()
-    controls: dict[str, dict] = {}
-    for control, dataset in datasets.items():
-        controls[control] = {}
-        for task in tasks:
-            rows = [row for row in dataset.rows if row["task"] == task]
-            if not rows:
-                continue
-            options = dict(metrics[task])
-            kind = options.pop("type")
-            texts = [answers[control, row["id"]] for row in rows]
-            controls[control][task] = {"type": kind, **SCORERS[kind](rows, texts, **options)}
+    controls = {
+        control: {name: _score(rows, metrics, answers, control) for name, rows in _groups(dataset.rows, tasks)}
+        for control, dataset in datasets.items()
+    }
     result = {"controls": controls, "items": len(lines), **settings}
     _write(folder / RESULTS, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
+
+
+def _groups(rows: Sequence[dict], tasks: Sequence[str]) -> Iterator[tuple[str, list[dict]]]:
+    """Rows of each task, and, as "task, dataset", of each dataset where a task has several."""
+    for task in tasks:
+        of_task = [row for row in rows if row["task"] == task]
+        if of_task:
+            yield task, of_task
+        names = sorted({row["dataset"] for row in of_task})
+        for name in names if len(names) > 1 else ():
+            yield f"{task}, {name}", [row for row in of_task if row["dataset"] == name]
+
+
+def _score(rows: list[dict], metrics: Mapping, answers: Mapping, control: str) -> dict:
+    """Scores of rows of one task."""
+    options = dict(metrics[rows[0]["task"]])
+    kind = options.pop("type")
+    return {"type": kind, **SCORERS[kind](rows, [answers[control, row["id"]] for row in rows], **options)}
 
 
 def _answers(bundle, dataset, todo, batch_tokens, generation, backend, num_workers, control):

@@ -25,7 +25,7 @@ class Items:
     """Stands for AudioTextDataset: rows, lengths and items that know their row."""
 
     def __init__(self, rows=ROWS):
-        self.rows = [{"instruction": "?", "references": [row["target"]], **row} for row in rows]
+        self.rows = [{"instruction": "?", "dataset": "A", "references": [row["target"]], **row} for row in rows]
         self.lengths = [10] * len(rows)
 
     def __len__(self):
@@ -61,6 +61,13 @@ def test_answers_are_scored_by_task_and_control(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     assert [(line["control"], line["id"]) for line in lines] == [(c, i) for c in ("normal", "zeros") for i in "abcde"]
     assert lines[2]["prediction"] == SAID["c"] and lines[2]["references"] == ["this is a dog"]
+
+
+def test_a_task_of_several_datasets_is_scored_for_each_as_well(tmp_path):
+    rows = [ROWS[0] | {"dataset": "clean"}, ROWS[1] | {"dataset": "other"}, *ROWS[2:]]
+    scores = evaluate(Parrot(), {"normal": Items(rows)}, METRICS, tmp_path)["controls"]["normal"]
+    assert list(scores) == ["age", "asr", "asr, clean", "asr, other", "sound"]
+    assert [scores[name]["wer"] for name in ("asr", "asr, clean", "asr, other")] == [0.25, 0.5, 0.0]
 
 
 def test_an_interrupted_evaluation_goes_on_and_a_finished_one_is_scored_again(tmp_path):
