@@ -4,7 +4,6 @@ transformers' own forward takes 30 s and nothing else. Whisper works on less (LT
 2309.14405, runs it on 10 s), so its modules are called directly here, with masks where clips of different length meet.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ import transformers
 from torch import Tensor, nn
 
 from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.encoders.contract import LayerChoice, valid_mask, weights_digest
 from audiolm_lite.encoders.logmel import log_mel
-from audiolm_lite.encoders.pooling import POOLINGS, mix_layers, mixing_weights
 from audiolm_lite.parts import ConfigError
+from audiolm_lite.quantization import bitsandbytes_config
 
+_HOP = 160  # samples between spectrogram frames of every published size
 # Names inside openai-whisper's checkpoints -> names inside transformers' encoder, applied in this order.
 _OPENAI_NAMES = [
     (r"^blocks\.", "layers."),
@@ -42,10 +43,11 @@ class WhisperEncoder(nn.Module):
 
     Parameters
     ----------
-    source : str
+    source : str or dict
         Name or folder of a `WhisperModel` in transformers' format (safetensors weights, `config.json` and
         `preprocessor_config.json`; number of mels, hop, FFT size and length come from there), or an openai-whisper
-        name ("large-v3") or `.pt` file.
+        name ("large-v3") or `.pt` file. A mapping holds entries of `transformers.WhisperConfig`; weights are random
+        then.
     padding : {"exact", "window", "full"}
         "exact": only the clip's own frames are computed, one for every 2 hops of audio begun.
         "window": clips are padded with silence to `window_seconds`. "full": to all that the encoder has positions for
@@ -61,6 +63,9 @@ class WhisperEncoder(nn.Module):
         How they do: their average, their largest values, the first of them.
     layer_mix : "mean" or list of float, optional
         Return one layer, the average of `layers` or their sum with these weights, after pooling.
+    quantization : {None, "8bit", "4bit"}
+        Load the linear layers in 8 or 4 bits (bitsandbytes, on an NVIDIA GPU), all else in bfloat16; from transformers'
+        format only.
 
     Attributes
     ----------
@@ -74,32 +79,26 @@ class WhisperEncoder(nn.Module):
 
     def __init__(
         self,
-        source: str,
+        source: str | dict[str, Any],
         padding: str = "exact",
         window_seconds: float = 10.0,
         layers: list[int] | None = None,
         pool: int = 1,
         pooling: str = "mean",
         layer_mix: str | list[float] | None = None,
+        quantization: str | None = None,
     ):
         super().__init__()
-        self.model, extractor = _load(str(source))
+        self.model, extractor = _load(source, quantization)
         blocks = len(self.model.layers)
         if padding not in ("exact", "window", "full"):
             raise ConfigError(f"whisper: padding {padding!r} is none of 'exact', 'window', 'full'")
-        if pool < 1:
-            raise ConfigError(f"whisper: pool is {pool}; it must be at least 1")
-        if pooling not in POOLINGS:
-            raise ConfigError(f"whisper: pooling {pooling!r} is none of {', '.join(POOLINGS)}")
-        if layers is not None and (not layers or any(not -blocks <= layer < blocks for layer in layers)):
-            raise ConfigError(f"whisper: layers {layers}: {source} has blocks 0 to {blocks - 1}")
+        self.choice = LayerChoice("whisper", blocks, layers, pool, pooling, layer_mix)
         if extractor.sampling_rate != SAMPLE_RATE:
             raise ConfigError(f"whisper: {source} wants {extractor.sampling_rate} Hz; audio here is {SAMPLE_RATE} Hz")
-        self.padding, self.pool, self.pooling, self.layer_mix = padding, pool, pooling, layer_mix
-        self.layers = list(range(blocks)) if layers is None else [layer % blocks for layer in layers]
-        self.weights = mixing_weights(layer_mix, len(self.layers))
+        self.padding, self.quantization = padding, quantization
         self.normed = blocks - 1  # the block whose output goes through the final layer norm
-        self.model.layers = self.model.layers[: max(self.layers) + 1]
+        self.model.layers = self.model.layers[: self.choice.depth]
 
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
         # No buffer: casting the encoder to 16 bits must not round the filters.
@@ -113,7 +112,7 @@ class WhisperEncoder(nn.Module):
                 raise ConfigError(f"whisper: window_seconds is {window_seconds}; {source} takes up to {limit:g} s")
             self.max_samples = round(window_seconds * SAMPLE_RATE)
         self.feature_dim = self.model.conv2.out_channels
-        self.num_layers = len(self.layers) if layer_mix is None else 1
+        self.num_layers = self.choice.num_layers
         self.frame_seconds = 2 * self.hop * pool / SAMPLE_RATE
         self.max_seconds = self.max_samples / SAMPLE_RATE
 
@@ -129,29 +128,24 @@ class WhisperEncoder(nn.Module):
         self._check(*((int(samples.min()), int(samples.max())) if many else (samples, samples)))
         if self.padding != "exact":
             samples = torch.full_like(samples, self.max_samples) if many else self.max_samples
-        return -(-self._block_frames(samples) // self.pool)
+        return self.choice.num_frames(self._block_frames(samples))
 
     def _block_frames(self, samples: Tensor | int) -> Tensor | int:
         return -(-samples // (2 * self.hop))
 
     def identity(self) -> dict[str, Any]:
         """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return {
             "type": "whisper",
-            "weights": digest.hexdigest()[:16],
+            "weights": weights_digest(self.model),
+            "quantization": self.quantization,
             "mels": self.mel_filters.shape[1],
             "n_fft": self.n_fft,
             "hop": self.hop,
-            "layers": self.layers,
-            "pool": self.pool,
-            "pooling": self.pooling,
-            "layer_mix": self.layer_mix,
+            **self.choice.identity(),
             "padding": self.padding,
             "seconds": None if self.padding == "exact" else self.max_seconds,
+            "frame_seconds": self.frame_seconds,
             "audio": AUDIO_RULES,
         }
 
@@ -181,8 +175,7 @@ class WhisperEncoder(nn.Module):
         if self.padding == "exact":
             waveforms = waveforms[:, : max(samples)]
         else:
-            silent = torch.arange(waveforms.shape[1], device=waveforms.device) >= lengths[:, None]
-            waveforms = waveforms.masked_fill(silent, 0)[:, : self.max_samples]
+            waveforms = waveforms.masked_fill(~valid_mask(lengths, waveforms.shape[1]), 0)[:, : self.max_samples]
             waveforms = F.pad(waveforms, (0, self.max_samples - waveforms.shape[1]))
             lengths, samples = torch.full_like(lengths, self.max_samples), [self.max_samples]
 
@@ -193,16 +186,15 @@ class WhisperEncoder(nn.Module):
         x = x + self.model.embed_positions.weight[: x.shape[1]]
         mask = None
         if min(samples) < max(samples):
-            mask = (torch.arange(x.shape[1], device=x.device) < frames[:, None])[:, None, None]  # [B, 1, 1, T]
+            mask = valid_mask(frames, x.shape[1])[:, None, None]  # [B, 1, 1, T]
 
         outputs = {}
         for index, block in enumerate(self.model.layers):
             x = _run_block(block, x, mask)
-            if index in self.layers:
+            if index in self.choice.indices:
                 output = self.model.layer_norm(x) if index == self.normed else x
-                outputs[index], pooled = POOLINGS[self.pooling](output[:, None], frames, self.pool)
-        features = torch.cat([outputs[index] for index in self.layers], dim=1)
-        return features if self.weights is None else mix_layers(features, self.weights), pooled
+                outputs[index], pooled = self.choice.reduce(output, frames)
+        return self.choice.join(outputs), pooled
 
     def _check(self, shortest: int, longest: int) -> None:
         if longest > self.max_samples:
@@ -234,17 +226,36 @@ def _run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     return x + block.fc2(block.activation_fn(block.fc1(block.final_layer_norm(x))))
 
 
-def _load(source: str) -> tuple[nn.Module, transformers.WhisperFeatureExtractor]:
-    """transformers' encoder in float32 and its feature extractor, from either format."""
+def _load(
+    source: str | dict[str, Any], quantization: str | None
+) -> tuple[nn.Module, transformers.WhisperFeatureExtractor]:
+    """transformers' encoder, in float32 unless quantised, and its feature extractor, from either format or a config."""
+    # Whisper's activations overflow float16 in some sizes.
+    dtype = torch.float32 if quantization is None else torch.bfloat16
+    quantized = bitsandbytes_config("encoder whisper", quantization, dtype)
+    if isinstance(source, dict):
+        if quantized is not None:
+            raise ConfigError("whisper: quantization needs pretrained weights, and source is a configuration")
+        config = transformers.WhisperConfig(**source)
+        seconds = config.max_source_positions * 2 * _HOP // SAMPLE_RATE
+        extractor = transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
+        return _encoder(config), extractor
+    source = str(source)
     if source.endswith(".pt") or ("/" not in source and not Path(source).is_dir()):
+        if quantized is not None:
+            raise ConfigError(f"whisper: {source} cannot be loaded in {quantization}; name it openai/whisper-<size>")
         return _load_openai(source)
     model, info = transformers.WhisperModel.from_pretrained(
-        source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        source, dtype=dtype, use_safetensors=True, output_loading_info=True, quantization_config=quantized
     )
     missing = sorted(name for name in info["missing_keys"] if "encoder." in name)
     if missing:
         raise ConfigError(f"whisper: {source} lacks {len(missing)} encoder tensors, for example {missing[0]}")
     return model.encoder, transformers.WhisperFeatureExtractor.from_pretrained(source)
+
+
+def _encoder(config: transformers.WhisperConfig) -> nn.Module:
+    return transformers.models.whisper.modeling_whisper.WhisperEncoder(config)
 
 
 def _load_openai(source: str) -> tuple[nn.Module, transformers.WhisperFeatureExtractor]:
@@ -268,7 +279,7 @@ def _load_openai(source: str) -> tuple[nn.Module, transformers.WhisperFeatureExt
         for pattern, replacement in _OPENAI_NAMES:
             name = re.sub(pattern, replacement, name)
         state[name] = tensor
-    encoder = transformers.models.whisper.modeling_whisper.WhisperEncoder(config)
+    encoder = _encoder(config)
     encoder.load_state_dict(state)
     return encoder, transformers.WhisperFeatureExtractor(feature_size=dims.n_mels)
 

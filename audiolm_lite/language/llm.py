@@ -1,15 +1,15 @@
 """Loading a causal LLM by name or folder: its number format, quantisation and LoRA."""
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from audiolm_lite.language.voxtral import NOT_QUANTISED, load_tekken, load_voxtral_llm
 from audiolm_lite.parts import ConfigError
+from audiolm_lite.quantization import bitsandbytes_config
 
 _ENTRIES = {"source": None, "tokenizer": None, "dtype": "float32", "quantization": None, "lora": None}
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -42,13 +42,12 @@ def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase
     _check_entries("llm", config, tuple(_ENTRIES), required=("source",))
     config = _ENTRIES | config
     _check_choice("dtype", config["dtype"], _DTYPES)
-    _check_choice("quantization", config["quantization"], (None, "8bit", "4bit"))
     dtype = getattr(torch, config["dtype"])
     source = config["source"]
     # A model's own code is never run: trust_remote_code=False fails at once where None would ask on the terminal.
     published = AutoConfig.from_pretrained(source, trust_remote_code=False)
     voxtral = published.model_type == "voxtral"
-    quantization = _quantization(config["quantization"], dtype, NOT_QUANTISED if voxtral else None)
+    quantization = bitsandbytes_config("llm", config["quantization"], dtype, NOT_QUANTISED if voxtral else None)
     if voxtral:
         llm = load_voxtral_llm(source, published, dtype=dtype, quantization_config=quantization)
     else:
@@ -66,24 +65,6 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if cached_file(source, "tekken.json", **known) and not cached_file(source, "tokenizer.json", **known):
         return load_tekken(source)
     return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-
-
-def _quantization(bits: str | None, dtype: torch.dtype, skip: list[str] | None) -> BitsAndBytesConfig | None:
-    if bits is None:
-        return None
-    if not torch.cuda.is_available():
-        raise ConfigError(f'llm: quantization "{bits}" needs an NVIDIA GPU, and there is none: set quantization: null.')
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f'llm: quantization "{bits}" needs bitsandbytes: pip install bitsandbytes')
-    if bits == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=skip,
-    )
 
 
 def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,238 @@
+"""BEATs (Chen et al. 2022, arXiv 2212.09058): general audio features from patches of a spectrogram."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchaudio.compliance.kaldi as kaldi
+from torch import Tensor, nn
+
+from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.encoders.contract import check_shortest, choose_layers, read_checkpoint, valid_mask, weights_digest
+from audiolm_lite.encoders.pooling import mean_pool
+from audiolm_lite.encoders.relative_position import gate, position_bias
+from audiolm_lite.parts import ConfigError
+
+MELS = 128
+WINDOW, HOP = 400, 160  # samples: 25 ms and 10 ms
+# Statistics of AudioSet that every published checkpoint was trained with; the published code divides by twice the std.
+MEAN, STD = 15.41663, 6.55582
+
+# Entries of a checkpoint's "cfg" that shape the model, at the published size; what else it holds concerns training.
+_CONFIG = {
+    "input_patch_size": 16,
+    "embed_dim": 512,
+    "conv_bias": False,
+    "encoder_layers": 12,
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_attention_heads": 12,
+    "conv_pos": 128,
+    "conv_pos_groups": 16,
+    "num_buckets": 320,
+    "max_distance": 800,
+}
+# Variants that the published code has and no published checkpoint uses.
+_FIXED = {
+    "deep_norm": True,
+    "layer_norm_first": False,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+    "activation_fn": "gelu",
+}
+_POSITION = "self_attn.relative_attention_bias.weight"
+
+
+class BEATsEncoder(nn.Module):
+    """BEATs over a batch of clips; the result of a clip does not depend on its neighbours.
+
+    A clip's log-mel spectrogram (128 bins, a frame every 10 ms) is cut into patches of 16 x 16, which go through the
+    transformer as one sequence: the 8 patches of 160 ms, lowest frequency first, then those of the next 160 ms. So there
+    are 50 frames a second, as many as Whisper has, and `pool: 8` averages over frequency. What does not fill a patch at the
+    end (less than 160 ms) is left out, as published. Dropout and layer drop of a configuration are not applied.
+
+    Parameters
+    ----------
+    source : str or dict
+        A published checkpoint (`.pt`), pretrained or fine-tuned for tagging, whose classifier is left out; a folder or a
+        repository of the Hugging Face hub with one such file. A mapping holds entries of the checkpoints' `cfg`; weights
+        are random then.
+    layers : list of int, optional
+        Blocks whose outputs are returned, 0 the first, -1 the last; all if None.
+    pool : int
+        Average over this many consecutive frames.
+
+    Attributes
+    ----------
+    feature_dim, num_layers : int
+        D and L of the result.
+    frame_seconds : float
+        Duration of one frame of the result: 20 ms x `pool`.
+    """
+
+    def __init__(self, source: str | dict[str, Any], layers: list[int] | None = None, pool: int = 1):
+        super().__init__()
+        path, given, state = "source", source, None
+        if not isinstance(source, dict):
+            path, checkpoint = read_checkpoint("beats", str(source), "*.pt")
+            if not isinstance(checkpoint, dict) or not {"cfg", "model"} <= checkpoint.keys():
+                raise ConfigError(f"beats: {path} is no BEATs checkpoint (no 'cfg' and 'model'); name another file")
+            given, state = checkpoint["cfg"], checkpoint["model"]
+        config = _CONFIG | {name: given[name] for name in _CONFIG if name in given}
+        for name, value in _FIXED.items():
+            if given.get(name, value) != value:
+                raise ConfigError(f"beats: {path}: {name} is {given[name]!r}; only {value!r}, as published, is supported")
+        self.layers = choose_layers("beats", layers, pool, config["encoder_layers"])
+        self.pool, self.patch = pool, config["input_patch_size"]
+        self.max_distance = config["max_distance"]
+
+        # Names are those of the checkpoints.
+        dim, embed = config["encoder_embed_dim"], config["embed_dim"]
+        self.patch_embedding = nn.Conv2d(1, embed, self.patch, stride=self.patch, bias=config["conv_bias"])
+        self.layer_norm = nn.LayerNorm(embed)
+        self.post_extract_proj = nn.Linear(embed, dim) if embed != dim else nn.Identity()
+        self.position_bias = nn.Embedding(config["num_buckets"], config["encoder_attention_heads"])
+        convolution = nn.Conv1d(
+            dim, dim, config["conv_pos"], padding=config["conv_pos"] // 2, groups=config["conv_pos_groups"]
+        )
+        convolution = nn.utils.parametrizations.weight_norm(convolution, dim=2)
+        blocks = [_Block(config) for _ in range(config["encoder_layers"])]
+        self.encoder = nn.ModuleDict(
+            {"pos_conv": nn.ModuleList([convolution]), "layer_norm": nn.LayerNorm(dim), "layers": nn.ModuleList(blocks)}
+        )
+        if state is not None:
+            self._load(path, state)
+        self.encoder["layers"] = self.encoder["layers"][: max(self.layers) + 1]
+
+        self.bands = MELS // self.patch
+        self.min_samples = WINDOW + (self.patch - 1) * HOP
+        self.feature_dim, self.num_layers = dim, len(self.layers)
+        self.frame_seconds = self.patch * HOP * pool / (self.bands * SAMPLE_RATE)
+
+    def _load(self, path: Any, state: dict[str, Tensor]) -> None:
+        """Load published weights; a tensor too many or too few is an error."""
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("predictor.")}
+        # One table that all blocks share is in the file once for every block.
+        tables = {name: state.pop(name) for name in list(state) if name.endswith(_POSITION)}
+        first = tables.get(f"encoder.layers.0.{_POSITION}")
+        if first is not None:
+            if any(not torch.equal(table, first) for table in tables.values()):
+                raise ConfigError(f"beats: {path}: its blocks have position biases of their own; name another file")
+            state["position_bias.weight"] = first
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        if missing or unexpected:
+            raise ConfigError(
+                f"beats: {path}: {len(missing)} tensors are missing {missing[:3]}, {len(unexpected)} have no place "
+                f"{unexpected[:3]}; name a pretrained or fine-tuned BEATs checkpoint (no tokenizer's)"
+            )
+
+    def num_frames(self, samples: Tensor | int) -> Tensor | int:
+        """Frames of the result for clips of so many samples; int for int, int64 tensor for tensor.
+
+        Raises
+        ------
+        ValueError
+            A clip is shorter than one patch.
+        """
+        check_shortest("beats", samples, self.min_samples)
+        return -(-self._patches(samples) // self.pool)
+
+    def _patches(self, samples: Tensor | int) -> Tensor | int:
+        return (1 + (samples - WINDOW) // HOP) // self.patch * self.bands
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
+        return {
+            "type": "beats",
+            "weights": weights_digest(self),
+            "layers": self.layers,
+            "pool": self.pool,
+            "frame_seconds": self.frame_seconds,
+            "audio": AUDIO_RULES,
+        }
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode clips.
+
+        Parameters
+        ----------
+        waveforms : Tensor
+            [B, S], float32 at 16 kHz; what lies after a clip's length is ignored.
+        lengths : Tensor
+            Samples of each clip [B], int64.
+
+        Returns
+        -------
+        tuple of Tensor
+            Features [B, L, T, D], zero after each clip's end, and valid frames [B], int64.
+
+        Raises
+        ------
+        ValueError
+            A clip is shorter than one patch.
+        """
+        lengths = lengths.to(waveforms.device)
+        check_shortest("beats", lengths, self.min_samples)
+        mel = self._log_mel(waveforms, lengths)  # [B, M, 128]
+        x = self.patch_embedding(mel[:, None].to(self.patch_embedding.weight.dtype))  # [B, C, M / 16, 8]
+        x = self.post_extract_proj(self.layer_norm(x.flatten(2).transpose(1, 2)))  # [B, T, D]
+        frames = self._patches(lengths)
+        valid = valid_mask(frames, x.shape[1])
+        # The convolution over positions sees zeros after a clip's end, as it does when the clip is alone.
+        x = x.masked_fill(~valid[..., None], 0)
+        position = self.encoder["pos_conv"][0](x.transpose(1, 2))[..., : x.shape[1]]
+        x = self.encoder["layer_norm"](x + F.gelu(position).transpose(1, 2))
+
+        bias = position_bias(self.position_bias, x.shape[1], self.max_distance)
+        outputs = {}
+        for index, block in enumerate(self.encoder["layers"]):
+            x = block(x, valid, bias)
+            if index in self.layers:
+                outputs[index], pooled = mean_pool(x[:, None], frames, self.pool)
+        return torch.cat([outputs[index] for index in self.layers], dim=1), pooled
+
+    def _log_mel(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Kaldi's log-mel spectrogram [B, M, 128], M whole patches; every frame is made of its own 25 ms alone."""
+        longest = int(lengths.max())
+        with torch.autocast(waveforms.device.type, enabled=False):  # 16 bits are too few for power spectra
+            clips = waveforms[:, :longest].float() * 2**15
+            mels = [kaldi.fbank(clip[None], num_mel_bins=MELS, sample_frequency=SAMPLE_RATE) for clip in clips]
+            mel = (torch.stack(mels) - MEAN) / (2 * STD)
+        return mel[:, : mel.shape[1] // self.patch * self.patch]
+
+
+class _Attention(nn.Module):
+    """Self-attention with WavLM's gated position bias; the gate reads the projected queries here."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.grep_linear = nn.Linear(dim // heads, 8)
+        self.grep_a = nn.Parameter(torch.ones(1, heads, 1, 1))
+
+    def forward(self, x: Tensor, valid: Tensor, bias: Tensor) -> Tensor:
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)  # [B, heads, T, D / heads]
+        mask = (gate(q, self.grep_linear, self.grep_a) * bias).masked_fill(~valid[:, None, None], -torch.inf)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+        return self.out_proj(h.transpose(1, 2).flatten(2))
+
+
+class _Block(nn.Module):
+    """Post-norm transformer block whose residuals are scaled up by DeepNorm (Wang et al. 2022, arXiv 2203.00555)."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        dim, wide = config["encoder_embed_dim"], config["encoder_ffn_embed_dim"]
+        self.alpha = (2 * config["encoder_layers"]) ** 0.25
+        self.self_attn = _Attention(dim, config["encoder_attention_heads"])
+        self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.fc1, self.fc2 = nn.Linear(dim, wide), nn.Linear(wide, dim)
+
+    def forward(self, x: Tensor, valid: Tensor, bias: Tensor) -> Tensor:
+        x = self.self_attn_layer_norm(self.alpha * x + self.self_attn(x, valid, bias))
+        return self.final_layer_norm(self.alpha * x + self.fc2(F.gelu(self.fc1(x))))
+
+
+PART = BEATsEncoder

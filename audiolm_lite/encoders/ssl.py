@@ -1,0 +1,249 @@
+"""Self-supervised speech encoders: wav2vec 2.0 (Baevski et al. 2020, arXiv 2006.11477), HuBERT (Hsu et al. 2021,
+arXiv 2106.07447) and WavLM (Chen et al. 2021, arXiv 2110.13900), every block's output.
+
+transformers' own forward normalises the first convolution of the "group" models over a clip's padding, too, reports
+hidden states differently in its versions 4 and 5, and drops layers in training. So its modules are called directly here.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.encoders.contract import check_shortest, choose_layers, valid_mask, weights_digest
+from audiolm_lite.encoders.pooling import mean_pool
+from audiolm_lite.encoders.relative_position import gate, position_bias
+from audiolm_lite.parts import ConfigError
+from audiolm_lite.quantization import bitsandbytes_config
+
+_KINDS = ("wav2vec2", "hubert", "wavlm")
+_DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+
+
+class SSLEncoder(nn.Module):
+    """wav2vec 2.0, HuBERT or WavLM over a batch of clips; the result of a clip does not depend on its neighbours.
+
+    What a model does to the waveform comes from its `preprocessor_config.json`: with `do_normalize` every clip gets
+    zero mean and unit variance over its own samples. Dropout, layer drop and SpecAugment of a configuration are not
+    applied.
+
+    Parameters
+    ----------
+    source : str or dict
+        Name or folder of a model in transformers' format, of type wav2vec2, hubert or wavlm. A mapping holds
+        `model_type` and entries of that type's configuration; weights are random then.
+    layers : list of int, optional
+        Blocks whose outputs are returned, 0 the first, -1 the last (which comes after the final layer norm, where the
+        model has one); all if None. What goes into the first block is no layer.
+    pool : int
+        Average over this many consecutive frames.
+    quantization : {None, "8bit", "4bit"}
+        Load the linear layers in 8 or 4 bits (bitsandbytes, on an NVIDIA GPU), all else in bfloat16.
+
+    Attributes
+    ----------
+    feature_dim, num_layers : int
+        D and L of the result.
+    frame_seconds : float
+        Duration of one frame of the result: 20 ms x `pool` for all published models.
+    """
+
+    def __init__(
+        self,
+        source: str | dict[str, Any],
+        layers: list[int] | None = None,
+        pool: int = 1,
+        quantization: str | None = None,
+    ):
+        super().__init__()
+        self.model, extractor = _load(source, quantization)
+        config = self.model.config
+        self.layers = choose_layers("ssl", layers, pool, config.num_hidden_layers)
+        if extractor.sampling_rate != SAMPLE_RATE:
+            raise ConfigError(f"ssl: {source} wants {extractor.sampling_rate} Hz; audio here is {SAMPLE_RATE} Hz")
+        self.normalise = extractor.do_normalize
+        self.pool, self.quantization = pool, quantization
+        self.norm_first = config.do_stable_layer_norm
+        self.normed = config.num_hidden_layers - 1  # the block whose output goes through the final layer norm, if any
+        self.model.encoder.layers = self.model.encoder.layers[: max(self.layers) + 1]
+        # Used in pretraining only; as parameters they would never get a gradient.
+        self.model.masked_spec_embed = self.model.adapter = None
+
+        self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
+        self.min_samples = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides)):
+            self.min_samples = (self.min_samples - 1) * stride + kernel
+        self.feature_dim = config.hidden_size
+        self.num_layers = len(self.layers)
+        self.frame_seconds = math.prod(self.strides) * pool / SAMPLE_RATE
+
+    def num_frames(self, samples: Tensor | int) -> Tensor | int:
+        """Frames of the result for clips of so many samples; int for int, int64 tensor for tensor.
+
+        Raises
+        ------
+        ValueError
+            A clip is shorter than the convolutions take.
+        """
+        check_shortest("ssl", samples, self.min_samples)
+        for kernel, stride in zip(self.kernels, self.strides):
+            samples = (samples - kernel) // stride + 1
+        return -(-samples // self.pool)
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
+        return {
+            "type": "ssl",
+            "model": self.model.config.model_type,
+            "weights": weights_digest(self.model),
+            "quantization": self.quantization,
+            "normalise": self.normalise,
+            "layers": self.layers,
+            "pool": self.pool,
+            "frame_seconds": self.frame_seconds,
+            "audio": AUDIO_RULES,
+        }
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode clips.
+
+        Parameters
+        ----------
+        waveforms : Tensor
+            [B, S], float32 at 16 kHz; what lies after a clip's length is ignored.
+        lengths : Tensor
+            Samples of each clip [B], int64.
+
+        Returns
+        -------
+        tuple of Tensor
+            Features [B, L, T, D], zero after each clip's end, and valid frames [B], int64.
+
+        Raises
+        ------
+        ValueError
+            A clip is shorter than the convolutions take.
+        """
+        lengths = lengths.to(waveforms.device)
+        check_shortest("ssl", lengths, self.min_samples)
+        x, frames = self._convolve(self._prepare(waveforms[:, : int(lengths.max())], lengths), lengths)
+        x = self.model.feature_projection(x)
+        x = x if isinstance(x, Tensor) else x[0]  # [B, T, D]; HuBERT's module returns a tensor, the others' two
+        valid = valid_mask(frames, x.shape[1])
+        encoder = self.model.encoder
+        # The convolution over positions sees zeros after a clip's end, as it does when the clip is alone.
+        x = x.masked_fill(~valid[..., None], 0)
+        x = x + encoder.pos_conv_embed(x)
+        if not self.norm_first:
+            x = encoder.layer_norm(x)
+
+        bias = None
+        if self.model.config.model_type == "wavlm":
+            embedding = encoder.layers[0].attention.rel_attn_embed
+            bias = position_bias(embedding, x.shape[1], self.model.config.max_bucket_distance)
+        outputs = {}
+        for index, block in enumerate(encoder.layers):
+            x = _run_block(block, x, valid, bias, self.norm_first)
+            if index in self.layers:
+                output = encoder.layer_norm(x) if index == self.normed and self.norm_first else x
+                outputs[index], pooled = mean_pool(output[:, None], frames, self.pool)
+        return torch.cat([outputs[index] for index in self.layers], dim=1), pooled
+
+    def _prepare(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Waveforms [B, S] as the model wants them, zero after each clip's end."""
+        valid = valid_mask(lengths, waveforms.shape[1])
+        waveforms = waveforms.float().masked_fill(~valid, 0)
+        if self.normalise:
+            centred = (waveforms - waveforms.sum(1, keepdim=True) / lengths[:, None]).masked_fill(~valid, 0)
+            variance = centred.square().sum(1, keepdim=True) / lengths[:, None]
+            waveforms = centred / (variance + 1e-7).sqrt()
+        return waveforms.to(self.model.feature_extractor.conv_layers[0].conv.weight.dtype)
+
+    def _convolve(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolutional front end: waveforms [B, S] -> [B, T, C] and valid frames [B].
+
+        None of the convolutions pads, so a valid frame is made of valid samples only.
+        """
+        x = waveforms[:, None]
+        for layer, kernel, stride in zip(self.model.feature_extractor.conv_layers, self.kernels, self.strides):
+            x = layer.conv(x)
+            lengths = (lengths - kernel) // stride + 1
+            norm = getattr(layer, "layer_norm", None)
+            if isinstance(norm, nn.GroupNorm):
+                x = _normalise_over_time(norm, x, lengths)
+            elif norm is not None:
+                x = norm(x.transpose(1, 2)).transpose(1, 2)
+            x = layer.activation(x)
+        return x.transpose(1, 2), lengths
+
+
+def _normalise_over_time(norm: nn.GroupNorm, x: Tensor, lengths: Tensor) -> Tensor:
+    """Group norm of x [B, C, T] with one group a channel, over each clip's own frames alone."""
+    valid = valid_mask(lengths, x.shape[2])[:, None]
+    count = lengths[:, None, None]
+    wide = x.float().masked_fill(~valid, 0)
+    centred = (wide - wide.sum(2, keepdim=True) / count).masked_fill(~valid, 0)
+    variance = centred.square().sum(2, keepdim=True) / count
+    weight, bias = norm.weight[:, None], norm.bias[:, None]
+    return (centred * (variance + norm.eps).rsqrt()).to(x.dtype) * weight + bias
+
+
+def _run_block(block: nn.Module, x: Tensor, valid: Tensor, bias: Tensor | None, norm_first: bool) -> Tensor:
+    """One transformer block on x [B, T, D] with valid frames [B, T] and WavLM's position bias [heads, T, T]."""
+    attention = block.attention
+    h = block.layer_norm(x) if norm_first else x
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    q, k, v = (p(h).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for p in projections)
+    mask = valid[:, None, None]  # [B, 1, 1, T]
+    if bias is not None:
+        states = h.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        gates = gate(states, attention.gru_rel_pos_linear, attention.gru_rel_pos_const)
+        mask = (gates * bias).masked_fill(~mask, -torch.inf).to(q.dtype)
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    x = x + attention.out_proj(h.transpose(1, 2).flatten(2))
+    if norm_first:
+        return x + block.feed_forward(block.final_layer_norm(x))
+    x = block.layer_norm(x)
+    return block.final_layer_norm(x + block.feed_forward(x))
+
+
+def _load(
+    source: str | dict[str, Any], quantization: str | None
+) -> tuple[transformers.PreTrainedModel, transformers.Wav2Vec2FeatureExtractor]:
+    """transformers' model, in float32 unless quantised, and its feature extractor."""
+    dtype = torch.float32 if quantization is None else torch.bfloat16
+    quantized = bitsandbytes_config("encoder ssl", quantization, dtype)
+    random = isinstance(source, dict)
+    config = transformers.AutoConfig.for_model(**source) if random else transformers.AutoConfig.from_pretrained(source)
+    if config.model_type not in _KINDS:
+        raise ConfigError(f"ssl: {source} is of type {config.model_type!r}, none of {', '.join(_KINDS)}")
+    for entry in ("adapter_attn_dim", "conv_pos_batch_norm"):
+        if getattr(config, entry, None):
+            raise ConfigError(f"ssl: {source} sets {entry}, which this encoder does not have; choose another model")
+    for entry in _DROPOUTS:
+        setattr(config, entry, 0.0)
+    if random:
+        if quantized is not None:
+            raise ConfigError("ssl: quantization needs pretrained weights, and source is a configuration")
+        return transformers.AutoModel.from_config(config), transformers.Wav2Vec2FeatureExtractor()
+    # Many of these models are published as pickled state dictionaries only: weights_only executes nothing in them.
+    model, info = transformers.AutoModel.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        weights_only=True,
+        output_loading_info=True,
+        quantization_config=quantized,
+        trust_remote_code=False,
+    )
+    missing = sorted(set(info["missing_keys"]) - {"masked_spec_embed"})
+    if missing:
+        raise ConfigError(f"ssl: {source} lacks {len(missing)} tensors, for example {missing[0]}")
+    return model, transformers.Wav2Vec2FeatureExtractor.from_pretrained(source)
+
+
+PART = SSLEncoder
