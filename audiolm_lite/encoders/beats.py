@@ -47,16 +47,17 @@ class BEATsEncoder(nn.Module):
     """BEATs over a batch of clips; the result of a clip does not depend on its neighbours.
 
     A clip's log-mel spectrogram (128 bins, a frame every 10 ms) is cut into patches of 16 x 16, which go through the
-    transformer as one sequence: the 8 patches of 160 ms, lowest frequency first, then those of the next 160 ms. So there
-    are 50 frames a second, as many as Whisper has, and `pool: 8` averages over frequency. What does not fill a patch at the
-    end (less than 160 ms) is left out, as published. Dropout and layer drop of a configuration are not applied.
+    transformer as one sequence: the 8 patches of 160 ms, lowest frequency first, then those of the next 160 ms. So
+    there are 50 frames a second, as many as Whisper has, and `pool: 8` averages over frequency. What does not fill a
+    patch at the end (less than 160 ms) is left out, as published. Dropout and layer drop of a configuration are not
+    applied.
 
     Parameters
     ----------
     source : str or dict
-        A published checkpoint (`.pt`), pretrained or fine-tuned for tagging, whose classifier is left out; a folder or a
-        repository of the Hugging Face hub with one such file. A mapping holds entries of the checkpoints' `cfg`; weights
-        are random then.
+        A published checkpoint (`.pt`), pretrained or fine-tuned for tagging, whose classifier is left out; a folder or
+        a repository of the Hugging Face hub with one such file. A mapping holds entries of the checkpoints' `cfg`;
+        weights are random then.
     layers : list of int, optional
         Blocks whose outputs are returned, 0 the first, -1 the last; all if None.
     pool : int
@@ -81,7 +82,7 @@ class BEATsEncoder(nn.Module):
         config = _CONFIG | {name: given[name] for name in _CONFIG if name in given}
         for name, value in _FIXED.items():
             if given.get(name, value) != value:
-                raise ConfigError(f"beats: {path}: {name} is {given[name]!r}; only {value!r}, as published, is supported")
+                raise ConfigError(f"beats: {path}: {name} is {given[name]!r}, and all published models have {value!r}")
         self.layers = choose_layers("beats", layers, pool, config["encoder_layers"])
         self.pool, self.patch = pool, config["input_patch_size"]
         self.max_distance = config["max_distance"]
@@ -213,7 +214,7 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor, bias: Tensor) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)  # [B, heads, T, D / heads]
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections)  # [B, heads, T, head]
         mask = (gate(q, self.grep_linear, self.grep_a) * bias).masked_fill(~valid[:, None, None], -torch.inf)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
         return self.out_proj(h.transpose(1, 2).flatten(2))

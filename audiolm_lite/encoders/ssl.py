@@ -2,7 +2,8 @@
 arXiv 2106.07447) and WavLM (Chen et al. 2021, arXiv 2110.13900), every block's output.
 
 transformers' own forward normalises the first convolution of the "group" models over a clip's padding, too, reports
-hidden states differently in its versions 4 and 5, and drops layers in training. So its modules are called directly here.
+hidden states differently in its versions 4 and 5, and drops layers in training. So its modules are called directly
+here.
 """
 
 import math

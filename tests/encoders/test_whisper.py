@@ -245,6 +245,48 @@ def test_openai_checkpoint_equals_the_published_forward(tmp_path):
     torch.testing.assert_close(features, expected, rtol=0, atol=5e-5)
 
 
+OPENAI_NAMES = {
+    "layers.": "blocks.",
+    "self_attn_layer_norm": "attn_ln",
+    "final_layer_norm": "mlp_ln",
+    "layer_norm": "ln_post",
+    "self_attn.q_proj": "attn.query",
+    "self_attn.k_proj": "attn.key",
+    "self_attn.v_proj": "attn.value",
+    "self_attn.out_proj": "attn.out",
+    "fc1": "mlp.0",
+    "fc2": "mlp.2",
+    "embed_positions.weight": "positional_embedding",
+}
+
+
+@pytest.mark.parametrize("mels", [80, 128])
+def test_both_sources_of_one_model_give_the_same_features(tmp_path, mels):
+    """A folder in transformers' format, and an openai-whisper file of the same weights under its names."""
+    model, _ = save_model(tmp_path / "folder", mels=mels, seconds=30, encoder_ffn_dim=128, encoder_layers=2)
+    dims = openai_whisper.model.ModelDimensions(mels, 1500, 32, 4, 2, 64, 8, 32, 4, 1)
+    state = openai_whisper.model.Whisper(dims).state_dict()
+    for name, tensor in model.encoder.state_dict().items():
+        for theirs, published in OPENAI_NAMES.items():
+            name = name.replace(theirs, published)
+        assert f"encoder.{name}" in state
+        state[f"encoder.{name}"] = tensor
+    torch.save({"dims": dataclasses.asdict(dims), "model_state_dict": state}, tmp_path / "tiny.pt")
+
+    one, other = WhisperEncoder(tmp_path / "tiny.pt"), WhisperEncoder(tmp_path / "folder")
+    assert one.identity() == other.identity()
+    clips = collate([wave(20000), wave(7000, 1)])
+    for together, alone in zip(one(*clips), other(*clips)):
+        torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
+def test_a_configuration_gives_random_weights():
+    encoder = WhisperEncoder(
+        {"d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 2, "max_source_positions": 100}
+    )
+    assert (encoder.feature_dim, encoder.num_layers, encoder.max_seconds) == (32, 3, 2.0)
+
+
 def test_published_ltu_as_features(tmp_path, parity_dir):
     """Pooled states of the 30-s forward and of LTU-AS' 10-s window, as the published code computes them."""
     with safe_open(parity_dir / "whisper_pooled.safetensors", "pt") as file:

@@ -1,0 +1,113 @@
+"""What every encoder promises: shapes, counts known beforehand, clips that do not depend on their batch, gradients."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audiolm_lite.parts import build, part_types
+
+WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 20}
+WHISPER = {"type": "whisper", "source": {**WHISPER, "max_source_positions": 100}}
+SSL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": [8, 8],
+    "conv_kernel": [10, 8],
+    "conv_stride": [20, 16],
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+BEATS = {"embed_dim": 16, "encoder_layers": 2, "encoder_embed_dim": 24, "encoder_ffn_embed_dim": 32}
+BEATS = {"type": "beats", "source": {**BEATS, "encoder_attention_heads": 2, "conv_pos": 16, "conv_pos_groups": 2}}
+SPEAKER = {"channels": [16, 16, 16, 32], "kernel_sizes": [5, 3, 3, 1], "dilations": [1, 2, 3, 1]}
+SPEAKER |= {"type": "speaker", "source": None, "attention_channels": 8, "embedding_dim": 12, "mels": 20}
+WAVLM = {"type": "ssl", "source": {"model_type": "wavlm", "num_buckets": 16, "max_bucket_distance": 20, **SSL}}
+CONFIGS = {
+    "whisper": WHISPER,
+    "wav2vec2_group_norm": {"type": "ssl", "source": {"model_type": "wav2vec2", **SSL}},
+    "hubert_layer_norm": {"type": "ssl", "source": {"model_type": "hubert", **SSL, **STABLE}, "pool": 3},
+    "wavlm": WAVLM,
+    "beats": {**BEATS, "pool": 3},
+    "speaker": SPEAKER,
+    "fused_nearest": {"type": "fused", "encoders": {"a": WHISPER, "b": BEATS, "c": SPEAKER}, "layer_norm": True},
+    "fused_linear": {"type": "fused", "encoders": {"a": WAVLM, "c": SPEAKER}, "align": "linear"},
+    "fused_pad": {"type": "fused", "encoders": {"a": WHISPER, "b": BEATS}, "align": "pad", "layer_norm": True},
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def encoder(request):
+    torch.manual_seed(0)
+    encoder = build("encoders", CONFIGS[request.param]).eval()
+    for name, parameter in encoder.named_parameters():  # default initialisations leave much near zero
+        if parameter.requires_grad and "norm" not in name:
+            parameter.data.normal_(0, 0.15)
+    return encoder
+
+
+def test_every_encoder_is_here():
+    assert {config["type"] for config in CONFIGS.values()} == set(part_types("encoders"))
+
+
+def clips(lengths):
+    """Noise that gets quieter from clip to clip, so that statistics shared over the batch would show."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(n, generator=generator) * 10.0 ** -(i % 3) + 0.05 for i, n in enumerate(lengths)]
+
+
+def collate(waves):
+    return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves])
+
+
+@settings(max_examples=12, deadline=None)
+@given(lengths=st.lists(st.integers(6400, 32000), min_size=2, max_size=4))
+def test_a_clip_does_not_depend_on_its_batch(encoder, lengths):
+    waves = clips(lengths)
+    batch, samples = collate(waves)
+    after = torch.arange(batch.shape[1]) >= samples[:, None]
+    with torch.no_grad():
+        features, frames = encoder(batch.masked_fill(after, 7.0), samples)
+        assert features.shape == (len(waves), encoder.num_layers, int(frames.max()), encoder.feature_dim)
+        assert frames.dtype == torch.int64
+        assert frames.tolist() == encoder.num_frames(samples).tolist() == [encoder.num_frames(n) for n in lengths]
+        for wave, together, count in zip(waves, features, frames):
+            alone, _ = encoder(*collate([wave]))
+            assert (together[:, :count] - alone[0]).abs().max() < 1e-4 * alone.abs().max()
+            assert not together[:, count:].any()
+
+
+def test_frames_last_as_long_as_they_say(encoder):
+    assert encoder.num_frames(32000) * encoder.frame_seconds == pytest.approx(2.0, abs=0.4)
+
+
+def test_too_short_clips_are_refused(encoder):
+    for samples in (50, torch.tensor([32000, 50])):
+        with pytest.raises(ValueError, match="clip of 50 samples is shorter than the .* drop it from the manifest"):
+            encoder.num_frames(samples)
+    with pytest.raises(ValueError, match="clip of 50 samples"):
+        encoder(torch.zeros(2, 32000), torch.tensor([32000, 50]))
+
+
+def test_every_parameter_gets_a_gradient(encoder):
+    encoder.zero_grad()
+    features, _ = encoder(*collate(clips([16000, 9000])))
+    (features * torch.randn(features.shape)).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad and not name.endswith("k_proj.bias"):  # adds the same to all scores of a query
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_identity_is_json_and_follows_the_weights(encoder):
+    identity = encoder.identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert identity["frame_seconds"] == encoder.frame_seconds
+    parameter = next(p for p in encoder.parameters() if p.requires_grad)
+    parameter.data.flatten()[0] += 1
+    assert encoder.identity() != identity
+    parameter.data.flatten()[0] -= 1

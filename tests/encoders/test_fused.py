@@ -1,0 +1,107 @@
+"""Alignment in time, SALMONN's way of joining, and refusals."""
+
+import pytest
+import torch
+from torch import nn
+
+from audiolm_lite.encoders.fused import Fused
+from audiolm_lite.parts import ConfigError, build
+
+FAST = {"type": "beats", "source": {"embed_dim": 8, "encoder_layers": 2, "encoder_embed_dim": 8}}
+FAST["source"] |= {"encoder_ffn_embed_dim": 8, "encoder_attention_heads": 2, "conv_pos": 4, "conv_pos_groups": 2}
+SLOW = {**FAST, "layers": [-1], "pool": 4}
+
+
+def make(**arguments):
+    return build("encoders", {"type": "fused", "encoders": {"fast": FAST, "slow": SLOW}, **arguments})
+
+
+def ramp(frames, layers, step):
+    """Features [1, layers, frames, 8] that say at which time (in units of a fast frame) their frame's middle is."""
+    middles = (torch.arange(frames) + 0.5) * step
+    return middles[None, None, :, None].expand(1, layers, -1, 8), torch.tensor([frames])
+
+
+def test_nearest_repeats_the_slow_frame_that_spans_the_moment():
+    features, frames = make().join({"fast": ramp(10, 2, 1), "slow": ramp(3, 1, 4)})
+    assert features.shape == (1, 1, 10, 2 * 8 + 8) and frames.tolist() == [10]
+    assert features[0, 0, :, 0].tolist() == [i + 0.5 for i in range(10)]
+    assert features[0, 0, :, -1].tolist() == [2] * 4 + [6] * 4 + [10] * 2
+
+
+def test_linear_says_the_same_time_as_the_grid():
+    features, _ = make(align="linear").join({"fast": ramp(12, 2, 1), "slow": ramp(3, 1, 4)})
+    expected = [2, 2] + [i + 0.5 for i in range(2, 10)] + [10, 10]  # the first and last frames go on at the ends
+    assert features[0, 0, :, -1].tolist() == pytest.approx(expected)
+
+
+def test_the_grid_can_be_the_slow_encoder():
+    encoder = make(grid="slow")
+    assert encoder.frame_seconds == encoder.encoders["slow"].frame_seconds
+    features, frames = encoder.join({"fast": ramp(12, 2, 1), "slow": ramp(3, 1, 4)})
+    assert frames.tolist() == [3]
+    assert features[0, 0, :, 0].tolist() == [2.5, 6.5, 10.5]
+
+
+def test_a_shorter_encoder_goes_on_with_its_last_valid_frame():
+    slow, _ = ramp(3, 1, 4)
+    encoded = {"fast": ramp(12, 2, 1), "slow": (slow, torch.tensor([2]))}  # the third frame belongs to a neighbour
+    for align in ("nearest", "linear"):
+        features, _ = make(align=align).join(encoded)
+        assert features[0, 0, -4:, -1].tolist() == [6] * 4
+
+
+def test_pad_is_what_salmonn_computes():
+    """Norms of its own for each encoder, then zeros after the shorter one, then both beside each other."""
+    encoder = make(encoders={"speech": FAST | {"layers": [0]}, "audio": FAST | {"layers": [1]}}, align="pad")
+    assert not encoder.norms
+    encoder = make(
+        encoders={"speech": FAST | {"layers": [0]}, "audio": FAST | {"layers": [1]}}, align="pad", layer_norm=True
+    )
+    speech, audio = torch.randn(2, 1, 9, 8), torch.randn(2, 1, 6, 8)
+    for norm in encoder.norms.values():
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    encoded = {"speech": (speech, torch.tensor([9, 9])), "audio": (audio, torch.tensor([6, 6]))}
+    features, frames = encoder.join(encoded)
+    expected = torch.zeros(2, 9, 16)
+    expected[..., :8] = encoder.norms["speech"](speech[:, 0])
+    expected[:, :6, 8:] = encoder.norms["audio"](audio[:, 0])
+    assert frames.tolist() == [9, 9]
+    torch.testing.assert_close(features[:, 0], expected)
+
+
+def test_any_subset_trains():
+    encoder = make(layer_norm=True)
+    names = {name.split(".")[0] + "." + name.split(".")[1] for name, _ in encoder.named_parameters()}
+    assert names == {"encoders.fast", "encoders.slow", "norms.fast", "norms.slow"}
+    encoder.encoders["fast"].requires_grad_(False)
+    encoder(torch.randn(1, 8000), torch.tensor([8000]))[0].square().sum().backward()
+    trained = {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert any(name.startswith("encoders.slow.encoder.layers") for name in trained)
+    assert not any(name.startswith("encoders.fast") for name in trained)
+
+
+def test_identity_nests():
+    base = make().identity()
+    assert base["encoders"]["slow"]["pool"] == 4
+    assert make(align="linear").identity() != make(grid="slow").identity() != base
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"encoders": {"one": FAST}}, "two encoders or more"),
+        ({"align": "repeat"}, "nearest, linear, pad"),
+        ({"align": "pad"}, "one frame rate"),
+        ({"grid": "quick"}, r"\['fast', 'slow'\]"),
+        ({"encoders": {"fast": FAST, "slow": {"type": "bets"}}}, "did you mean 'beats'"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**arguments)
+
+
+def test_a_name_is_needed_for_each():
+    with pytest.raises(ConfigError, match="must name two"):
+        Fused([FAST, SLOW])
