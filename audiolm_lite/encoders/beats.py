@@ -8,8 +8,7 @@ import torchaudio.compliance.kaldi as kaldi
 from torch import Tensor, nn
 
 from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
-from audiolm_lite.encoders.contract import check_shortest, choose_layers, read_checkpoint, valid_mask, weights_digest
-from audiolm_lite.encoders.pooling import mean_pool
+from audiolm_lite.encoders.contract import LayerChoice, check_shortest, read_checkpoint, valid_mask, weights_digest
 from audiolm_lite.encoders.relative_position import gate, position_bias
 from audiolm_lite.parts import ConfigError
 
@@ -61,7 +60,11 @@ class BEATsEncoder(nn.Module):
     layers : list of int, optional
         Blocks whose outputs are returned, 0 the first, -1 the last; all if None.
     pool : int
-        Average over this many consecutive frames.
+        Consecutive frames that become one.
+    pooling : {"mean", "max", "stride"}
+        How they do: their average, their largest values, the first of them.
+    layer_mix : "mean" or list of float, optional
+        Return one layer, the average of `layers` or their sum with these weights, after pooling.
 
     Attributes
     ----------
@@ -71,7 +74,14 @@ class BEATsEncoder(nn.Module):
         Duration of one frame of the result: 20 ms x `pool`.
     """
 
-    def __init__(self, source: str | dict[str, Any], layers: list[int] | None = None, pool: int = 1):
+    def __init__(
+        self,
+        source: str | dict[str, Any],
+        layers: list[int] | None = None,
+        pool: int = 1,
+        pooling: str = "mean",
+        layer_mix: str | list[float] | None = None,
+    ):
         super().__init__()
         path, given, state = "source", source, None
         if not isinstance(source, dict):
@@ -83,9 +93,8 @@ class BEATsEncoder(nn.Module):
         for name, value in _FIXED.items():
             if given.get(name, value) != value:
                 raise ConfigError(f"beats: {path}: {name} is {given[name]!r}, and all published models have {value!r}")
-        self.layers = choose_layers("beats", layers, pool, config["encoder_layers"])
-        self.pool, self.patch = pool, config["input_patch_size"]
-        self.max_distance = config["max_distance"]
+        self.choice = LayerChoice("beats", config["encoder_layers"], layers, pool, pooling, layer_mix)
+        self.patch, self.max_distance = config["input_patch_size"], config["max_distance"]
 
         # Names are those of the checkpoints.
         dim, embed = config["encoder_embed_dim"], config["embed_dim"]
@@ -103,11 +112,11 @@ class BEATsEncoder(nn.Module):
         )
         if state is not None:
             self._load(path, state)
-        self.encoder["layers"] = self.encoder["layers"][: max(self.layers) + 1]
+        self.encoder["layers"] = self.encoder["layers"][: self.choice.depth]
 
         self.bands = MELS // self.patch
         self.min_samples = WINDOW + (self.patch - 1) * HOP
-        self.feature_dim, self.num_layers = dim, len(self.layers)
+        self.feature_dim, self.num_layers = dim, self.choice.num_layers
         self.frame_seconds = self.patch * HOP * pool / (self.bands * SAMPLE_RATE)
 
     def _load(self, path: Any, state: dict[str, Tensor]) -> None:
@@ -136,7 +145,7 @@ class BEATsEncoder(nn.Module):
             A clip is shorter than one patch.
         """
         check_shortest("beats", samples, self.min_samples)
-        return -(-self._patches(samples) // self.pool)
+        return self.choice.num_frames(self._patches(samples))
 
     def _patches(self, samples: Tensor | int) -> Tensor | int:
         return (1 + (samples - WINDOW) // HOP) // self.patch * self.bands
@@ -146,8 +155,7 @@ class BEATsEncoder(nn.Module):
         return {
             "type": "beats",
             "weights": weights_digest(self),
-            "layers": self.layers,
-            "pool": self.pool,
+            **self.choice.identity(),
             "frame_seconds": self.frame_seconds,
             "audio": AUDIO_RULES,
         }
@@ -188,9 +196,9 @@ class BEATsEncoder(nn.Module):
         outputs = {}
         for index, block in enumerate(self.encoder["layers"]):
             x = block(x, valid, bias)
-            if index in self.layers:
-                outputs[index], pooled = mean_pool(x[:, None], frames, self.pool)
-        return torch.cat([outputs[index] for index in self.layers], dim=1), pooled
+            if index in self.choice.indices:
+                outputs[index], pooled = self.choice.reduce(x, frames)
+        return self.choice.join(outputs), pooled
 
     def _log_mel(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Kaldi's log-mel spectrogram [B, M, 128], M whole patches; every frame is made of its own 25 ms alone."""

@@ -102,6 +102,7 @@ class LogMel(nn.Module):
             "hop": self.hop,
             "padding": self.padding,
             "window_seconds": self.max_seconds,
+            "frame_seconds": self.frame_seconds,
             "audio": AUDIO_RULES,
         }
 

@@ -15,8 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
-from audiolm_lite.encoders.contract import check_shortest, choose_layers, valid_mask, weights_digest
-from audiolm_lite.encoders.pooling import mean_pool
+from audiolm_lite.encoders.contract import LayerChoice, check_shortest, valid_mask, weights_digest
 from audiolm_lite.encoders.relative_position import gate, position_bias
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.quantization import bitsandbytes_config
@@ -41,7 +40,11 @@ class SSLEncoder(nn.Module):
         Blocks whose outputs are returned, 0 the first, -1 the last (which comes after the final layer norm, where the
         model has one); all if None. What goes into the first block is no layer.
     pool : int
-        Average over this many consecutive frames.
+        Consecutive frames that become one.
+    pooling : {"mean", "max", "stride"}
+        How they do: their average, their largest values, the first of them.
+    layer_mix : "mean" or list of float, optional
+        Return one layer, the average of `layers` or their sum with these weights, after pooling.
     quantization : {None, "8bit", "4bit"}
         Load the linear layers in 8 or 4 bits (bitsandbytes, on an NVIDIA GPU), all else in bfloat16.
 
@@ -58,19 +61,21 @@ class SSLEncoder(nn.Module):
         source: str | dict[str, Any],
         layers: list[int] | None = None,
         pool: int = 1,
+        pooling: str = "mean",
+        layer_mix: str | list[float] | None = None,
         quantization: str | None = None,
     ):
         super().__init__()
         self.model, extractor = _load(source, quantization)
         config = self.model.config
-        self.layers = choose_layers("ssl", layers, pool, config.num_hidden_layers)
+        self.choice = LayerChoice("ssl", config.num_hidden_layers, layers, pool, pooling, layer_mix)
         if extractor.sampling_rate != SAMPLE_RATE:
             raise ConfigError(f"ssl: {source} wants {extractor.sampling_rate} Hz; audio here is {SAMPLE_RATE} Hz")
         self.normalise = extractor.do_normalize
-        self.pool, self.quantization = pool, quantization
+        self.quantization = quantization
         self.norm_first = config.do_stable_layer_norm
         self.normed = config.num_hidden_layers - 1  # the block whose output goes through the final layer norm, if any
-        self.model.encoder.layers = self.model.encoder.layers[: max(self.layers) + 1]
+        self.model.encoder.layers = self.model.encoder.layers[: self.choice.depth]
         # Used in pretraining only; as parameters they would never get a gradient.
         self.model.masked_spec_embed = self.model.adapter = None
 
@@ -79,7 +84,7 @@ class SSLEncoder(nn.Module):
         for kernel, stride in zip(reversed(self.kernels), reversed(self.strides)):
             self.min_samples = (self.min_samples - 1) * stride + kernel
         self.feature_dim = config.hidden_size
-        self.num_layers = len(self.layers)
+        self.num_layers = self.choice.num_layers
         self.frame_seconds = math.prod(self.strides) * pool / SAMPLE_RATE
 
     def num_frames(self, samples: Tensor | int) -> Tensor | int:
@@ -93,7 +98,7 @@ class SSLEncoder(nn.Module):
         check_shortest("ssl", samples, self.min_samples)
         for kernel, stride in zip(self.kernels, self.strides):
             samples = (samples - kernel) // stride + 1
-        return -(-samples // self.pool)
+        return self.choice.num_frames(samples)
 
     def identity(self) -> dict[str, Any]:
         """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
@@ -103,8 +108,7 @@ class SSLEncoder(nn.Module):
             "weights": weights_digest(self.model),
             "quantization": self.quantization,
             "normalise": self.normalise,
-            "layers": self.layers,
-            "pool": self.pool,
+            **self.choice.identity(),
             "frame_seconds": self.frame_seconds,
             "audio": AUDIO_RULES,
         }
@@ -149,10 +153,10 @@ class SSLEncoder(nn.Module):
         outputs = {}
         for index, block in enumerate(encoder.layers):
             x = _run_block(block, x, valid, bias, self.norm_first)
-            if index in self.layers:
+            if index in self.choice.indices:
                 output = encoder.layer_norm(x) if index == self.normed and self.norm_first else x
-                outputs[index], pooled = mean_pool(output[:, None], frames, self.pool)
-        return torch.cat([outputs[index] for index in self.layers], dim=1), pooled
+                outputs[index], pooled = self.choice.reduce(output, frames)
+        return self.choice.join(outputs), pooled
 
     def _prepare(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Waveforms [B, S] as the model wants them, zero after each clip's end."""
