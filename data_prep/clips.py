@@ -128,14 +128,21 @@ def read_table(file: Path) -> dict[str, str]:
 
 
 def read_rows(
-    file: Path, columns: Sequence[str], source: str, *, delimiter: str = ",", header: bool = True, skip: int = 0
+    file: Path,
+    columns: Sequence[str],
+    source: str,
+    *,
+    delimiter: str = ",",
+    header: bool = True,
+    skip: int = 0,
+    encoding: str = "utf-8-sig",
 ) -> Iterator[dict[str, str]]:
     """Yield the rows of a table, one at a time, as {column: text}.
 
     Parameters
     ----------
     file : Path
-        UTF-8, with or without a byte order mark.
+        The table.
     columns : sequence of str
         Columns that must be there; without a header, the names of all columns in order.
     source : str
@@ -146,27 +153,41 @@ def read_rows(
         Whether the first line names the columns.
     skip : int
         Lines of comment before the table.
+    encoding : str
+        Of the file; by default UTF-8 with or without a byte order mark.
 
     Raises
     ------
     CorpusError
         A column is missing, or a line has too few of them; names file and line.
     """
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with file.open(encoding=encoding, newline="") as lines:
         for _ in range(skip):
             next(lines, None)
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", quoting=quoting)
-        names = [name.strip() for name in next(reader, [])] if header else list(columns)
-        if lacking := set(columns) - set(names):
-            raise CorpusError(f"{file}: no column {', '.join(sorted(lacking))}; fetch it again from {source}")
-        needed = 1 + max(names.index(column) for column in columns)
-        for row in reader:
-            if row and len(row) < needed:
-                where = f"{file}, line {reader.line_num + skip}"
-                raise CorpusError(f"{where}: {len(row)} of {needed} columns; fetch it again from {source}")
-            if row:
-                yield {name: value.strip() for name, value in zip(names, row, strict=False)}
+        try:
+            names = [name.strip() for name in next(reader, [])] if header else list(columns)
+            if lacking := set(columns) - set(names):
+                raise CorpusError(f"{file}: no column {', '.join(sorted(lacking))}; fetch it again from {source}")
+            needed = 1 + max(names.index(column) for column in columns)
+            for row in reader:
+                if row and len(row) < needed:
+                    where = f"{file}, line {reader.line_num + skip}"
+                    raise CorpusError(f"{where}: {len(row)} of {needed} columns; fetch it again from {source}")
+                if row:
+                    yield {name: value.strip() for name, value in zip(names, row, strict=False)}
+        except (UnicodeDecodeError, csv.Error) as error:
+            where = f"{file}, after line {reader.line_num + skip}"
+            raise CorpusError(f"{where}: not readable ({error}); fetch it again from {source}") from error
+
+
+def seconds(text: str, file: Path) -> float:
+    """Read a number out of a table; raises CorpusError, naming the file, where it is none."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise CorpusError(f"{file}: {text!r} is no number of seconds; fetch it again") from error
 
 
 def drawn(group: str, share: float, seed: int) -> bool:

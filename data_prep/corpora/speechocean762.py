@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from data_prep.clips import Clip, CorpusError, hold_out, read_table, require
+from data_prep.clips import Clip, hold_out, require
+from data_prep.corpora.kaldi import read_kaldi_part
 from data_prep.text import plain_transcript
 
 SOURCE = "https://www.openslr.org/101/ (speechocean762.tar.gz)"
 _FILES = ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")
-_GENDER = {"m": "male", "f": "female"}
 
 
 def read_speechocean762(folder: str | Path, valid_share: float, test_share: float | None, seed: int) -> list[Clip]:
@@ -39,35 +39,11 @@ def read_speechocean762(folder: str | Path, valid_share: float, test_share: floa
     parts = ["train"] if test_share is not None else ["train", "test"]
     hint = "" if test_share is not None else "; or hold out speakers of the training part with --test_share 0.2"
     require(folder, [f"{part}/{name}" for part in parts for name in _FILES], "SpeechOcean762", SOURCE + hint)
-    clips = [clip for part in parts for clip in _read_part(folder, part)]
+    clips = [
+        clip
+        for part in parts
+        for clip in read_kaldi_part(folder / part, folder, "SpeechOcean762", part, normalise=plain_transcript)
+    ]
     if test_share is not None:
         clips = hold_out(clips, test_share, "test", seed, stratum=lambda clip: str(clip.gender))
     return hold_out(clips, valid_share, "valid", seed, stratum=lambda clip: str(clip.gender))
-
-
-def _read_part(folder: Path, part: str) -> list[Clip]:
-    files, texts, speakers, ages, genders = (read_table(folder / part / name) for name in _FILES)
-    clips = []
-    for utterance, file in files.items():
-        if utterance not in speakers:
-            raise CorpusError(f"{folder / part / 'utt2spk'}: no speaker for {utterance} of wav.scp; fetch it again")
-        speaker = speakers[utterance]
-        age, gender = ages.get(speaker), genders.get(speaker)
-        if age is not None and not age.isdigit():
-            raise CorpusError(f"{folder / part / 'spk2age'}: {age!r} of {speaker} is no whole number of years")
-        if gender is not None and gender not in _GENDER:
-            raise CorpusError(f"{folder / part / 'spk2gender'}: {gender!r} of {speaker} is neither m nor f")
-        clips.append(
-            Clip(
-                dataset="SpeechOcean762",
-                id=utterance,
-                audio=folder / file,
-                split=part,
-                group=speaker,
-                speaker=speaker,
-                text=plain_transcript(texts.get(utterance, "")),
-                gender=_GENDER.get(gender),
-                age=None if age is None else int(age),
-            )
-        )
-    return clips

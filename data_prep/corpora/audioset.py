@@ -1,0 +1,102 @@
+"""AudioSet (Gemmeke et al. 2017) and its strong labels (Hershey et al. 2021): ten-second clips of YouTube videos."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_prep.audio_index import AudioIndex
+from data_prep.clips import Clip, CorpusError, Event, drawn, read_rows, require, seconds
+
+SOURCE = "https://research.google.com/audioset/download.html (the audio is on YouTube)"
+STRONG_SOURCE = "https://research.google.com/audioset/download_strong.html (the audio is on YouTube)"
+_NAMES, _STRONG_NAMES = "class_labels_indices.csv", "mid_to_display_name.tsv"
+_WEAK = {"balanced": "balanced_train_segments.csv", "unbalanced": "unbalanced_train_segments.csv"}
+_WEAK_TEST = "eval_segments.csv"
+_STRONG, _STRONG_TEST = "audioset_train_strong.tsv", "audioset_eval_strong.tsv"
+
+
+def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, seed: int) -> Iterator[Clip]:
+    """Read the lists of segments, one line at a time; the names of the audio files (not the files) are kept in memory.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds the publisher's lists and audio/ with the clips in any depth. The publisher gives no audio and hence no
+        file names: those of the usual downloaders are found (see `AudioIndex.find_youtube`).
+    parts : sequence of str
+        Of balanced (22 k clips, "AudioSet-20k"), unbalanced (2 M, "AudioSet-2M") and strong (100 k with times).
+    valid_share : float
+        Share of the training videos held out for validation.
+    seed : int
+        Seed of that choice.
+
+    Yields
+    ------
+    Clip
+        Dataset AudioSet or AudioSet-strong, with its sounds as events, timed in the strong part. Test clips are the
+        publisher's evaluation parts (weak, strong) of the parts asked for.
+
+    Raises
+    ------
+    CorpusError
+        A list or audio/ is missing, a list is not in its format, or names an unknown class.
+    """
+    folder = Path(folder)
+    if not parts or set(parts) - {*_WEAK, "strong"}:
+        raise CorpusError(f"AudioSet: parts is {list(parts)}; choose among balanced, unbalanced and strong")
+    weak = [part for part in _WEAK if part in parts]
+    if weak:
+        needed = [_NAMES, *(_WEAK[part] for part in weak), _WEAK_TEST]
+        require(folder, [*needed, "audio"], "AudioSet", SOURCE)
+    if "strong" in parts:
+        require(folder, [_STRONG_NAMES, _STRONG, _STRONG_TEST, "audio"], "AudioSet's strong labels", STRONG_SOURCE)
+    audio = AudioIndex(folder / "audio")
+
+    def split_of(video: str, test: bool) -> str:
+        return "test" if test else "valid" if drawn(video, valid_share, seed) else "train"
+
+    if weak:
+        names = {row["mid"]: row["display_name"] for row in read_rows(folder / _NAMES, ("mid", "display_name"), SOURCE)}
+        for file in [*(_WEAK[part] for part in weak), _WEAK_TEST]:
+            columns = ("video", "start", "end", "labels")
+            # Three lines of comment, the third of which names the columns.
+            for row in read_rows(folder / file, columns, SOURCE, header=False, skip=3):
+                yield Clip(
+                    dataset="AudioSet",
+                    id=row["video"],
+                    audio=audio.find_youtube(row["video"], seconds(row["start"], folder / file)),
+                    split=split_of(row["video"], file == _WEAK_TEST),
+                    group=f"youtube {row['video']}",
+                    events=tuple(Event(_name(mid, names, folder / file)) for mid in row["labels"].split(",")),
+                )
+    if "strong" in parts:
+        table = read_rows(folder / _STRONG_NAMES, ("mid", "name"), STRONG_SOURCE, delimiter="\t", header=False)
+        names = {row["mid"]: row["name"] for row in table}
+        for file in (_STRONG, _STRONG_TEST):
+            for segment, events in _strong_events(folder / file, names).items():
+                video, _, start = segment.rpartition("_")  # milliseconds
+                yield Clip(
+                    dataset="AudioSet-strong",
+                    id=segment,
+                    audio=audio.find_youtube(video, seconds(start, folder / file) / 1000),
+                    split=split_of(video, file == _STRONG_TEST),
+                    group=f"youtube {video}",
+                    events=tuple(events),
+                )
+
+
+def _strong_events(file: Path, names: dict[str, str]) -> dict[str, list[Event]]:
+    """Segment -> its events; the lines of a segment need not follow each other."""
+    columns = ("segment_id", "start_time_seconds", "end_time_seconds", "label")
+    events: dict[str, list[Event]] = defaultdict(list)
+    for row in read_rows(file, columns, STRONG_SOURCE, delimiter="\t"):
+        start, end = (seconds(row[column], file) for column in columns[1:3])
+        events[row["segment_id"]].append(Event(_name(row["label"], names, file), start, end))
+    return events
+
+
+def _name(mid: str, names: dict[str, str], file: Path) -> str:
+    """Name of a class in lower case, as it stands in a sentence."""
+    if mid not in names:
+        raise CorpusError(f"{file}: class {mid} is in no list of names; fetch the lists again, all from one place")
+    return names[mid].lower()

@@ -1,0 +1,66 @@
+"""KsponSpeech (Bang et al. 2020, doi 10.3390/app10196936): 969 hours of spontaneous Korean dialogue from AI Hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.clips import Clip, CorpusError, require
+
+SOURCE = "https://aihub.or.kr (한국어 음성, dataset 123; a Korean account is needed)"
+PARTS = {"train": "train", "dev": "valid", "eval_clean": "test", "eval_other": "test"}
+
+
+def read_ksponspeech(folder: str | Path, parts: tuple[str, ...] = tuple(PARTS)) -> Iterator[Clip]:
+    """Read the publisher's lists of utterances.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds KsponSpeech_01 ... KsponSpeech_05, KsponSpeech_eval and KsponSpeech_scripts/<part>.trn, whose lines are
+        "KsponSpeech_01/KsponSpeech_0001/KsponSpeech_000001.pcm :: transcript". Audio is headerless PCM, 16 kHz, 16 bit,
+        little endian; files converted to .wav or .flac in the same place are not looked for.
+    parts : tuple of str
+        Of train, dev, eval_clean, eval_other.
+
+    Yields
+    ------
+    Clip
+        With the transcript as it is written: spelling and pronunciation side by side as (3시)/(세 시), marks of breath
+        and noise (b/ n/ l/ o/ u/), of fillers (/), repetition (+) and doubt (*). Steps named in the recipe's YAML file
+        make plain text of it. The corpus names no speakers: the publisher's parts are kept, and each file is a group.
+
+    Raises
+    ------
+    CorpusError
+        A list is missing or a line is not in its format.
+    """
+    folder = Path(folder)
+    require(folder, [f"KsponSpeech_scripts/{part}.trn" for part in parts], "KsponSpeech", SOURCE)
+    for part in parts:
+        for path, text in _lines(folder / f"KsponSpeech_scripts/{part}.trn"):
+            yield Clip(
+                dataset=f"KsponSpeech-{part}",
+                id=Path(path).stem,
+                audio=folder / path,
+                split=PARTS[part],
+                group=Path(path).stem,
+                language="ko",
+                text=text,
+            )
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """(path, transcript) of each line; the lists are about in UTF-8 and in Korean Windows' encoding."""
+    content = file.read_bytes()
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        try:
+            lines = content.decode("cp949").splitlines()
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{file}: neither UTF-8 nor CP949 ({error}); fetch it again from {SOURCE}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            path, mark, text = line.partition(" :: ")
+            if not mark:
+                raise CorpusError(f'{file}, line {number}: no " :: " between path and text; fetch it again')
+            yield path.strip(), text.strip()
