@@ -182,12 +182,12 @@ def read_rows(
             raise CorpusError(f"{where}: not readable ({error}); fetch it again from {source}") from error
 
 
-def seconds(text: str, file: Path) -> float:
+def number_in(file: Path, text: str) -> float:
     """Read a number out of a table; raises CorpusError, naming the file, where it is none."""
     try:
         return float(text)
     except ValueError as error:
-        raise CorpusError(f"{file}: {text!r} is no number of seconds; fetch it again") from error
+        raise CorpusError(f"{file}: {text!r} stands where a number should; fetch it again") from error
 
 
 def drawn(group: str, share: float, seed: int) -> bool:

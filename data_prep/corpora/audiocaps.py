@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.audio_index import AudioIndex
-from data_prep.clips import Clip, read_rows, require, seconds
+from data_prep.clips import Clip, number_in, read_rows, require
 
 SOURCE = "https://github.com/cdjkim/audiocaps (dataset/{train,val,test}.csv; the audio is on YouTube)"
 PARTS = {"train": "train", "val": "valid", "test": "test"}
@@ -39,7 +39,7 @@ def read_audiocaps(folder: str | Path) -> Iterator[Clip]:
         for row in read_rows(folder / f"{part}.csv", ("audiocap_id", "youtube_id", "start_time", "caption"), SOURCE):
             captions[row["youtube_id"], row["start_time"]].append((row["audiocap_id"], row["caption"]))
         for (video, start), entries in captions.items():
-            file = audio.find_youtube(video, seconds(start, folder / f"{part}.csv"))
+            file = audio.find_youtube(video, number_in(folder / f"{part}.csv", start))
             if not audio.holds(file):
                 file = next((found for number, _ in entries if audio.holds(found := audio.find(number))), file)
             yield Clip(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.audio_index import AudioIndex
-from data_prep.clips import Clip, CorpusError, Event, drawn, read_rows, require, seconds
+from data_prep.clips import Clip, CorpusError, Event, drawn, number_in, read_rows, require
 
 SOURCE = "https://research.google.com/audioset/download.html (the audio is on YouTube)"
 STRONG_SOURCE = "https://research.google.com/audioset/download_strong.html (the audio is on YouTube)"
@@ -64,7 +64,7 @@ def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, 
                 yield Clip(
                     dataset="AudioSet",
                     id=row["video"],
-                    audio=audio.find_youtube(row["video"], seconds(row["start"], folder / file)),
+                    audio=audio.find_youtube(row["video"], number_in(folder / file, row["start"])),
                     split=split_of(row["video"], file == _WEAK_TEST),
                     group=f"youtube {row['video']}",
                     events=tuple(Event(_name(mid, names, folder / file)) for mid in row["labels"].split(",")),
@@ -78,7 +78,7 @@ def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, 
                 yield Clip(
                     dataset="AudioSet-strong",
                     id=segment,
-                    audio=audio.find_youtube(video, seconds(start, folder / file) / 1000),
+                    audio=audio.find_youtube(video, number_in(folder / file, start) / 1000),
                     split=split_of(video, file == _STRONG_TEST),
                     group=f"youtube {video}",
                     events=tuple(events),
@@ -90,7 +90,7 @@ def _strong_events(file: Path, names: dict[str, str]) -> dict[str, list[Event]]:
     columns = ("segment_id", "start_time_seconds", "end_time_seconds", "label")
     events: dict[str, list[Event]] = defaultdict(list)
     for row in read_rows(file, columns, STRONG_SOURCE, delimiter="\t"):
-        start, end = (seconds(row[column], file) for column in columns[1:3])
+        start, end = (number_in(file, row[column]) for column in columns[1:3])
         events[row["segment_id"]].append(Event(_name(row["label"], names, file), start, end))
     return events
 

@@ -71,7 +71,6 @@ def _tracks(file: Path) -> Iterator[dict[str, str]]:
         for row in reader:
             track = {"id": row[0], **{name: row[place] for name, place in places.items()}}
             if track["split"] not in _SPLITS or track["subset"] not in SUBSETS:
-                raise CorpusError(
-                    f"{file}, line {reader.line_num}: split {track['split']!r}, subset {track['subset']!r}; fetch it again"
-                )
+                found = f"split {track['split']!r}, subset {track['subset']!r}"
+                raise CorpusError(f"{file}, line {reader.line_num}: {found}; fetch it again from {SOURCE}")
             yield track

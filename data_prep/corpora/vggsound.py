@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.audio_index import AudioIndex
-from data_prep.clips import Clip, CorpusError, Label, drawn, read_rows, require, seconds
+from data_prep.clips import Clip, CorpusError, Label, drawn, number_in, read_rows, require
 
 SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/vggsound/ (vggsound.csv; the audio is on YouTube)"
 
@@ -42,7 +42,7 @@ def read_vggsound(folder: str | Path, valid_share: float, seed: int) -> Iterator
         yield Clip(
             dataset="VGGSound",
             id=f"{row['video']}_{row['start']}",
-            audio=audio.find_youtube(row["video"], seconds(row["start"], folder / "vggsound.csv")),
+            audio=audio.find_youtube(row["video"], number_in(folder / "vggsound.csv", row["start"])),
             split="valid" if held_out else row["part"],
             group=f"youtube {row['video']}",
             labels=(Label("sound_class", row["label"]),),

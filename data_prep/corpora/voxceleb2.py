@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.audio_index import AUDIO_ENDINGS
-from data_prep.clips import Clip, CorpusError, drawn, read_rows, require
+from data_prep.audio_index import AUDIO_ENDINGS, walk
+from data_prep.clips import Clip, CorpusError, drawn, number_in, read_rows, require
 
 SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html (vox2_meta.csv; audio on request)"
 AGE_SOURCE = "https://github.com/hechmik/voxceleb_enrichment_age_gender (dataset/final_dataframe_extended.csv)"
@@ -63,14 +63,15 @@ def read_voxceleb2(folder: str | Path, ages: bool, valid_share: float, seed: int
             raise CorpusError(f"{folder / 'vox2_meta.csv'}: no {speaker}, whose audio is in {place}; fetch it again")
         gender, part = speakers[speaker]
         held_out = part == "dev" and drawn(speaker, valid_share, seed)
-        for video in sorted(os.listdir(place)):
-            for name in sorted(os.listdir(place / video)):
+        for video_place, names in walk(place):
+            for name in names:
                 stem, ending = os.path.splitext(name)
                 if ending.lower() in AUDIO_ENDINGS:
+                    video = video_place.name
                     yield Clip(
                         dataset="VoxCeleb2",
                         id=f"{speaker}/{video}/{stem}",
-                        audio=place / video / name,
+                        audio=video_place / name,
                         split="test" if part == "test" else "valid" if held_out else "train",
                         group=f"voxceleb {speaker}",
                         speaker=speaker,
@@ -99,7 +100,7 @@ def _ages(file: Path) -> dict[tuple[str, str], int]:
     ages = {}
     for row in read_rows(file, ("VoxCeleb_ID", "video_id", "speaker_age"), AGE_SOURCE):
         if row["speaker_age"]:
-            age = round(float(row["speaker_age"]))
+            age = round(number_in(file, row["speaker_age"]))
             if 0 < age < 110:
                 ages[row["VoxCeleb_ID"], row["video_id"]] = age
     return ages
