@@ -37,7 +37,7 @@ SPLITS = ("train", "valid", "test")
 PREPARE_KEYS = {
     "seed": Key("Seed of held-out groups and of question wordings.", int),
     "output_folder": Key("Where manifests, features and rejected.jsonl go.", str, result=False),
-    "valid_share": Key("Share of the training speakers or source recordings held out for validation.", float),
+    "valid_share": Key("Share of training speakers or recordings held out; null: the corpus says which.", float, None),
     "wordings": Key("Questions: varied, or miniasqa, the few its LLM knows.", ("miniasqa", "varied"), "miniasqa"),
     "filters": Key("Limits: {min_seconds, max_seconds, max_characters, max_silence, duplicates}.", dict, None),
     "encoder": Key("Audio encoder block whose features are stored; null writes manifests only.", dict, None),

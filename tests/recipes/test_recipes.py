@@ -1,8 +1,9 @@
 """Every recipe through its real commands on a few clips, and every YAML file of a recipe through its script's keys.
 
 A CSV file beside this one lists the commands of a recipe in order: folder under recipes/, script, YAML file, flags that
-make it small ({tmp}: the test's folder, {real}: selections of real corpora), and checks of what it leaves in {tmp}: a
-file that must be there, or `file.json:key.key<value` with one of == < > >=; spaces separate them.
+make it small ({tmp}: the test's folder, {real}: selections of real corpora, {mini}: miniatures of corpora), and checks
+of what it leaves in {tmp}: a file that must be there, or `file.json:key.key<value` with one of == < > >=; spaces
+separate them.
 """
 
 import csv
@@ -20,14 +21,16 @@ from types import ModuleType
 import pytest
 
 from audiolm_lite.parts import ConfigError
+from tests.data_prep import miniatures
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 TABLES = {table.stem: list(csv.DictReader(table.open())) for table in sorted(Path(__file__).parent.glob("*.csv"))}
 ROWS = {f"{row['recipe']}/{row['script']}-{row['hparams']}": row for rows in TABLES.values() for row in rows}
 IN_TURN = """
-import json, runpy, sys
-for sys.argv in json.loads(sys.argv[1]):
+import json, os, runpy, sys
+for folder, sys.argv in json.loads(sys.argv[1]):
+    os.chdir(folder)
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 COMPARE = {"==": operator.eq, "<": operator.lt, ">": operator.gt, ">=": operator.ge}
@@ -41,16 +44,20 @@ def flags_of(row: dict, **folders: Path) -> list[str]:
 def test_recipe_runs(name, tmp_path, request):
     """The commands of a README one after the other, each from the results of those before."""
     rows = TABLES[name]
-    folders = {"tmp": tmp_path}
-    real = any("{real}" in row["debug_flags"] for row in rows)
-    if real:
+    folders = {"tmp": tmp_path, "mini": tmp_path / "mini"}
+    flags = " ".join(row["debug_flags"] for row in rows)
+    for corpus in set(re.findall(r"{mini}/(\w+)", flags)):
+        getattr(miniatures, corpus)(folders["mini"] / corpus)
+    if "{real}" in flags:
         folders["real"] = request.getfixturevalue("real_data")
     commands = [[row["script"], row["hparams"], "--debug", *flags_of(row, **folders)] for row in rows]
-    if real:
+    in_turn = "{real}" in flags or "{mini}" in flags
+    if in_turn:
         # In one interpreter, as quickstart.py does: importing takes most of such a command's time.
-        run(rows[0]["recipe"], "-c", IN_TURN, json.dumps(commands))
+        places = [str(RECIPES / row["recipe"]) for row in rows]
+        run(rows[0]["recipe"], "-c", IN_TURN, json.dumps(list(zip(places, commands))))
     for row, command in zip(rows, commands):
-        if not real:
+        if not in_turn:
             run(row["recipe"], *command)
         for check in row["checks"].split():
             assert_check(tmp_path, check, f"{name}.csv, {row['script']} {row['hparams']}")
@@ -79,7 +86,7 @@ def assert_check(folder: Path, check: str, where: str) -> None:
 
 def test_every_yaml_file_of_a_recipe_is_in_a_table():
     listed = {RECIPES / row["recipe"] / row["hparams"] for row in ROWS.values()}
-    shipped = set(RECIPES.glob("*/*/hparams/*.yaml"))
+    shipped = {*RECIPES.glob("*/hparams/*.yaml"), *RECIPES.glob("*/*/hparams/*.yaml")}
     assert shipped, "no recipes found"
     assert shipped == listed, f"not in a table: {shipped - listed}; not in recipes/: {listed - shipped}"
 
@@ -115,7 +122,7 @@ def test_yaml_file_has_the_keys_of_its_script(row, script_of, tmp_path, monkeypa
     monkeypatch.setattr(script, "load_experiment", only_parse)
     monkeypatch.chdir(RECIPES / row["recipe"])
     with pytest.raises(Parsed) as parsed:
-        script.main([row["hparams"], *flags_of(row, tmp=tmp_path, real=tmp_path / "real")])
+        script.main([row["hparams"], *flags_of(row, tmp=tmp_path, real=tmp_path / "real", mini=tmp_path / "mini")])
     hparams = parsed.value.args[0]
     for block in ("encoder", "llm"):
         if source := (hparams.get(block) or {}).get("source"):

@@ -1,0 +1,22 @@
+"""Prepare AudioCaps: python prepare.py hparams/prepare.yaml --data_folder /corpora/audiocaps"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.audiocaps import read_audiocaps
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Folder with train.csv, val.csv, test.csv and audio/.", str, result=False),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_audiocaps(hparams["data_folder"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

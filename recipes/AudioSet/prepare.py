@@ -1,0 +1,23 @@
+"""Prepare AudioSet: python prepare.py hparams/prepare.yaml --data_folder /corpora/audioset"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.audioset import read_audioset
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Folder with the lists of segments and audio/.", str, result=False),
+    "parts": Key("Of balanced (20k), unbalanced (2M) and strong.", list),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_audioset(hparams["data_folder"], hparams["parts"], hparams["valid_share"], hparams["seed"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

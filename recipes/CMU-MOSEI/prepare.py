@@ -1,0 +1,22 @@
+"""Prepare CMU-MOSEI: python prepare.py hparams/prepare.yaml --data_folder /corpora/CMU-MOSEI"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.cmu_mosei import read_cmu_mosei
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Folder with Raw/, CMU_MOSEI_Labels.csd and cmu_mosei_std_folds.py.", str, result=False),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_cmu_mosei(hparams["data_folder"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,27 @@
+"""Prepare Clotho and Clotho-AQA: python prepare.py hparams/prepare.yaml --data_folder /corpora/clotho"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.clips import keep_apart
+from data_prep.corpora.clotho import read_clotho, read_clotho_aqa
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Clotho: lists of captions and the three folders of audio.", str, result=False),
+    "aqa_folder": Key("Clotho-AQA, with its lists and audio_files/; null: captions only.", str, None, result=False),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clotho, aqa = hparams["data_folder"], hparams["aqa_folder"]
+    corpora = [lambda: read_clotho(clotho)]
+    if aqa is not None:
+        corpora.append(lambda: read_clotho_aqa(aqa, clotho))
+    prepare(keep_apart(corpora), hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

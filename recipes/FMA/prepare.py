@@ -1,0 +1,23 @@
+"""Prepare FMA: music genres: python prepare.py hparams/prepare.yaml --data_folder /corpora/fma"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.fma import read_fma
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Folder with fma_metadata/ and fma_<subset>/.", str, result=False),
+    "subset": Key("Of the archives.", ("small", "medium", "large", "full")),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_fma(hparams["data_folder"], hparams["subset"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,22 @@
+"""Prepare FSD50K: python prepare.py hparams/prepare.yaml --data_folder /corpora/FSD50K"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.fsd50k import read_fsd50k
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Folder with FSD50K.ground_truth, FSD50K.dev_audio and FSD50K.eval_audio.", str, result=False),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_fsd50k(hparams["data_folder"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,24 @@
+"""Prepare IEMOCAP: python prepare.py hparams/prepare.yaml --data_folder /corpora/IEMOCAP_full_release"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.iemocap import read_iemocap
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("IEMOCAP_full_release/, with Session1 ... Session5.", str, result=False),
+    "valid_session": Key("Session for validation.", int),
+    "test_session": Key("Session for test.", int),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_iemocap(hparams["data_folder"], hparams["valid_session"], hparams["test_session"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,28 @@
+"""Prepare a corpus in Kaldi's data folders: python prepare.py hparams/prepare.yaml --data_folder /corpora/clinic"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.kaldi import read_kaldi
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Holds the data folders.", str, result=False),
+    "parts": Key("Split -> data folder, under train, valid and test.", dict),
+    "audio_root": Key("What relative paths of wav.scp start from; null: data_folder.", str, None, result=False),
+    "dataset": Key("Name of the corpus, as it stands in the manifests.", str),
+    "language": Key("ISO 639-1 code of the speech, as ko.", str),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    folder = hparams["data_folder"]
+    root = hparams["audio_root"] or folder
+    clips = read_kaldi(folder, hparams["parts"], root, hparams["dataset"], hparams["language"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,23 @@
+"""Prepare Korean talks: python prepare.py hparams/prepare.yaml --data_folder /corpora/korean_tedx"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.korean_tedx import read_korean_tedx
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Folder of the speakers.", str, result=False),
+    "test_share": Key("Share of the speakers held out for test.", float),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_korean_tedx(hparams["data_folder"], hparams["valid_share"], hparams["test_share"], hparams["seed"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

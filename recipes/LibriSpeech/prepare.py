@@ -1,0 +1,23 @@
+"""Prepare LibriSpeech: python prepare.py hparams/prepare.yaml --data_folder /corpora/LibriSpeech"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.librispeech import read_librispeech
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("LibriSpeech/, with SPEAKERS.TXT and the subsets.", str, result=False),
+    "subsets": Key("Split -> folders of LibriSpeech, under train, valid and test.", dict),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_librispeech(hparams["data_folder"], hparams["subsets"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,23 @@
+"""Prepare LibriTTS: python prepare.py hparams/prepare.yaml --data_folder /corpora/LibriTTS"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.libritts import read_libritts
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("LibriTTS/, with speakers.tsv and the subsets.", str, result=False),
+    "subsets": Key("Split -> folders of LibriTTS, under train, valid and test.", dict),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_libritts(hparams["data_folder"], hparams["subsets"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

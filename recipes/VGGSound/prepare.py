@@ -1,0 +1,22 @@
+"""Prepare VGGSound: python prepare.py hparams/prepare.yaml --data_folder /corpora/vggsound"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.vggsound import read_vggsound
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Folder with vggsound.csv and audio/.", str, result=False),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_vggsound(hparams["data_folder"], hparams["valid_share"], hparams["seed"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,23 @@
+"""Prepare VoxCeleb2 with ages and genders: python prepare.py hparams/prepare.yaml --data_folder /corpora/voxceleb2"""
+
+import sys
+
+from audiolm_lite.training.experiment import Key, load_experiment
+from data_prep.corpora.voxceleb2 import read_voxceleb2
+from data_prep.prepare import PREPARE_KEYS, prepare
+
+KEYS = {
+    **PREPARE_KEYS,
+    "data_folder": Key("Folder with vox2_meta.csv and the audio.", str, result=False),
+    "ages": Key("Read final_dataframe_extended.csv and ask for ages.", bool),
+}
+
+
+def main(argv: list[str]) -> None:
+    hparams, run_opts = load_experiment(argv, KEYS)
+    clips = read_voxceleb2(hparams["data_folder"], hparams["ages"], hparams["valid_share"], hparams["seed"])
+    prepare(clips, hparams, run_opts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
