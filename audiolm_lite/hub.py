@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.bundle import ModelBundle
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
@@ -91,7 +92,7 @@ def save_model(
         config[name]["source"] = _store_source(str(config[name]["source"]), folder, name, bundle)
 
     changed = {*trained, *(name for name, p in model.named_parameters() if p.requires_grad)}
-    state = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    state = {n: t for n, t in model.state_dict().items() if not (n.startswith("llm.") and "lora_" in n)}
     own = {
         "adapter": {n: t for n, t in state.items() if n.startswith("adapter.")},
         "llm": {n: t for n, t in state.items() if n.startswith("llm.") and n in changed},
@@ -128,8 +129,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
     )
     encoder = build("encoders", encoder_config)
     llm, tokenizer = load_llm(llm_config)
-    adapter = build(
-        "adapters",
+    adapter = build_adapter(
         config["adapter"],
         feature_dim=encoder.feature_dim,
         num_layers=encoder.num_layers,

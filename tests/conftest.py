@@ -118,6 +118,7 @@ def make_experiment(sources: Path) -> Callable[..., dict]:
 @pytest.fixture
 def make_model() -> Callable[..., torch.nn.Module]:
     """The model of such hyperparameters as training leaves it: adapter and LoRA away from their start, trainable."""
+    from audiolm_lite.adapters.build import build_adapter
     from audiolm_lite.language.llm import load_llm
     from audiolm_lite.model import AudioLanguageModel
     from audiolm_lite.parts import build
@@ -126,7 +127,7 @@ def make_model() -> Callable[..., torch.nn.Module]:
         encoder = build("encoders", experiment["encoder"])
         llm, _ = load_llm(experiment["llm"])
         sizes = {"feature_dim": encoder.feature_dim, "num_layers": encoder.num_layers, "llm_dim": 16}
-        adapter = build("adapters", experiment["adapter"], **sizes)
+        adapter = build_adapter(experiment["adapter"], **sizes)
         model = AudioLanguageModel(adapter, llm, encoder if with_encoder else None).requires_grad_(False)
         for name, parameter in model.named_parameters():
             if name.startswith("adapter.") or "lora_" in name:

@@ -39,6 +39,15 @@ def test_round_trip_with_a_lora(saved):
     assert {path.name for path in folder.iterdir()} == {CONFIG, "adapter.safetensors", "lora"}
 
 
+def test_a_lora_on_the_adapter_comes_back(sources, make_experiment, make_model):
+    experiment = make_experiment(lora=False)
+    experiment["adapter"] |= {"lora": {"r": 2, "alpha": 4, "dropout": 0.0}}
+    model = make_model(experiment)
+    save_model(model, experiment, sources / "model")
+    assert any("lora_B" in name for name in load_file(sources / "model" / "adapter.safetensors"))
+    assert equal_states(model, load_model(sources / "model").model, "adapter.")
+
+
 def test_the_lora_is_a_plain_peft_folder(saved, sources):
     folder, _, model = saved
     base = AutoModelForCausalLM.from_pretrained(sources / "llama")

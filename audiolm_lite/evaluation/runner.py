@@ -100,8 +100,8 @@ def evaluate(
     -------
     dict
         Contents of `metrics.json`: `controls` {control: {task: scores with their `type`}}, `items`,
-        `generation`, `backend`, `model`, `rows`. A task with rows of several datasets has scores for each of them beside
-        those of all, as "task, dataset".
+        `generation`, `backend`, `model`, `rows`. A task with rows of several datasets has scores for each of them
+        beside those of all, as "task, dataset".
 
     Raises
     ------

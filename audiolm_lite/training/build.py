@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.audio import SAMPLE_RATE
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.features.store import FeatureStore
@@ -37,8 +38,7 @@ def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokeniz
     llm, tokenizer = load_llm(dict(hparams["llm"]))
     encoder = build("encoders", hparams["encoder"]) if hparams["train_encoder"] else None
     source = encoder if encoder is not None else open_store(hparams)
-    adapter = build(
-        "adapters",
+    adapter = build_adapter(
         hparams["adapter"],
         feature_dim=source.feature_dim,
         num_layers=source.num_layers,
