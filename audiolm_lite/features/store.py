@@ -1,34 +1,50 @@
 """The feature store: a folder of safetensors shards, key -> features [L, T, D], with the fingerprint of what made them.
 
-    store.json                        format version, fingerprint, dtype, L, D
-    features-<rank>-<n>.safetensors   one tensor a key
-    index-<rank>.jsonl                one line a finished shard: {"shard": name, "bytes": size, "frames": {key: T, ...}}
-
-A shard counts once its line is in the index, and the line is written after the shard has its final name. So whatever
-interrupts a writer costs only what it had not yet flushed.
+Its files are described in format.py. A shard counts once its line is in the index, and the line is written after the
+shard has its final name. So whatever interrupts a writer costs only what it had not yet flushed.
 """
 
+import errno
+import fcntl
 import json
 import os
+import re
+import shutil
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = 1
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+from audiolm_lite.features.format import (
+    DTYPES,
+    FORMAT,
+    SCALE,
+    FeatureStoreError,
+    checksum,
+    damage,
+    quantise,
+    read_header,
+    read_index,
+    require_equal,
+    write_atomically,
+)
+from audiolm_lite.features.lookup import Lookup
 
 
-class FeatureStoreError(ValueError):
-    """A feature store that cannot be used; the message says why and what to do."""
+class UnfitFeaturesError(FeatureStoreError):
+    """One clip's features or key that the store cannot hold; others are not concerned."""
 
 
 class FeatureWriter:
     """Add features to a store, a new one or one that an earlier run left unfinished.
+
+    Opening it reads this rank's shards of an earlier run against their checksums, and compares the sizes of all others.
+    What is damaged is given up, and its keys are no longer in the writer.
 
     Parameters
     ----------
@@ -36,19 +52,22 @@ class FeatureWriter:
         The store; several ranks may write to it at the same time.
     fingerprint : dict
         All that decides the features (JSON values), as `encoder.identity()` gives it.
-    dtype : {"float16", "bfloat16", "float32"}
-        How features are stored.
+    dtype : {"float16", "bfloat16", "float32", "int8"}
+        How features are stored; int8 with one float32 scale for each layer and dimension of a clip.
+    long_audio : str
+        What was done with clips that are longer than the encoder takes.
     shard_bytes : int
         A shard is closed when it holds this much.
     flush_seconds : float
         A shard is closed when its first clip is this old, so that an interruption costs no more work than that.
-    rank : int
-        Process that writes; each has its own shards and index.
+    rank, world_size : int
+        Process that writes, each has its own shards and index; and how many share the work. With fewer processes than
+        before, the shards of a rank r that is no more are checked by rank r % world_size.
 
     Raises
     ------
     FeatureStoreError
-        The folder holds a store of another fingerprint, dtype or format.
+        The folder holds a store of other settings or format, or another process writes to it as this rank.
     """
 
     def __init__(
@@ -56,39 +75,42 @@ class FeatureWriter:
         folder: str | Path,
         fingerprint: dict[str, Any],
         dtype: str = "float16",
+        *,
+        long_audio: str = "reject",
         shard_bytes: int = 1 << 30,
         flush_seconds: float = 60,
         rank: int = 0,
+        world_size: int = 1,
     ):
-        if dtype not in _DTYPES:
-            raise FeatureStoreError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
-        self.folder, self.dtype, self.rank = Path(folder), _DTYPES[dtype], rank
+        if dtype not in DTYPES:
+            raise FeatureStoreError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        self.folder, self.dtype, self.rank = Path(folder), dtype, rank
         self.shard_bytes, self.flush_seconds = shard_bytes, flush_seconds
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_rank()
         # Through JSON, so that what was just given compares equal to what is read back (tuples become lists).
-        self.header = {"format": FORMAT, "dtype": dtype, "fingerprint": json.loads(json.dumps(fingerprint))}
+        fingerprint = json.loads(json.dumps(fingerprint))
+        self.header = {"format": FORMAT, "dtype": dtype, "long_audio": long_audio, "fingerprint": fingerprint}
         if (self.folder / "store.json").exists():
-            stored = _read_header(self.folder)
-            _require_equal(self.folder, {key: stored[key] for key in self.header}, self.header)
+            stored = read_header(self.folder)
+            require_equal(self.folder, {key: stored[key] for key in self.header}, self.header)
             self.header = stored
 
-        shards = _read_index(self.folder)
-        sound = [shard for shard in shards if _is_sound(self.folder, shard)]
-        self.stored = {key for shard in sound for key in shard["frames"]}
-        # What an interrupted run of this rank left half done goes away: index lines without their shard, shards without
-        # their line, files without their final name.
         self.index = self.folder / f"index-{rank:02d}.jsonl"
-        mine = [shard for shard in sound if shard["shard"].startswith(f"features-{rank:02d}-")]
-        unfinished = self.index.with_name(self.index.name + ".tmp")
-        unfinished.write_text("".join(json.dumps(shard) + "\n" for shard in mine), encoding="utf-8")
-        os.replace(unfinished, self.index)
-        names = {shard["shard"] for shard in mine}
-        for file in self.folder.glob(f"features-{rank:02d}-*"):
-            if file.name not in names:
-                file.unlink()
-        self.number = 1 + max((int(name[:-12].rsplit("-", 1)[1]) for name in names), default=-1)
+        self._drop_what_was_interrupted()
+        lines = read_index(self.folder)
+        for line in lines:
+            mine = _rank_of(line["shard"]) % world_size == rank
+            if damage(self.folder, line, contents=mine):
+                # A line more, not one less: another rank may be appending to its index at this moment.
+                self._append({"lost": line["shard"]})
+                (self.folder / line["shard"]).unlink(missing_ok=True)
+        self.stored = Lookup(self.folder, read_index(self.folder))
+        self.new: set[str] = set()  # keys flushed by this writer
         self.pending: dict[str, Tensor] = {}
+        self.pending_keys: set[str] = set()
         self.pending_bytes, self.pending_since = 0, 0.0
+        self.cut: dict[str, Any] = {}  # of pending clips
 
     def __enter__(self) -> "FeatureWriter":
         return self
@@ -97,41 +119,65 @@ class FeatureWriter:
         self.close()  # also after an error: the clips before it are sound
 
     def __contains__(self, key: str) -> bool:
-        return key in self.stored or key in self.pending
+        return key in self.new or key in self.pending_keys or self.stored.find(key) is not None
 
-    def add(self, key: str, features: Tensor) -> None:
-        """Store features [L, T, D] under a new key.
+    def add(self, key: str, features: Tensor, cut: dict[str, Any] | None = None) -> None:
+        """Store features under a new key.
+
+        Parameters
+        ----------
+        key : str
+            Name of the clip.
+        features : Tensor
+            [L, T, D], floating point, on any device.
+        cut : dict, optional
+            What was left out of the clip or how it was divided, for the index.
 
         Raises
         ------
+        UnfitFeaturesError
+            The features are not finite in the store's dtype, or the key cannot be a tensor's name.
         FeatureStoreError
-            The key is there already, the shape does not fit the store, or a value is not finite in the store's dtype.
+            The key is there already, the shape does not fit the store, or the disk is full.
         """
         if key in self:
             raise FeatureStoreError(f"{self.folder}: key {key!r} is stored already; skip keys that are in the writer")
+        if "\0" in key or key == "__metadata__" or not _is_unicode(key):
+            raise UnfitFeaturesError(f"{self.folder}: {key!r} cannot be the name of a tensor; rename the audio file")
         if features.ndim != 3 or 0 in features.shape:
             raise FeatureStoreError(f"{self.folder}: {key!r}: shape {tuple(features.shape)} is not [L, T, D]")
         layers, _, dim = features.shape
         if "feature_dim" not in self.header:
             self.header |= {"num_layers": layers, "feature_dim": dim}
-            unfinished = self.folder / f"store.json.{self.rank:02d}.tmp"
-            unfinished.write_text(json.dumps(self.header, indent=1), encoding="utf-8")
-            os.replace(unfinished, self.folder / "store.json")
+            try:
+                write_atomically(self.folder / "store.json", json.dumps(self.header, indent=1).encode())
+            except OSError as error:
+                self._raise_unwritable(self.folder / "store.json", error)
         if (layers, dim) != (self.header["num_layers"], self.header["feature_dim"]):
             raise FeatureStoreError(
                 f"{self.folder}: {key!r}: {layers} layers of dimension {dim}; the store has "
                 f"{self.header['num_layers']} of {self.header['feature_dim']}"
             )
-        # A clone: a slice would keep (and safetensors refuse) the whole batch it is from.
-        features = features.detach().to("cpu", self.dtype).clone(memory_format=torch.contiguous_format)
-        if not features.isfinite().all():
-            raise FeatureStoreError(
-                f"{self.folder}: {key!r}: NaN or infinite in {self.header['dtype']}; store bfloat16 or float32"
+        # Smallest and largest tell of NaN and overflow, many times faster than isfinite does in 16 bits.
+        largest = torch.finfo(torch.float32 if self.dtype == "int8" else DTYPES[self.dtype]).max
+        low, high = features.aminmax()
+        if not (-largest <= low and high <= largest):
+            raise UnfitFeaturesError(
+                f"{self.folder}: {key!r}: NaN or infinite in {self.dtype}; store bfloat16 or float32"
             )
         if not self.pending:
             self.pending_since = time.monotonic()
-        self.pending[key] = features
-        self.pending_bytes += features.nbytes
+        if self.dtype == "int8":
+            self.pending[key], self.pending[key + SCALE] = quantise(features.detach().cpu())
+            self.pending_bytes += self.pending[key + SCALE].nbytes
+        else:
+            # A copy: a slice would keep (and safetensors refuse) the whole batch it is from.
+            contiguous = {"memory_format": torch.contiguous_format}
+            self.pending[key] = features.detach().to("cpu", DTYPES[self.dtype], copy=True, **contiguous)
+        self.pending_bytes += self.pending[key].nbytes
+        self.pending_keys.add(key)
+        if cut is not None:
+            self.cut[key] = cut
         if self.pending_bytes >= self.shard_bytes or time.monotonic() - self.pending_since >= self.flush_seconds:
             self._flush()
 
@@ -141,20 +187,77 @@ class FeatureWriter:
             self._flush()
 
     def _flush(self) -> None:
+        tensors, keys, cut = self.pending, self.pending_keys, self.cut
+        # Emptied first: where writing fails, closing the writer must not fail again on the same clips.
+        self.pending, self.pending_keys, self.pending_bytes, self.cut = {}, set(), 0, {}
         shard = self.folder / f"features-{self.rank:02d}-{self.number:05d}.safetensors"
+        self.number += 1
         unfinished = shard.with_name(shard.name + ".tmp")
-        save_file(self.pending, unfinished)
-        os.replace(unfinished, shard)
-        frames = {key: features.shape[1] for key, features in self.pending.items()}
-        line = {"shard": shard.name, "bytes": shard.stat().st_size, "frames": frames}
-        with self.index.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.stored |= frames.keys()
-        self.pending, self.pending_bytes, self.number = {}, 0, self.number + 1
+        try:
+            save_file(tensors, unfinished)  # unlike `save`, it lets other threads run meanwhile
+            line = {"shard": shard.name, "bytes": unfinished.stat().st_size, "crc32": checksum(unfinished), "cut": cut}
+            with unfinished.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(unfinished, shard)
+        except (OSError, SafetensorError) as error:
+            unfinished.unlink(missing_ok=True)
+            self._raise_unwritable(shard, error)
+        self._append(line)
+        self.new |= keys
+
+    def _append(self, line: dict[str, Any]) -> None:
+        """Add a line to the index, or leave the index as it was."""
+        before = self.index.stat().st_size if self.index.exists() else 0
+        try:
+            with self.index.open("ab") as file:
+                file.write(json.dumps(line).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if self.index.exists():
+                os.truncate(self.index, before)
+            self._raise_unwritable(self.index, error)
+
+    def _raise_unwritable(self, file: Path, error: Exception) -> None:
+        free = shutil.disk_usage(self.folder).free
+        raise FeatureStoreError(
+            f"{file}: cannot be written ({error}); {free / 1e6:.0f} MB are free in {self.folder}. All clips "
+            "stored before stay usable: make room or correct the rights, and run again"
+        ) from error
+
+    def _take_rank(self) -> Any:
+        """Lock this rank, as long as this process lives: two writers of one rank would delete each other's files."""
+        file = (self.folder / f"writer-{self.rank:02d}.lock").open("w")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return file  # a file system without locks
+            raise FeatureStoreError(
+                f"{self.folder}: another process is writing to this store as rank {self.rank}; wait for its end, or "
+                "give each process a share of its own"
+            ) from error
+        return file
+
+    def _drop_what_was_interrupted(self) -> None:
+        """Delete the last index line if it has no end, shards without their line, and files without their final name.
+
+        Sets `number`, that of the next shard, above any that ever was in an index: one given up is not used again.
+        """
+        if self.index.exists():
+            content = self.index.read_bytes()
+            os.truncate(self.index, content.rfind(b"\n") + 1)
+        known = {line["shard"] for line in read_index(self.folder)}
+        mine = f"features-{self.rank:02d}-"
+        for file in self.folder.glob(f"{mine}*"):
+            if file.name not in known:
+                file.unlink()
+        indexes = "".join(file.read_text(encoding="utf-8") for file in self.folder.glob("index-*.jsonl"))
+        self.number = 1 + max(map(int, re.findall(rf'"{mine}(\d+)\.safetensors"', indexes)), default=-1)
 
 
 class FeatureStore:
-    """Read a feature store; shards are memory-mapped and opened on first use, in every DataLoader worker anew.
+    """Read a feature store; shards are memory-mapped on first use, in every DataLoader worker anew.
 
     Parameters
     ----------
@@ -166,111 +269,134 @@ class FeatureStore:
     Attributes
     ----------
     fingerprint : dict
-        What the features are made with.
+        What the features were made with.
+    dtype : str
+        How they are stored: "float16", "bfloat16", "float32" or "int8".
     num_layers, feature_dim : int
-        L and D.
+        L and D of every clip's features.
 
     Raises
     ------
     FeatureStoreError
-        No store there, another format or fingerprint, or shards that are missing or cut off.
+        No store, another format or fingerprint, or a damaged shard.
     """
 
     def __init__(self, folder: str | Path, fingerprint: dict[str, Any] | None = None):
         self.folder = Path(folder)
-        header = _read_header(self.folder)
-        self.fingerprint = header["fingerprint"]
+        header = read_header(self.folder)
+        self.fingerprint, self.dtype = header["fingerprint"], header["dtype"]
         if fingerprint is not None:
             asked = json.loads(json.dumps(fingerprint))
-            _require_equal(self.folder, {"fingerprint": self.fingerprint}, {"fingerprint": asked})
+            require_equal(self.folder, {"fingerprint": self.fingerprint}, {"fingerprint": asked})
         self.num_layers, self.feature_dim = header["num_layers"], header["feature_dim"]
+        self._itemsize = DTYPES[self.dtype].itemsize
+        self._open_table()
 
-        shards = _read_index(self.folder)
-        sound = [shard for shard in shards if _is_sound(self.folder, shard)]
-        # key -> (shard, T)
-        self._entries = {key: (shard["shard"], time) for shard in sound for key, time in shard["frames"].items()}
-        for shard in shards:
-            lost = shard["frames"].keys() - self._entries.keys()
-            if lost:
+    def _open_table(self) -> None:
+        lines = read_index(self.folder)
+        for line in lines:
+            if fault := damage(self.folder, line, contents=False):
                 raise FeatureStoreError(
-                    f"{self.folder / shard['shard']}: missing or cut off, {len(lost)} clips lost; run the extraction "
-                    "again, which computes these anew"
+                    f"{self.folder / line['shard']}: {fault}; run the extraction again, which computes its clips anew"
                 )
-        self._shards: dict[str, Any] = {}
+        self._lookup = Lookup(self.folder, lines)
+        self._shards: list[Tensor | None] = [None] * len(lines)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # open files do not travel to another process
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lookup", "_shards")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._open_table()  # maps do not travel to another process
+
+    def __iter__(self) -> Iterator[str]:
+        """All keys, in no particular order."""
+        return iter(self._lookup)
 
     def keys(self) -> list[str]:
-        """All keys, in the order of the index."""
-        return list(self._entries)
+        """All keys as a list."""
+        return list(self)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._entries
+        return self._lookup.find(key) is not None
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._lookup)
 
     def frames(self, key: str) -> int:
-        """Frames T of a clip, from the index alone."""
-        return self._entry(key)[1]
+        """Frames T of a clip, from the table alone."""
+        return self._find(key)[1]
 
     def __getitem__(self, key: str) -> Tensor:
-        """Features [L, T, D] of a clip, in the dtype they are stored in."""
-        name, _ = self._entry(key)
-        if name not in self._shards:
-            self._shards[name] = safe_open(self.folder / name, "pt")
-        return self._shards[name].get_tensor(key)
+        """Features [L, T, D] of a clip; see `read`."""
+        return self.read(key)
 
-    def _entry(self, key: str) -> tuple[str, int]:
-        if key not in self._entries:
+    def read(self, key: str, layers: Sequence[int] | None = None) -> Tensor:
+        """Read a clip's features into memory of their own.
+
+        Parameters
+        ----------
+        key : str
+            The clip.
+        layers : sequence of int, optional
+            Places among the store's layers, -1 the last; only these are read. All if None.
+
+        Returns
+        -------
+        Tensor
+            [len(layers), T, D], in the dtype they are stored in; int8 comes back as float32.
+
+        Raises
+        ------
+        FeatureStoreError
+            The key is not in the store, or a layer is not.
+        """
+        shard, frames, begin, scale_begin = self._find(key)
+        data = self._shards[shard]
+        if data is None:
+            data = self._shards[shard] = self._map(shard)
+        size, first = frames * self.feature_dim, begin // self._itemsize
+        if layers is None:
+            shape, strides = (self.num_layers, frames, self.feature_dim), (size, self.feature_dim, 1)
+            features = data.as_strided(shape, strides, first).clone()
+        else:
+            if not layers or not all(-self.num_layers <= layer < self.num_layers for layer in layers):
+                raise FeatureStoreError(f"{self.folder}: layers {layers}: the store has 0 to {self.num_layers - 1}")
+            shape, strides = (1, frames, self.feature_dim), (size, self.feature_dim, 1)
+            places = [first + layer % self.num_layers * size for layer in layers]
+            features = torch.cat([data.as_strided(shape, strides, place) for place in places])
+        if self.dtype != "int8":
+            return features
+        count = 4 * self.num_layers * self.feature_dim
+        scale = data[scale_begin : scale_begin + count].view(torch.float32).view(self.num_layers, 1, self.feature_dim)
+        return features * (scale if layers is None else scale[list(layers)])
+
+    def _map(self, shard: int) -> Tensor:
+        """The whole file as one tensor of the store's dtype; pages are read when touched.
+
+        By torch, since Python's mmap keeps a file descriptor each, and a large store has more shards than a process
+        may have of these.
+        """
+        file = self.folder / self._lookup.shards[shard]
+        storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+        return torch.empty(0, dtype=DTYPES[self.dtype]).set_(storage)
+
+    def _find(self, key: str) -> list[int]:
+        entry = self._lookup.find(key)
+        if entry is None:
             raise FeatureStoreError(
                 f"{self.folder}: no features for {key!r}; run the extraction for its manifest, or see rejected.jsonl"
             )
-        return self._entries[key]
+        return entry
 
 
-def _read_header(folder: Path) -> dict[str, Any]:
-    file = folder / "store.json"
-    if not file.is_file():
-        raise FeatureStoreError(f"{folder}: no feature store (no store.json); run the extraction or correct the path")
-    header = json.loads(file.read_text(encoding="utf-8"))
-    if header["format"] != FORMAT:
-        raise FeatureStoreError(f"{file}: format {header['format']}, this version reads {FORMAT}; extract again")
-    return header
+def _rank_of(shard: str) -> int:
+    return int(shard.split("-")[1])
 
 
-def _read_index(folder: Path) -> list[dict[str, Any]]:
-    """Lines of all ranks' indexes; a last line without its end was interrupted and does not count."""
-    lines = []
-    for file in sorted(folder.glob("index-*.jsonl")):
-        lines += file.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
-
-
-def _is_sound(folder: Path, shard: dict[str, Any]) -> bool:
-    file = folder / shard["shard"]
-    return file.is_file() and file.stat().st_size == shard["bytes"]
-
-
-def _require_equal(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise FeatureStoreError naming every entry (dotted for nested ones) in which the two differ."""
-    stored, asked = _flat(stored), _flat(asked)
-    differing = [name for name in sorted(stored | asked) if stored.get(name, "nothing") != asked.get(name, "nothing")]
-    if differing:
-        lines = [
-            f"{name}: stored {stored.get(name, 'nothing')!r}, asked {asked.get(name, 'nothing')!r}"
-            for name in differing
-        ]
-        raise FeatureStoreError(
-            f"{folder}: made with other settings than asked for:\n  "
-            + "\n  ".join(lines)
-            + "\nUse the stored settings, or extract into another folder."
-        )
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _is_unicode(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:  # a file name of bytes that are no UTF-8
+        return False
+    return True

@@ -1,15 +1,24 @@
 """The feature store: what goes in comes out, whatever interrupts the writer; another fingerprint is refused by name."""
 
+import errno
 import json
 import os
 import pickle
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 from torch.utils.data import DataLoader
 
+from audiolm_lite.features import lookup as lookup_module
 from audiolm_lite.features import store as store_module
-from audiolm_lite.features.store import FeatureStore, FeatureStoreError, FeatureWriter
+from audiolm_lite.features.store import FeatureStore, FeatureStoreError, FeatureWriter, UnfitFeaturesError
+from audiolm_lite.features.verify import main, verify
 
 FINGERPRINT = {"type": "toy", "weights": "abc", "layers": (0, 1), "window": None}
 SHARD = 300  # bytes: two or three clips
@@ -49,6 +58,65 @@ def test_round_trip(tmp_path, dtype):
         store["clip 10"]
 
 
+def test_int8_keeps_every_channel_to_half_a_step(tmp_path):
+    """Channels differ a millionfold in size, one is silent; another program finds the scale beside the features."""
+    features = {str(seed): clip(seed) * 10.0 ** torch.arange(-3, 5) for seed in range(4)}
+    with FeatureWriter(tmp_path, FINGERPRINT, dtype="int8") as writer:
+        for key, clip_features in features.items():
+            clip_features[0, :, 2] = 0
+            writer.add(key, clip_features)
+    store = FeatureStore(tmp_path)
+    with safe_open(next(tmp_path.glob("features*")), "pt") as file:
+        for key, expected in features.items():
+            scale = file.get_tensor(key + "\0scale")
+            assert file.get_tensor(key).dtype == torch.int8 and scale.shape == (2, 8)
+            assert torch.equal(store[key], file.get_tensor(key) * scale[:, None])
+            assert ((store[key] - expected).abs() <= expected.abs().amax(1, keepdim=True) / 254 * 1.0001).all()
+            assert torch.equal(store.read(key, [1]), store[key][1:])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    layers=st.lists(st.integers(-3, 2), min_size=1, max_size=4),
+    dtype=st.sampled_from(["float16", "bfloat16", "float32", "int8"]),
+)
+def test_chosen_layers_are_those_of_all(tmp_path_factory, layers, dtype):
+    folder = tmp_path_factory.mktemp("store")
+    with FeatureWriter(folder, FINGERPRINT, dtype=dtype) as writer:
+        for seed in range(3):
+            writer.add(f"ü {seed}", clip(seed, layers=3, dim=5))
+    store = FeatureStore(folder)
+    for key in store:
+        assert torch.equal(store.read(key, layers), store[key][layers])
+    for wrong in ([], [3], [0, -4]):
+        with pytest.raises(FeatureStoreError, match="layers .*the store has 0 to 2"):
+            store.read(key, wrong)
+
+
+def test_one_layer_is_read_without_the_rest(tmp_path):
+    """The memory that becomes resident by reading one layer of each clip is about that layer."""
+    with FeatureWriter(tmp_path, FINGERPRINT) as writer:
+        for seed in range(4):
+            writer.add(str(seed), torch.ones(16, 512, 512))  # 8 MB, 0.5 MB a layer
+    store = FeatureStore(tmp_path)
+    [shard] = tmp_path.glob("features*")
+    with shard.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for key in store:
+        store.read(key, [3])
+    [entry] = re.findall(rf"{shard}\n(?:\w+:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
+    assert int(entry) < 8000  # 2000 were read of 32000; the kernel maps some pages around each
+
+
+def test_what_was_read_is_the_readers_own(tmp_path):
+    fill(tmp_path, range(2))
+    store = FeatureStore(tmp_path)
+    store["clip 0"].zero_()
+    store.read("clip 0", [1]).zero_()
+    check(tmp_path, range(2))
+    assert torch.equal(store["clip 0"], clip(0).half())
+
+
 def test_a_slice_of_a_batch_is_stored_alone(tmp_path):
     batch = torch.randn(4, 2, 50, 8)
     with FeatureWriter(tmp_path, FINGERPRINT, dtype="float32") as writer:
@@ -63,6 +131,19 @@ def test_ranks_share_a_folder(tmp_path):
     fill(tmp_path, range(0, 10, 2), rank=0)
     fill(tmp_path, range(1, 10, 2), rank=1)
     check(tmp_path, range(10))
+
+
+def test_one_process_writes_as_a_rank(tmp_path):
+    with FeatureWriter(tmp_path, {}, rank=1):
+        for rank, message in ((1, "another process is writing to this store as rank 1"), (2, "")):
+            child = os.fork()
+            if child == 0:
+                try:
+                    FeatureWriter(tmp_path, {}, rank=rank)
+                except FeatureStoreError as error:
+                    os._exit(message in str(error))
+                os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (1 if message else 2)
 
 
 def test_workers_read_the_store(tmp_path):
@@ -88,7 +169,7 @@ def test_a_killed_writer_goes_on_where_it_stopped(tmp_path, monkeypatch, moment)
     writer = FeatureWriter(tmp_path, FINGERPRINT, shard_bytes=SHARD)
     for seed in range(4):
         writer.add(f"clip {seed}", clip(seed))
-    before = set(writer.stored)
+    before = set(writer.new)
     assert before and writer.pending
 
     def half_written(tensors, file):
@@ -104,10 +185,11 @@ def test_a_killed_writer_goes_on_where_it_stopped(tmp_path, monkeypatch, moment)
             patch.setattr(os, "replace", die)
         else:
             patch.setattr(type(writer.index), "open", die)
+            patch.setattr(store_module, "checksum", lambda file: 0)
         writer.close()
 
     assert set(FeatureStore(tmp_path).keys()) == before
-    assert FeatureWriter(tmp_path, FINGERPRINT).stored == before
+    assert set(FeatureWriter(tmp_path, FINGERPRINT).stored) == before
     fill(tmp_path, range(8))
     check(tmp_path, range(8))
     assert not list(tmp_path.glob("*.tmp"))
@@ -118,7 +200,10 @@ def test_an_index_line_without_its_end_does_not_count(tmp_path):
     index = tmp_path / "index-00.jsonl"
     lines = index.read_bytes().splitlines(keepends=True)
     index.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
-    whole = {key for line in lines[:-1] for key in json.loads(line)["frames"]}
+    whole = set()
+    for line in lines[:-1]:
+        with safe_open(tmp_path / json.loads(line)["shard"], "pt") as file:
+            whole |= set(file.keys())
     assert set(FeatureStore(tmp_path).keys()) == whole
     fill(tmp_path, range(8))
     check(tmp_path, range(8))
@@ -133,12 +218,99 @@ def test_damaged_shards_are_named_and_made_anew(tmp_path, damage, repairing_rank
         shard.unlink()
     else:
         os.truncate(shard, shard.stat().st_size - 1)
-    with pytest.raises(
-        FeatureStoreError, match="features-00-00001.safetensors: missing or cut off.*run the extraction"
-    ):
+    with pytest.raises(FeatureStoreError, match=r"features-00-00001.safetensors: (is missing|has).*run the extraction"):
         FeatureStore(tmp_path)
     fill(tmp_path, range(8), rank=repairing_rank)
     check(tmp_path, range(8))
+    assert not shard.exists()
+
+
+@pytest.mark.parametrize("rank, world_size", [(0, 1), (1, 3), (1, 2)])
+def test_a_flipped_bit_is_found_by_its_checksum(tmp_path, rank, world_size):
+    """By the rank whose it is, or which took over from that one."""
+    fill(tmp_path, range(8), rank=1)
+    shard = tmp_path / "features-01-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    FeatureStore(tmp_path)  # sizes alone are compared here
+    assert verify(tmp_path) == {shard.name: "is damaged: its checksum is not the one in the index"}
+    fill(tmp_path, [], rank=world_size + rank + 1, world_size=world_size + rank + 2)  # not its business
+    assert verify(tmp_path)
+    fill(tmp_path, range(8), rank=rank, world_size=world_size)
+    check(tmp_path, range(8))
+    assert verify(tmp_path) == {}
+
+
+def test_verify_as_a_command(tmp_path, capsys):
+    fill(tmp_path, range(4))
+    with pytest.raises(SystemExit, match="False"):
+        main([str(tmp_path)])
+    os.truncate(tmp_path / "features-00-00000.safetensors", 3)
+    with pytest.raises(SystemExit, match="True"):
+        main([str(tmp_path)])
+    assert "features-00-00000.safetensors: has 3 bytes of" in capsys.readouterr().out
+
+
+def test_the_table_of_keys_is_made_once(tmp_path, monkeypatch):
+    fill(tmp_path, range(6))
+    check(tmp_path, range(6))
+    with monkeypatch.context() as patch:
+        patch.setattr(lookup_module, "_table", die)
+        check(tmp_path, range(6))
+    fill(tmp_path, range(9))
+    check(tmp_path, range(9))
+    (tmp_path / "keys.safetensors").unlink()
+    monkeypatch.setattr(lookup_module, "write_atomically", lambda *_: (_ for _ in ()).throw(PermissionError))
+    check(tmp_path, range(9))  # in a folder that may only be read
+    assert not (tmp_path / "keys.safetensors").exists()
+
+
+def test_keys_of_equal_crc_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(lookup_module.zlib, "crc32", lambda data, start=0: 7)
+    fill(tmp_path, range(6))
+    check(tmp_path, range(6))
+    assert "clip 7" not in FeatureStore(tmp_path)
+
+
+def test_a_full_disk_leaves_a_usable_store(tmp_path, monkeypatch):
+    fill(tmp_path, range(4))
+
+    def full(tensors, file):
+        file.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "save_file", full)
+        with pytest.raises(FeatureStoreError, match="No space left on device.* MB are free in .*make room"):
+            fill(tmp_path, range(8))
+    assert not list(tmp_path.glob("*.tmp"))
+    check(tmp_path, range(4))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(FeatureStoreError, match="No space left"):
+            fill(tmp_path / "new", range(8))  # at store.json
+    fill(tmp_path, range(8))
+    check(tmp_path, range(8))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_small_disk_fills_up(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        writer = FeatureWriter(disk, FINGERPRINT, dtype="float32", shard_bytes=50_000)
+        with pytest.raises(FeatureStoreError, match=f"No space left.* 0 MB are free in {disk}"), writer:
+            for seed in range(100):
+                writer.add(f"clip {seed}", clip(seed, frames=100))
+        store = FeatureStore(disk)
+        assert len(store) > 10
+        for key in store:
+            assert torch.equal(store[key], clip(int(key.split()[1]), frames=100))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_old_shards_are_flushed_by_age(tmp_path):
@@ -161,6 +333,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
         FeatureWriter(tmp_path, asked)
     with pytest.raises(FeatureStoreError, match="dtype: stored 'float16', asked 'bfloat16'"):
         FeatureWriter(tmp_path, FINGERPRINT, dtype="bfloat16")
+    with pytest.raises(FeatureStoreError, match="long_audio: stored 'reject', asked 'crop'"):
+        FeatureWriter(tmp_path, FINGERPRINT, long_audio="crop")
     with pytest.raises(FeatureStoreError, match="none of float16"):
         FeatureWriter(tmp_path / "other", FINGERPRINT, dtype="int4")
 
@@ -168,9 +342,12 @@ def test_other_settings_are_refused_by_name(tmp_path):
 def test_missing_and_foreign_stores_are_refused(tmp_path):
     with pytest.raises(FeatureStoreError, match="no feature store"):
         FeatureStore(tmp_path)
-    (tmp_path / "store.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(FeatureStoreError, match="format 99"):
-        FeatureStore(tmp_path)
+    (tmp_path / "store.json").write_text(json.dumps({"format": 1}))
+    for use in (FeatureStore, lambda folder: FeatureWriter(folder, FINGERPRINT)):
+        with pytest.raises(
+            FeatureStoreError, match=r"format 1, .* reads format 2; delete the folder .* extraction again"
+        ):
+            use(tmp_path)
 
 
 def test_unfit_features_are_refused(tmp_path):
@@ -186,4 +363,7 @@ def test_unfit_features_are_refused(tmp_path):
         ):
             with pytest.raises(FeatureStoreError, match=message):
                 writer.add(key, features)
+        for key in ("a\0scale", "__metadata__", "\udcff.wav"):
+            with pytest.raises(UnfitFeaturesError, match="rename the audio file"):
+                writer.add(key, clip(0))
     assert FeatureStore(tmp_path).keys() == ["a"]

@@ -1,0 +1,44 @@
+"""Check a feature store for damage: python -m audiolm_lite.features.verify FOLDER"""
+
+import sys
+from pathlib import Path
+
+from audiolm_lite.features.format import damage, read_header, read_index
+from audiolm_lite.features.lookup import FILE, Lookup
+
+
+def verify(folder: str | Path) -> dict[str, str]:
+    """Read every shard of a store and make the table of its keys anew.
+
+    Returns
+    -------
+    dict
+        Damaged shards and what is wrong with each; the next extraction computes their clips again.
+
+    Raises
+    ------
+    FeatureStoreError
+        No store, or one of another format.
+    """
+    folder = Path(folder)
+    read_header(folder)
+    lines = read_index(folder)
+    found = {line["shard"]: damage(folder, line, contents=True) for line in lines}
+    (folder / FILE).unlink(missing_ok=True)
+    Lookup(folder, [line for line in lines if not found[line["shard"]]])
+    return {shard: fault for shard, fault in found.items() if fault}
+
+
+def main(argv: list[str]) -> None:
+    """Print the damaged shards; the exit status is 1 where there are any."""
+    if len(argv) != 1:
+        raise SystemExit(__doc__)
+    damaged = verify(argv[0])
+    for shard, fault in damaged.items():
+        print(f"{shard}: {fault}")
+    print(f"{argv[0]}: {f'{len(damaged)} shards are damaged; run the extraction again' if damaged else 'whole'}")
+    raise SystemExit(bool(damaged))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
