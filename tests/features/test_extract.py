@@ -1,22 +1,31 @@
 """Extraction: every distinct clip once, whatever the batches, the ranks and the interruptions; bad files are listed."""
 
+import errno
 import json
+import os
+import re
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from audiolm_lite.audio import AudioError, read_audio
+from audiolm_lite.encoders.whisper import WhisperEncoder
+from audiolm_lite.features import writer as writer_module
+from audiolm_lite.features.clips import LongAudio, Source
 from audiolm_lite.features.extract import ExtractionError, Summary, extract, feature_key
-from audiolm_lite.features.store import FeatureStore, FeatureStoreError
+from audiolm_lite.features.format import FeatureStoreError
+from audiolm_lite.features.store import FeatureStore
 
 
 class ToyEncoder(nn.Module):
     """Two layers of 100-ms frames holding 1600 samples each; takes up to 2 s and counts what it is asked for."""
 
-    frame_seconds = 0.1
+    frame_seconds, max_seconds = 0.1, 2.0
 
     def __init__(self, fail_after=None):
         super().__init__()
@@ -88,7 +97,11 @@ def test_an_interrupted_extraction_goes_on(tmp_path, corpus):
         extract(rows, ToyEncoder(fail_after=2), tmp_path / "f", audio_root=root, batch_seconds=2.5)
     done = len(FeatureStore(tmp_path / "f"))
     assert 0 < done < 12
-    assert extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root) == Summary(12 - done, done, 0)
+    again = ToyEncoder()
+    assert extract(rows, again, tmp_path / "f", audio_root=root, batch_seconds=2.5) == Summary(12 - done, done, 0)
+    every = ToyEncoder()
+    extract(rows, every, tmp_path / "g", audio_root=root, batch_seconds=2.5)
+    assert again.seconds == every.seconds[2:]  # the same batches, and those finished not again
     check(tmp_path / "f", corpus)
     again = ToyEncoder()
     assert extract(rows, again, tmp_path / "f", audio_root=root) == Summary(0, 12, 0)
@@ -150,3 +163,148 @@ def test_faults_of_the_encoder_are_not_taken_for_bad_audio(tmp_path, corpus, mon
     with pytest.raises(ValueError, match="a bug") as error:
         extract(corpus[1], ToyEncoder(), tmp_path / "f", audio_root=corpus[0])
     assert not isinstance(error.value, AudioError)
+
+
+@pytest.fixture
+def long_clip(corpus):
+    """The corpus and a clip of 5 s, whose samples tell their place."""
+    root, rows = corpus
+    soundfile.write(root / "long.wav", np.linspace(-0.5, 0.5, 80000), 16000, subtype="FLOAT")
+    return root, [*rows, {"audio": "long.wav"}]
+
+
+@pytest.mark.parametrize("rule, frames", [("crop", 20), ("random_crop", 20), ("chunk", 50)])
+def test_long_audio(tmp_path, long_clip, rule, frames):
+    root, rows = long_clip
+    summary = extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root, dtype="float32", long_audio=rule, seed=3)
+    assert summary == Summary(13, 0, 0, cut=1)
+    features = FeatureStore(tmp_path / "f")["long.wav"]
+    assert features.shape == (2, frames, 1600)
+    [entry] = map(json.loads, (tmp_path / "f" / "long_audio.jsonl").read_text().splitlines())
+    samples, first = features[0].flatten(), 0
+    if rule == "chunk":
+        assert entry == {"key": "long.wav", "seconds": 5.0, "chunks": 3}
+    else:
+        first = round(entry["kept_from"] * 16000)
+        assert entry["kept"] == 2.0 and (first > 0) == (rule == "random_crop")
+    expected = torch.linspace(-0.5, 0.5, 80000)[first : first + len(samples)]
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-6)
+
+    # The same again from seed and key, in whatever company; another seed or rule is another store.
+    extract(rows[-1:], ToyEncoder(), tmp_path / "g", audio_root=root, dtype="float32", long_audio=rule, seed=3)
+    assert torch.equal(FeatureStore(tmp_path / "g")["long.wav"], features)
+    again = extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root, dtype="float32", long_audio=rule, seed=3)
+    assert again == Summary(0, 13, 0) and (tmp_path / "f" / "long_audio.jsonl").exists()
+    with pytest.raises(FeatureStoreError, match=f"long_audio: stored '{rule}.*', asked 'reject'"):
+        extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root, dtype="float32")
+
+
+def test_random_crops_differ_by_seed_and_key():
+    rules = [LongAudio("random_crop", ToyEncoder(), seed) for seed in range(2)]
+    starts = {rule.plan(key, Source(key, 1.0, 9.0), 9.0).source.start for rule in rules for key in "abcdefgh"}
+    assert len(starts) == 16 and min(starts) >= 1 and max(starts) <= 8
+
+
+@pytest.mark.parametrize("samples, pieces", [
+    (32000, [32000]),
+    (32001, [17600, 14401]),  # a rest of one sample could not be encoded alone; cut between two frames
+    (64000, [32000, 32000]),
+    (64000 + 15999, [32000, 24000, 23999]),
+    (64000 + 16000, [32000, 32000, 16000]),
+])  # fmt: skip
+def test_chunks_hold_every_sample_once(samples, pieces):
+    rule = LongAudio("chunk", ToyEncoder())
+    assert rule.pieces(samples) == pieces and sum(pieces) == samples
+    assert all(piece % 1600 == 0 for piece in pieces[:-1])
+
+
+def test_memory_that_runs_out_halves_the_batch(tmp_path, corpus, caplog):
+    class Small(ToyEncoder):
+        def forward(self, waveforms, lengths):
+            if waveforms.numel() > 1.05 * 16000:
+                raise torch.OutOfMemoryError("no")
+            return super().forward(waveforms, lengths)
+
+    root, rows = corpus
+    encoder = Small()
+    assert extract(rows, encoder, tmp_path / "f", audio_root=root, batch_seconds=4, max_rejects=1) == Summary(10, 0, 2)
+    assert [record.message for record in caplog.records if "ran out of memory on 3 clips" in record.message]
+    assert sum("ran out of memory" in record.message for record in caplog.records) == 1
+    listed = (tmp_path / "f" / "rejected.jsonl").read_text()
+    assert listed.count("too large for the memory of cpu even alone") == 2 and '"11.wav"' in listed
+    check(tmp_path / "f", (root, [row for row in rows if row["audio"] not in ("10.wav", "11.wav")]), count=10)
+
+
+def test_features_that_cannot_be_stored_are_rejected(tmp_path, corpus):
+    class Loud(ToyEncoder):
+        def forward(self, waveforms, lengths):
+            features, frames = super().forward(waveforms, lengths)
+            features[lengths == 1600 * 4] = 1e6
+            return features, frames
+
+    summary = extract(corpus[1], Loud(), tmp_path / "f", audio_root=corpus[0], max_rejects=0.2)
+    assert summary == Summary(11, 0, 1)
+    assert "3.wav" in (tmp_path / "f" / "rejected.jsonl").read_text()
+
+
+def test_a_rejected_clip_costs_its_neighbours_nothing_again(tmp_path, corpus):
+    rows = [*corpus[1], {"audio": "missing.wav", "duration": 1.0}]
+    encoder = ToyEncoder()
+    for expected in (Summary(12, 0, 1), Summary(0, 12, 1)):
+        assert extract(rows, encoder, tmp_path / "f", audio_root=corpus[0], max_rejects=1) == expected
+        calls = len(encoder.seconds)
+        encoder = ToyEncoder()
+    assert calls == 0
+
+
+def test_a_plain_run_after_ranks_finds_all_and_lists_their_rejects(tmp_path, corpus):
+    root, rows = corpus
+    rows = [*rows, {"audio": "missing.wav"}]
+    folder, options = tmp_path / "f", {"audio_root": root, "max_rejects": 1}
+    for rank in range(3):
+        extract(rows, ToyEncoder(), folder, rank=rank, world_size=3, **options)
+    assert len(list(folder.glob("rejected-*.jsonl"))) == 1
+    encoder = ToyEncoder()
+    assert extract(rows, encoder, folder, **options) == Summary(0, 12, 1) and not encoder.seconds
+    assert [file.name for file in folder.glob("rejected*")] == ["rejected.jsonl"]
+    check(folder, corpus)
+
+
+def test_a_full_disk_ends_the_extraction_and_leaves_its_store(tmp_path, corpus, monkeypatch):
+    root, rows = corpus
+    extract(rows[:3], ToyEncoder(), tmp_path / "f", audio_root=root)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(FeatureStoreError, match="No space left on device.*make room"):
+        patch.setattr(writer_module, "save_file", full)
+        extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root)
+    check(tmp_path / "f", (root, rows[:3]), count=3)
+    assert extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root) == Summary(9, 3, 0)
+
+
+def test_progress_shows_rates(tmp_path, corpus, capsys):
+    extract(corpus[1], ToyEncoder(), tmp_path / "f", audio_root=corpus[0], batch_seconds=2)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert re.search(r"features: 100%.*<00:00, 12/12 clips, \S+ clips/s, \S+ audio-hours/hour", last), last
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    chosen=st.sets(st.integers(0, 11), min_size=1),
+    batch_seconds=st.floats(0.1, 8),
+    padding=st.sampled_from(["exact", "full"]),
+)
+def test_features_do_not_depend_on_the_batch(tmp_path_factory, corpus, sources, chosen, batch_seconds, padding):
+    """Whatever clips are extracted together in batches of whatever size."""
+    root, rows = corpus
+    encoder = WhisperEncoder(str(sources / "whisper"), padding=padding, pool=2)
+    stores = []
+    for seconds, some in ((0.01, rows[:12]), (batch_seconds, [rows[i] for i in chosen])):
+        folder = tmp_path_factory.mktemp("f")
+        extract(some, encoder, folder, audio_root=root, batch_seconds=seconds, dtype="float32")
+        stores.append(FeatureStore(folder))
+    for key in stores[1]:
+        alone, together = stores[0][key], stores[1][key]
+        assert (alone - together).abs().max() < 1e-4 * alone.abs().max()

@@ -16,9 +16,11 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader
 
 from audiolm_lite.features import lookup as lookup_module
-from audiolm_lite.features import store as store_module
-from audiolm_lite.features.store import FeatureStore, FeatureStoreError, FeatureWriter, UnfitFeaturesError
+from audiolm_lite.features import writer as writer_module
+from audiolm_lite.features.format import FeatureStoreError
+from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.features.verify import main, verify
+from audiolm_lite.features.writer import FeatureWriter, UnfitFeaturesError
 
 FINGERPRINT = {"type": "toy", "weights": "abc", "layers": (0, 1), "window": None}
 SHARD = 300  # bytes: two or three clips
@@ -180,12 +182,12 @@ def test_a_killed_writer_goes_on_where_it_stopped(tmp_path, monkeypatch, moment)
         if moment == "before the shard":
             raise Killed
         if moment == "within the shard":
-            patch.setattr(store_module, "save_file", half_written)
+            patch.setattr(writer_module, "save_file", half_written)
         elif moment == "before its name":
             patch.setattr(os, "replace", die)
         else:
             patch.setattr(type(writer.index), "open", die)
-            patch.setattr(store_module, "checksum", lambda file: 0)
+            patch.setattr(writer_module, "checksum", lambda file: 0)
         writer.close()
 
     assert set(FeatureStore(tmp_path).keys()) == before
@@ -281,7 +283,7 @@ def test_a_full_disk_leaves_a_usable_store(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "save_file", full)
+        patch.setattr(writer_module, "save_file", full)
         with pytest.raises(FeatureStoreError, match="No space left on device.* MB are free in .*make room"):
             fill(tmp_path, range(8))
     assert not list(tmp_path.glob("*.tmp"))

@@ -1,0 +1,185 @@
+"""Clips to extract: what of each is read and encoded, which form a batch, and their decoding in worker processes."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from audiolm_lite.audio import SAMPLE_RATE, audio_duration, read_audio
+
+LONG_AUDIO = ("reject", "crop", "random_crop", "chunk")
+
+
+class Source(NamedTuple):
+    """Audio of a key: a file and the segment of it that is meant, in seconds; to its end where duration is None."""
+
+    audio: str
+    start: float
+    duration: float | None
+
+
+class Plan(NamedTuple):
+    """What is done for a key.
+
+    Attributes
+    ----------
+    source : Source
+        What is read.
+    pieces : int
+        Parts that are encoded one by one.
+    piece_seconds : float
+        What the encoder computes for the longest of them, its padding included.
+    seconds : float
+        Audio that is encoded.
+    cut : dict or None
+        What was done to a clip that is longer than the encoder takes, for the store's index.
+    """
+
+    source: Source
+    pieces: int
+    piece_seconds: float
+    seconds: float
+    cut: dict[str, Any] | None
+
+
+class LongAudio:
+    """What becomes of clips that are longer than the encoder takes.
+
+    Parameters
+    ----------
+    rule : {"reject", "crop", "random_crop", "chunk"}
+        "reject": they have no features. "crop": their beginning is encoded. "random_crop": a part that depends on the
+        seed and the key alone. "chunk": they are encoded in parts of the greatest length, and the features
+        concatenated; where less than a second would be left, the last two parts share their audio evenly.
+    encoder : Module
+        Has `num_frames`, `frame_seconds` and, unless the rule is "reject", `max_seconds`.
+    seed : int
+        For "random_crop".
+    """
+
+    def __init__(self, rule: str, encoder: nn.Module, seed: int = 0):
+        if rule not in LONG_AUDIO:
+            raise ValueError(f"long_audio is {rule!r}; it must be one of {', '.join(LONG_AUDIO)}")
+        self.rule, self.encoder, self.seed = rule, encoder, seed
+        self.most = math.inf if rule == "reject" else encoder.max_seconds * SAMPLE_RATE
+
+    def __str__(self) -> str:
+        """The rule, as a store's header names it."""
+        return f"random_crop, seed {self.seed}" if self.rule == "random_crop" else self.rule
+
+    def plan(self, key: str, source: Source, seconds: float) -> Plan:
+        """Plan the extraction of a clip of so many seconds; raises ValueError where the encoder does not take it."""
+        samples, cut = round(seconds * SAMPLE_RATE), None
+        if samples > self.most and self.rule != "chunk":
+            first = self._chance(key, samples) if self.rule == "random_crop" else 0
+            cut = {"seconds": seconds, "kept_from": first / SAMPLE_RATE, "kept": self.most / SAMPLE_RATE}
+            source = source._replace(start=source.start + cut["kept_from"], duration=cut["kept"])
+            samples = int(self.most)
+        pieces = self.pieces(samples)
+        if len(pieces) > 1:
+            cut = {"seconds": seconds, "chunks": len(pieces)}
+        frames = max(self.encoder.num_frames(piece) for piece in pieces)
+        return Plan(source, len(pieces), frames * self.encoder.frame_seconds, samples / SAMPLE_RATE, cut)
+
+    def pieces(self, samples: int) -> list[int]:
+        """Lengths of the parts in which a clip is encoded."""
+        if samples <= self.most:
+            return [samples]
+        most = int(self.most)
+        pieces = [most] * (samples // most)
+        if rest := samples % most:
+            pieces.append(rest)
+            if rest < SAMPLE_RATE:
+                frame = round(self.encoder.frame_seconds * SAMPLE_RATE)
+                pieces[-2] = -(-(most + rest) // (2 * frame)) * frame
+                pieces[-1] = most + rest - pieces[-2]
+        return pieces
+
+    def _chance(self, key: str, samples: int) -> int:
+        digest = hashlib.blake2b(json.dumps([self.seed, key]).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % (samples - int(self.most) + 1)
+
+
+def seconds_of(source: Source, audio_root: Path) -> float:
+    """Duration of a source; raises AudioError."""
+    return source.duration or audio_duration(audio_root / source.audio) - source.start
+
+
+def make_batches(plans: Mapping[str, Plan], batch_seconds: float) -> list[list[str]]:
+    """Keys in batches of similar length, longest first: if the device's memory does not suffice, it shows at once.
+
+    Of all clips, stored or not: so a clip has the same neighbours, and the same features to the last bit, whatever
+    interrupted the extraction before it.
+    """
+    batches: list[list[str]] = []
+    longest, pieces = 0.0, 0
+    for key in sorted(plans, key=lambda key: -plans[key].piece_seconds):
+        pieces += plans[key].pieces
+        if not batches or pieces * longest > batch_seconds:
+            batches.append([])
+            longest, pieces = plans[key].piece_seconds, plans[key].pieces
+        batches[-1].append(key)
+    return batches
+
+
+class DecodedBatches(Dataset):
+    """Item i: batch i as ({key: lengths of its pieces}, all their samples in a row, {key: why there are none}).
+
+    One tensor a batch, since each one sent from a worker process takes a file descriptor.
+
+    Parameters
+    ----------
+    plans : mapping
+        Plan of each key.
+    batches : list of list of str
+        Keys of each batch.
+    todo : set of str
+        Keys that are wanted; the others are their neighbours, and left out where no wanted one can be read.
+    audio_root : Path
+        Folder that the audio paths are relative to.
+    rule : LongAudio
+        Says how clips are divided.
+    """
+
+    def __init__(
+        self,
+        plans: Mapping[str, Plan],
+        batches: list[list[str]],
+        todo: set[str],
+        audio_root: Path,
+        rule: LongAudio,
+    ):
+        self.plans, self.batches, self.todo, self.audio_root, self.rule = plans, batches, todo, audio_root, rule
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, list[int]], Tensor, dict[str, str]]:
+        keys = self.batches[index]
+        waves, errors = self._read([key for key in keys if key in self.todo])
+        if waves:
+            waves |= self._read([key for key in keys if key not in self.todo])[0]
+        waves = {key: waves[key] for key in keys if key in waves}
+        lengths = {key: self.rule.pieces(len(wave)) for key, wave in waves.items()}
+        return lengths, torch.cat([torch.empty(0), *waves.values()]), errors
+
+    def _read(self, keys: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        waves, errors = {}, {}
+        for key in keys:
+            source, _, _, seconds, cut = self.plans[key]
+            try:
+                wave = read_audio(self.audio_root / source.audio, source.start, source.duration)
+                if cut and "kept" in cut:
+                    wave = wave[: round(seconds * SAMPLE_RATE)]  # where resampling gave a sample more
+                for piece in self.rule.pieces(len(wave)):
+                    self.rule.encoder.num_frames(piece)  # the manifest's duration may have been wrong
+                waves[key] = wave
+            except ValueError as error:  # AudioError among them
+                errors[key] = str(error)
+        return waves, errors
