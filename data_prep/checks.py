@@ -12,8 +12,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-from audiolm_lite.audio import SAMPLE_RATE, audio_duration, read_audio
-from data_prep.filters import silence_share
+import numpy as np
+
+from audiolm_lite.audio import audio_blocks, audio_duration
+from data_prep.filters import frame_levels, silence_share
 
 T = TypeVar("T")
 # Clips looked at ahead of the one in hand: enough to hide a slow disk, few enough to keep memory flat.
@@ -93,15 +95,17 @@ class CheckedAudio:
         return found
 
     def _look(self, path: Path, start: float, duration: float | None) -> Check:
-        seconds, silence, digest = audio_duration(path), None, None
-        if self.decode:
-            samples = read_audio(path, start, duration)
-            seconds, silence = len(samples) / SAMPLE_RATE, silence_share(samples, SAMPLE_RATE)
-        elif duration is not None or start > 0:
-            seconds = duration if duration is not None else seconds - start
-        if self.digest:
-            digest = _digest(path)
-        return Check(seconds, silence, digest)
+        silence = None
+        if self.decode:  # block by block: a recording of hours is never held whole
+            samples, levels = 0, []
+            for block, rate in audio_blocks(path, start, duration):
+                samples += len(block)
+                levels.append(frame_levels(block, rate))
+            seconds, silence = samples / rate, silence_share(np.concatenate(levels))
+        else:
+            seconds = audio_duration(path, start, duration)
+        # A duration that the corpus gives stays as it is: it names the segment.
+        return Check(seconds if duration is None else duration, silence, _digest(path) if self.digest else None)
 
     def first_with(self, name: str, id: str) -> str | None:
         """Remember that clip `id` has `name`; returns the id of an earlier clip that has it, or None."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from audiolm_lite.parts import ConfigError
 
@@ -95,37 +94,18 @@ class Filters:
             raise Dropped("max_silence", f"more silence than max_silence: {share:.3f}, at most {self.max_silence:g}")
 
 
-def silence_share(samples: Tensor | np.ndarray, rate: int) -> float:
-    """Share of frames of 20 ms that are silent.
-
-    A frame's level is the root of its mean square. It is silent if that is more than 40 dB below the loudest frame of
-    the clip (a quiet recording is not silence), or below -60 dB of full scale (noise alone is no signal). Samples after
-    the last whole frame count as a frame of their own where there are any.
-
-    Parameters
-    ----------
-    samples : Tensor or array
-        Samples [S], full scale +-1.
-    rate : int
-        Samples per second.
-
-    Returns
-    -------
-    float
-        0 to 1.
-    """
-    levels = frame_levels(np.asarray(samples), rate)
-    return silence_of_levels(levels)
-
-
 def frame_levels(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Root mean square [frames] of samples [S] in frames of 20 ms, the last one possibly shorter."""
+    """Levels [frames] of samples [S] at `rate` Hz: the root mean square of each 20 ms, the last frame maybe shorter."""
     starts = np.arange(0, len(samples), max(1, round(FRAME_SECONDS * rate)))
     squares = np.add.reduceat(samples.astype(np.float64) ** 2, starts)
     return np.sqrt(squares / np.diff(starts, append=len(samples)))
 
 
-def silence_of_levels(levels: np.ndarray) -> float:
-    """Share of the levels [frames] that are silent."""
+def silence_share(levels: np.ndarray) -> float:
+    """Share (0 to 1) of frames that are silent, from the levels [frames] of a clip.
+
+    A frame is silent if it is more than 40 dB below the clip's loudest frame (a quiet recording is not silence), or
+    below -60 dB of full scale (noise of the recorder alone is no signal).
+    """
     threshold = max(10 ** (SILENT_BELOW_FULL_SCALE_DB / 20), levels.max() * 10 ** (SILENT_BELOW_LOUDEST_DB / 20))
     return float((levels < threshold).mean())

@@ -6,32 +6,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiolm_lite.parts import ConfigError
-from data_prep.filters import Dropped, Filters, silence_share
+from data_prep.filters import Dropped, Filters, frame_levels, silence_share
 
 
 def noise(seconds: float, rate: int, level: float = 0.1) -> np.ndarray:
     return np.random.default_rng(0).uniform(-level, level, round(seconds * rate)).astype(np.float32)
 
 
+def silent(samples: np.ndarray, rate: int) -> float:
+    return silence_share(frame_levels(samples, rate))
+
+
 @given(
     rate=st.sampled_from([8000, 16000, 22050, 44100, 96000]),
-    silent=st.integers(0, 40),
+    quiet=st.integers(0, 40),
     heard=st.integers(1, 40),
     gain=st.floats(0.02, 5.0),
 )
-def test_silence_share_is_of_time_whatever_rate_and_gain(rate, silent, heard, gain):
+def test_silence_share_is_of_time_whatever_rate_and_gain(rate, quiet, heard, gain):
     """Blocks of 0.1 s: their share is the share of time, up to the frames on the border of a block."""
-    samples = gain * np.concatenate([np.zeros(round(0.1 * silent * rate)), noise(0.1 * heard, rate)])
-    assert silence_share(samples, rate) == pytest.approx(silent / (silent + heard), abs=0.2 / (silent + heard))
+    samples = gain * np.concatenate([np.zeros(round(0.1 * quiet * rate)), noise(0.1 * heard, rate)])
+    assert silent(samples, rate) == pytest.approx(quiet / (quiet + heard), abs=0.2 / (quiet + heard))
 
 
 def test_silence_is_relative_to_the_clip_and_absolute_at_the_bottom():
     loud, faint = noise(1, 16000, 1.0), noise(1, 16000, 0.005)  # 46 dB apart
-    assert silence_share(np.concatenate([loud, faint]), 16000) == 0.5
-    assert silence_share(faint, 16000) == 0.0  # quiet throughout, but nothing in it is louder
-    assert silence_share(noise(1, 16000, 1e-4), 16000) == 1.0
-    assert silence_share(np.zeros(16000), 16000) == 1.0
-    assert silence_share(np.ones(1, np.float32), 16000) == 0.0
+    assert silent(np.concatenate([loud, faint]), 16000) == 0.5
+    assert silent(faint, 16000) == 0.0  # quiet throughout, but nothing in it is louder
+    assert silent(noise(1, 16000, 1e-4), 16000) == 1.0
+    assert silent(np.zeros(16000), 16000) == 1.0
+    assert silent(np.ones(1, np.float32), 16000) == 0.0
 
 
 @pytest.mark.parametrize(
