@@ -127,8 +127,7 @@ def _segment(
 
 def _go_to(path: str | Path | BinaryIO, file: soundfile.SoundFile, first: int) -> int:
     """Move to a sample and return it."""
-    if file.format == "MP3" and "bitrate mode   : constant" not in file.extra_info:
-        # Seeking guesses where bitrates vary, and lands seconds away.
+    if not file.seekable():  # MP3: seeking guesses where bitrates vary, and lands seconds away
         place = 0
         while place < first:
             read = len(_decode(path, file, min(first - place, round(_BLOCK_SECONDS * file.samplerate))))

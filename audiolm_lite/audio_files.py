@@ -59,6 +59,13 @@ class AudioError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
+class _SoundFile(soundfile.SoundFile):
+    """Without the seek that soundfile adds to every read: in MP3 of varying bitrate it loses the place."""
+
+    def seekable(self) -> bool:
+        return self.format != "MP3" and super().seekable()
+
+
 def open_audio(source: str | Path | BinaryIO) -> soundfile.SoundFile:
     """Open a file whose header agrees with what is there.
 
@@ -95,7 +102,7 @@ def open_audio(source: str | Path | BinaryIO) -> soundfile.SoundFile:
             return _through_ffmpeg(source, f"{name}, which libsndfile does not decode")
     try:
         options = _HEADERLESS if _is_headerless(source, head, size) else {}
-        file = soundfile.SoundFile(str(source) if isinstance(source, Path) else source, **options)
+        file = _SoundFile(str(source) if isinstance(source, Path) else source, **options)
     except (soundfile.LibsndfileError, TypeError, UnicodeEncodeError) as error:  # TypeError: .raw needs a rate
         reason = f"not readable as audio ({error}); convert it to WAV or FLAC, or fetch it again"
         raise AudioError(source, reason) from error
