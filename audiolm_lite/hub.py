@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from audiolm_lite.bundle import ModelBundle
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError, build
+from audiolm_lite.parts import ConfigError, build, map_sources, sources
 
 FORMAT = 1
 CONFIG = "audiolm_lite.json"
@@ -89,7 +90,7 @@ def save_model(
         "tensors": {},
     }
     for name in ("encoder", "llm"):
-        config[name]["source"] = _store_source(str(config[name]["source"]), folder, name, bundle)
+        config[name] = map_sources(config[name], partial(_store_source, folder=folder, bundle=bundle), name)
 
     changed = {*trained, *(name for name, p in model.named_parameters() if p.requires_grad)}
     state = {n: t for n, t in model.state_dict().items() if not (n.startswith("llm.") and "lora_" in n)}
@@ -125,7 +126,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
     folder = _local_folder(folder)
     config = read_config(folder)
     encoder_config, llm_config = (
-        {**config[name], "source": _find_source(config[name]["source"], folder)} for name in ("encoder", "llm")
+        map_sources(config[name], partial(_find_source, folder=folder), name) for name in ("encoder", "llm")
     )
     encoder = build("encoders", encoder_config)
     llm, tokenizer = load_llm(llm_config)
@@ -173,10 +174,10 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     folder = Path(folder)
     load_model(folder)
     config = read_config(folder)
-    for name in ("encoder", "llm"):
-        if Path(config[name]["source"]).is_absolute():
+    for source in sources(config["encoder"]) + sources(config["llm"]):
+        if Path(source).is_absolute():
             raise ModelFolderError(
-                f"{folder / CONFIG}: {name} source {config[name]['source']} is a path of this machine; "
+                f"{folder / CONFIG}: source {source} is a path of this machine; "
                 "write the model again with bundle=True, or name a repository of the hub"
             )
     if not (folder / "README.md").exists():
@@ -190,7 +191,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     return str(api.upload_folder(folder_path=folder, repo_id=repo_id, allow_patterns=own))
 
 
-def _store_source(source: str, folder: Path, name: str, bundle: bool) -> str:
+def _store_source(source: str, name: str, folder: Path, bundle: bool) -> str:
     """How a configuration names its pretrained model: relative inside the folder, absolute elsewhere, or a hub name."""
     path = Path(source).expanduser()
     if bundle and not path.resolve().is_relative_to(folder.resolve()):
@@ -203,14 +204,14 @@ def _store_source(source: str, folder: Path, name: str, bundle: bool) -> str:
     return path.relative_to(folder.resolve()).as_posix() if inside else str(path)
 
 
-def _find_source(source: str, folder: Path) -> str:
+def _find_source(source: str, name: str, folder: Path) -> str:
     """Inverse of `_store_source`."""
     path = (folder / source).resolve()
     if not Path(source).is_absolute() and path.is_relative_to(folder.resolve()) and path.exists():
         return str(path)
     if Path(source).is_absolute() and not Path(source).exists():
         raise ModelFolderError(
-            f"{folder / CONFIG}: {source} is not on this machine; write the model with bundle=True, "
+            f"{folder / CONFIG}: {name} source {source} is not on this machine; write the model with bundle=True, "
             "or put the folder or hub name of the same pretrained model there"
         )
     return source
@@ -236,7 +237,7 @@ def _copy_pretrained(source: Path, target: Path) -> None:
     if not any(path.suffix == ".safetensors" for path in files):
         raise ModelFolderError(f"{source}: holds no .safetensors, which bundle=True needs; convert the model first")
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    target.mkdir(parents=True)
     for path in files:
         shutil.copyfile(path, target / path.name)
 
@@ -257,9 +258,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, kind in (wanted | {"tensors": dict}).items():
         if not isinstance(config.get(name), kind):
             raise ModelFolderError(f'{path}: entry "{name}" must be a {kind.__name__}; fetch the file again')
-    for name in ("encoder", "llm"):
-        if not isinstance(config[name].get("source"), str):
-            raise ConfigError(f'{path}: {name} has no "source"')
+    if not isinstance(config["llm"].get("source"), str):
+        raise ConfigError(f'{path}: llm has no "source"')
     return config
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from audiolm_lite.evaluation.report import markdown_table
+from audiolm_lite.parts import sources
 
 _CARD = """---
 library_name: audiolm_lite
@@ -53,7 +54,7 @@ def model_card(config: Mapping[str, Any], repo_id: str, metrics: Mapping[str, An
     metrics : mapping, optional
         Contents of the `metrics.json` that `evaluation.runner.evaluate` wrote.
     """
-    bases = [config[part]["source"] for part in ("encoder", "llm") if "/" in config[part]["source"]]
+    bases = [source for part in ("encoder", "llm") for source in sources(config[part]) if "/" in source]
     text = _CARD.format(
         bases="".join(["base_model:\n", *(f"- {base}\n" for base in bases)]) if bases else "",
         name=repo_id.split("/")[-1],

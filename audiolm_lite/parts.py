@@ -9,6 +9,7 @@ import difflib
 import importlib
 import inspect
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,27 @@ def build(room: str, config: dict[str, Any], **extra: Any) -> Any:
         if parameters[name].default is inspect.Parameter.empty and name not in arguments:
             raise ConfigError(f"{where}: argument {name!r} is missing; it takes {free}")
     return part(**arguments, **offered)
+
+
+def map_sources(config: Mapping[str, Any], change: Callable[[str, str], str], where: str) -> dict[str, Any]:
+    """Copy a part's configuration with every pretrained model that it names, also inside parts of it, changed.
+
+    `change` gets a `source` and the path of the mapping that has it ("encoder", "encoder/encoders/speech").
+    """
+    changed = dict(config)
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            changed[name] = map_sources(value, change, f"{where}/{name}")
+        elif name == "source" and isinstance(value, str):
+            changed[name] = change(value, where)
+    return changed
+
+
+def sources(config: Mapping[str, Any]) -> list[str]:
+    """Every pretrained model that a part's configuration names."""
+    found: list[str] = []
+    map_sources(config, lambda source, where: found.append(source) or source, "")
+    return found
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -185,3 +185,16 @@ def test_publishing_uploads_a_card_with_results(sources, monkeypatch, make_exper
     assert card.startswith("---\nlibrary_name") and "12.3 [10.0, 20.0] | 150.0 [10.0, 20.0] |" in card
     assert {CONFIG, "adapter.safetensors", "lora/*", "llm/*"} <= set(calls[1]["allow_patterns"])
     assert calls[0] == (("owner/name",), {"private": True, "exist_ok": True})
+
+
+def test_every_encoder_inside_a_fused_one_travels(sources, make_experiment, make_model, tmp_path):
+    experiment = make_experiment(lora=False)
+    whisper = experiment["encoder"]
+    encoders = {"speech": whisper, "audio": whisper | {"layers": [0]}}
+    experiment["encoder"] = {"type": "fused", "encoders": encoders, "layer_norm": True}
+    model = make_model(experiment)
+    model.encoder.norms["audio"].weight.data += 1
+    save_model(model, experiment, sources / "model", trained=["encoder.norms.audio.weight"], bundle=True)
+    (sources / "whisper").rename(tmp_path / "gone")
+    bundle = load_model((sources / "model").rename(tmp_path / "elsewhere"))
+    assert equal_states(model, bundle.model, "encoder.")

@@ -52,6 +52,7 @@ class LayerChoice:
             raise ConfigError(f"{where}: pooling {pooling!r} is none of {', '.join(POOLINGS)}")
         if layers is not None and (not layers or any(not -blocks <= layer < blocks for layer in layers)):
             raise ConfigError(f"{where}: layers {layers}: the model has blocks 0 to {blocks - 1}")
+        self.blocks = blocks
         self.indices = list(range(blocks)) if layers is None else [layer % blocks for layer in layers]
         self.pool, self.pooling, self.layer_mix = pool, pooling, layer_mix
         self.weights = mixing_weights(layer_mix, len(self.indices))
@@ -69,6 +70,7 @@ class LayerChoice:
     def identity(self) -> dict[str, Any]:
         """The choice, for an encoder's identity."""
         return {
+            "blocks": self.blocks,
             "layers": self.indices,
             "pool": self.pool,
             "pooling": self.pooling,

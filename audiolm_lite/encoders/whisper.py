@@ -96,7 +96,7 @@ class WhisperEncoder(nn.Module):
         self.choice = LayerChoice("whisper", blocks, layers, pool, pooling, layer_mix)
         if extractor.sampling_rate != SAMPLE_RATE:
             raise ConfigError(f"whisper: {source} wants {extractor.sampling_rate} Hz; audio here is {SAMPLE_RATE} Hz")
-        self.padding, self.quantization = padding, quantization
+        self.padding, self.window_seconds, self.quantization = padding, window_seconds, quantization
         self.normed = blocks - 1  # the block whose output goes through the final layer norm
         self.model.layers = self.model.layers[: self.choice.depth]
 
@@ -144,7 +144,7 @@ class WhisperEncoder(nn.Module):
             "hop": self.hop,
             **self.choice.identity(),
             "padding": self.padding,
-            "seconds": None if self.padding == "exact" else self.max_seconds,
+            **({"window_seconds": self.window_seconds} if self.padding == "window" else {}),
             "frame_seconds": self.frame_seconds,
             "audio": AUDIO_RULES,
         }

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
-from audiolm_lite.audio import SAMPLE_RATE
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.llm import load_llm
@@ -113,25 +112,32 @@ def open_store(hparams: Mapping) -> FeatureStore:
     if folder is None:
         raise ConfigError("feature_folder is missing: name the store that prepare.py wrote, or set train_encoder: true")
     store = FeatureStore(folder)
-    part = importlib.import_module(f"audiolm_lite.encoders.{store.fingerprint['type']}").PART
-    defaults = {name: p.default for name, p in inspect.signature(part).parameters.items()}
-    asked = {**defaults, **config}
-    for name in sorted(asked.keys() & store.fingerprint.keys()):
-        stored, wanted = store.fingerprint[name], asked[name]
-        if name == "layers":  # the block may leave out "all" or count from the end
-            same = wanted is None or len(wanted) == len(stored) and all(w < 0 or w == s for w, s in zip(wanted, stored))
-        else:
-            same = stored == wanted
-        if not same:
+    _require_encoder(folder, config, store.fingerprint)
+    return store
+
+
+def _require_encoder(folder: str, config: Mapping, fingerprint: Mapping, where: str = "encoder") -> None:
+    """Raise ConfigError where an encoder block asks for something else than a store's fingerprint says."""
+    asked = {"type": config.get("type")}
+    if asked["type"] == fingerprint["type"]:
+        part = importlib.import_module(f"audiolm_lite.encoders.{asked['type']}").PART
+        asked |= {name: p.default for name, p in inspect.signature(part).parameters.items()} | dict(config)
+    for name in sorted(asked.keys() & fingerprint.keys()):
+        stored, wanted = fingerprint[name], asked[name]
+        if name == "encoders" and stored.keys() == wanted.keys():
+            for inner, block in wanted.items():
+                _require_encoder(folder, block, stored[inner], f"{where}.encoders.{inner}")
+            continue
+        if name == "layers":  # the block may leave out all of them or count from the end
+            blocks = fingerprint["blocks"]
+            wanted = list(range(blocks)) if wanted is None else [layer % blocks for layer in wanted]
+        if stored != wanted:
             raise ConfigError(
-                f"{folder}: its features were made with encoder {name} {stored!r}, the YAML file asks for {wanted!r}. "
+                f"{folder}: its features were made with {where} {name} {stored!r}, the YAML file asks for {wanted!r}. "
                 "Use the stored setting, or run prepare.py again into another feature_folder"
             )
-    return store
 
 
 def _frame_seconds(source: nn.Module | FeatureStore) -> float:
     """Duration of a frame: an encoder knows its own, a store has it in its fingerprint."""
-    if isinstance(source, FeatureStore):
-        return 2 * source.fingerprint["hop"] * source.fingerprint["pool"] / SAMPLE_RATE
-    return source.frame_seconds
+    return source.fingerprint["frame_seconds"] if isinstance(source, FeatureStore) else source.frame_seconds

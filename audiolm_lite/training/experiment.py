@@ -19,7 +19,7 @@ import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.parts import ConfigError, map_sources
 
 REQUIRED = object()
 
@@ -189,9 +189,13 @@ def _comparable(value: Any) -> Any:
     """As it is compared between runs: a class by its name, a local source by its full path, whatever the directory."""
     if callable(value):
         return _qualified_name(value)
-    if isinstance(value, Mapping) and isinstance(value.get("source"), str) and Path(value["source"]).exists():
-        return {**value, "source": str(Path(value["source"]).resolve())}
+    if isinstance(value, Mapping):
+        return map_sources(value, _full_path, "")
     return value
+
+
+def _full_path(source: str, where: str) -> str:
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _qualified_name(value: Any) -> str:

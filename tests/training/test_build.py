@@ -24,7 +24,13 @@ from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.features.extract import extract
 from audiolm_lite.hub import load_model
 from audiolm_lite.parts import ConfigError, build
-from audiolm_lite.training.build import align_projection, build_dataset, build_datasets, build_model
+from audiolm_lite.training.build import (
+    _require_encoder,
+    align_projection,
+    build_dataset,
+    build_datasets,
+    build_model,
+)
 from audiolm_lite.training.experiment import load_experiment
 from audiolm_lite.training.handover import is_finished
 
@@ -182,10 +188,28 @@ def test_features_of_another_encoder_block_are_refused(corpus, tmp_path):
     for block, message in {
         "--encoder.pool": "encoder pool 2, the YAML file asks for 4",
         "--encoder.layers": r"encoder layers \[0, 1\], the YAML file asks for \[1\]",
+        "--encoder.type": r"encoder type 'whisper', the YAML file asks for 'beats'",
     }.items():
-        hparams, _ = load_experiment([*command, block, "4" if "pool" in block else "[1]"])
+        value = {"--encoder.pool": "4", "--encoder.layers": "[-1]", "--encoder.type": "beats"}[block]
+        hparams, _ = load_experiment([*command, block, value])
         with pytest.raises(ConfigError, match=message):
             build_model(hparams)
+
+
+def test_encoders_inside_a_fused_one_are_compared_each():
+    tiny = {"embed_dim": 8, "encoder_layers": 2, "encoder_embed_dim": 8, "encoder_ffn_embed_dim": 8}
+    tiny |= {"encoder_attention_heads": 2, "conv_pos": 4, "conv_pos_groups": 2}
+    part = {"type": "beats", "source": tiny}
+    block = {"type": "fused", "encoders": {"a": part, "b": part | {"layers": [-1], "pool": 4}}}
+    made = build("encoders", block).identity()
+    _require_encoder("store", block, made)
+    for change, message in (
+        ({"align": "linear"}, "encoder align 'nearest'"),
+        ({"encoders": {**block["encoders"], "b": part}}, r"encoder.encoders.b layers \[1\].* asks for \[0, 1\]"),
+        ({"encoders": {"a": part, "c": part}}, "encoder encoders"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            _require_encoder("store", block | change, made)
 
 
 def test_evaluation_data_has_controls_and_no_answers(corpus, tmp_path):
