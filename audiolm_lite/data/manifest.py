@@ -52,7 +52,7 @@ def iterate_manifest(
         The file cannot be read, or, without `rejects`, a row breaks the schema.
     """
     path = Path(path)
-    checker = _Checker(path, "line", instruction_required)
+    checker = RowChecker(path, "line", instruction_required)
     with _open(path) as file:
         for number, line in _lines(file):
             row = None
@@ -87,7 +87,7 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]], *, instruct
         As `iterate_manifest`; also a value that JSON cannot hold.
     """
     path, number = Path(path), 0
-    checker = _Checker(path, "row", instruction_required)
+    checker = RowChecker(path, "row", instruction_required)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
     try:
@@ -132,10 +132,10 @@ class _Ids:
         return number
 
 
-class _Checker:
+class RowChecker:
     """Checks the rows of one manifest; `unit` is how messages count them, "line" or "row"."""
 
-    def __init__(self, path: Path, unit: str, instruction_required: bool):
+    def __init__(self, path: Path, unit: str, instruction_required: bool = True):
         self.path, self.unit, self.instruction_required = path, unit, instruction_required
         self.ids = _Ids()
 

@@ -1,0 +1,21 @@
+"""This project's own manifest: JSON lines."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from audiolm_lite.data.manifest import iterate_manifest, write_manifest
+from data_prep.formats import Report, Row, items_of
+
+
+def read(path: Path, report: Report) -> Iterator[Row]:
+    """Yield checked rows; nothing may lack, so there are no defaults."""
+    before = len(report.rejected)
+    for row in iterate_manifest(path, report.rejected):
+        report.read += 1
+        yield row
+    report.read += len(report.rejected) - before
+
+
+def write(rows: Iterable[Row], path: Path, report: Report) -> None:
+    """Write rows as they are."""
+    write_manifest(path, items_of(rows, lambda row: row, report))
