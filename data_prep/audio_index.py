@@ -1,7 +1,8 @@
 """Where the audio of a corpus lies, when the corpus itself does not say: one walk through a folder, no file opened."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 # In order of preference: the first that lies there is read.
@@ -9,7 +10,7 @@ AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".sph", ".pc
 
 
 class AudioIndex:
-    """Audio files below a folder, by their name without ending; about 200 bytes of memory a file.
+    """Audio files below a folder, by their name without ending; about 110 bytes of memory a file.
 
     Corpora of YouTube clips publish a list of segments and no audio, so every copy is named in its downloader's way.
 
@@ -34,13 +35,13 @@ class AudioIndex:
         """Return the number of audio files with different names."""
         return len(self._files)
 
-    def find(self, *stems: str) -> Path:
+    def find(self, stem: str, others: Iterable[str] = ()) -> Path:
         """File of the first of these names that is there; else where the first was to be expected."""
-        for stem in stems:
-            if stem in self._files:
-                place, ending = self._files[stem]
-                return Path(place, stem + ending)
-        return self.folder / f"{stems[0]}.wav"
+        for name in chain((stem,), others):
+            if name in self._files:
+                place, ending = self._files[name]
+                return Path(place, name + ending)
+        return self.folder / f"{stem}.wav"
 
     def holds(self, file: Path) -> bool:
         """Whether a path that `find` gave is a file that is there."""
@@ -51,11 +52,7 @@ class AudioIndex:
 
         These are the video's id alone or after a Y, or followed by the start in seconds, milliseconds or six digits.
         """
-        seconds = [f"{start:g}", f"{start:.3f}", f"{round(start * 1000)}", f"{round(start):06d}"]
-        ends = [f"{start:.3f}_{start + 10:.3f}", f"{start:g}_{start + 10:g}"]
-        numbered = [f"{round(start * 1000)}_{round(start * 1000) + 10000}"]
-        names = [video, *(f"{video}_{part}" for part in seconds + ends + numbered)]
-        return self.find(*names, *(f"Y{name}" for name in names))
+        return self.find(video, _youtube_names(video, start))
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -63,6 +60,19 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield Path(place), sorted(name for name in names if not name.startswith("."))
+
+
+def _youtube_names(video: str, start: float) -> Iterator[str]:
+    yield f"Y{video}"
+    milliseconds = round(start * 1000)
+    for name in (video, f"Y{video}"):
+        yield f"{name}_{start:g}"
+        yield f"{name}_{start:.3f}"
+        yield f"{name}_{milliseconds}"
+        yield f"{name}_{round(start):06d}"
+        yield f"{name}_{start:g}_{start + 10:g}"
+        yield f"{name}_{start:.3f}_{start + 10:.3f}"
+        yield f"{name}_{milliseconds}_{milliseconds + 10000}"
 
 
 def _rank(found: tuple[str, str] | None) -> int:

@@ -35,11 +35,12 @@ def read_audiocaps(folder: str | Path) -> Iterator[Clip]:
     require(folder, ["audio", *(f"{part}.csv" for part in PARTS)], "AudioCaps", SOURCE)
     audio = AudioIndex(folder / "audio")
     for part, split in PARTS.items():
+        table = folder / f"{part}.csv"
         captions: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
-        for row in read_rows(folder / f"{part}.csv", ("audiocap_id", "youtube_id", "start_time", "caption"), SOURCE):
+        for row in read_rows(table, ("audiocap_id", "youtube_id", "start_time", "caption"), SOURCE):
             captions[row["youtube_id"], row["start_time"]].append((row["audiocap_id"], row["caption"]))
         for (video, start), entries in captions.items():
-            file = audio.find_youtube(video, number_in(folder / f"{part}.csv", start))
+            file = audio.find_youtube(video, number_in(table, start))
             if not audio.holds(file):
                 file = next((found for number, _ in entries if audio.holds(found := audio.find(number))), file)
             yield Clip(

@@ -57,29 +57,31 @@ def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, 
 
     if weak:
         names = {row["mid"]: row["display_name"] for row in read_rows(folder / _NAMES, ("mid", "display_name"), SOURCE)}
-        for file in [*(_WEAK[part] for part in weak), _WEAK_TEST]:
+        for name in [*(_WEAK[part] for part in weak), _WEAK_TEST]:
+            file = folder / name
             columns = ("video", "start", "end", "labels")
             # Three lines of comment, the third of which names the columns.
-            for row in read_rows(folder / file, columns, SOURCE, header=False, skip=3):
+            for row in read_rows(file, columns, SOURCE, header=False, skip=3):
                 yield Clip(
                     dataset="AudioSet",
                     id=row["video"],
-                    audio=audio.find_youtube(row["video"], number_in(folder / file, row["start"])),
-                    split=split_of(row["video"], file == _WEAK_TEST),
+                    audio=audio.find_youtube(row["video"], number_in(file, row["start"])),
+                    split=split_of(row["video"], name == _WEAK_TEST),
                     group=f"youtube {row['video']}",
-                    events=tuple(Event(_name(mid, names, folder / file)) for mid in row["labels"].split(",")),
+                    events=tuple(Event(_name(mid, names, file)) for mid in row["labels"].split(",")),
                 )
     if "strong" in parts:
         table = read_rows(folder / _STRONG_NAMES, ("mid", "name"), STRONG_SOURCE, delimiter="\t", header=False)
         names = {row["mid"]: row["name"] for row in table}
-        for file in (_STRONG, _STRONG_TEST):
-            for segment, events in _strong_events(folder / file, names).items():
+        for name in (_STRONG, _STRONG_TEST):
+            file = folder / name
+            for segment, events in _strong_events(file, names).items():
                 video, _, start = segment.rpartition("_")  # milliseconds
                 yield Clip(
                     dataset="AudioSet-strong",
                     id=segment,
-                    audio=audio.find_youtube(video, number_in(folder / file, start) / 1000),
-                    split=split_of(video, file == _STRONG_TEST),
+                    audio=audio.find_youtube(video, number_in(file, start) / 1000),
+                    split=split_of(video, name == _STRONG_TEST),
                     group=f"youtube {video}",
                     events=tuple(events),
                 )

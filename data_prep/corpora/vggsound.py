@@ -33,16 +33,17 @@ def read_vggsound(folder: str | Path, valid_share: float, seed: int) -> Iterator
     """
     folder = Path(folder)
     require(folder, ["vggsound.csv", "audio"], "VGGSound", SOURCE)
+    table = folder / "vggsound.csv"
     audio = AudioIndex(folder / "audio")
     columns = ("video", "start", "label", "part")
-    for row in read_rows(folder / "vggsound.csv", columns, SOURCE, header=False):
+    for row in read_rows(table, columns, SOURCE, header=False):
         if row["part"] not in ("train", "test"):
-            raise CorpusError(f"{folder / 'vggsound.csv'}: {row['video']} is of part {row['part']!r}; fetch it again")
+            raise CorpusError(f"{table}: {row['video']} is of part {row['part']!r}; fetch it again")
         held_out = row["part"] == "train" and drawn(row["video"], valid_share, seed)
         yield Clip(
             dataset="VGGSound",
             id=f"{row['video']}_{row['start']}",
-            audio=audio.find_youtube(row["video"], number_in(folder / "vggsound.csv", row["start"])),
+            audio=audio.find_youtube(row["video"], number_in(table, row["start"])),
             split="valid" if held_out else row["part"],
             group=f"youtube {row['video']}",
             labels=(Label("sound_class", row["label"]),),
