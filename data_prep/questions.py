@@ -50,7 +50,7 @@ def questions(clip: Clip, seed: int, wordings: str = "miniasqa") -> list[dict[st
         ask("caption", draw("caption target").choice(clip.captions), references=list(clip.captions))
     if clip.events:
         sounds = list(dict.fromkeys(event.sound for event in clip.events))
-        ask("sounds", ", ".join(sounds), sounds=sounds)
+        ask("sounds", "; ".join(sounds), sounds=sounds)  # names of AudioSet hold commas
     timed = sorted((event for event in clip.events if event.start is not None), key=lambda event: event.start)
     if timed:
         sound = draw("event_time sound").choice(sorted({event.sound for event in timed}))

@@ -13,8 +13,8 @@ from data_prep.clips import Clip, CorpusError, drawn, number_in, read_rows, requ
 SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html (vox2_meta.csv; audio on request)"
 AGE_SOURCE = "https://github.com/hechmik/voxceleb_enrichment_age_gender (dataset/final_dataframe_extended.csv)"
 AGES = "final_dataframe_extended.csv"
-# The two published ways of unpacking, and what a conversion beside the original leaves; converted files are preferred.
-_ROOMS = ("dev/wav", "test/wav", "wav", "dev/aac", "test/aac", "aac")
+# Where the archives are unpacked differs, so all usual places are looked at; converted files come before the originals.
+_ROOMS = ("dev/wav", "test/wav", "wav", "dev/aac", "test/aac", "aac", "dev", "test")
 _GENDER = {"m": "male", "f": "female"}
 
 
@@ -24,8 +24,8 @@ def read_voxceleb2(folder: str | Path, ages: bool, valid_share: float, seed: int
     Parameters
     ----------
     folder : str or Path
-        Holds vox2_meta.csv and the audio as {dev,test}/{aac,wav}/<speaker>/<video>/<number>.m4a, or aac/ or wav/ at
-        the top. vox2_meta.csv is read with commas or tabs and with blanks around its values: both are published.
+        Holds vox2_meta.csv and the audio as {dev,test}/{aac,wav}/<speaker>/<video>/<number>.m4a, or without one
+        of the first two levels. vox2_meta.csv is read with commas or tabs and with blanks around its values: both are published.
         libsndfile reads no .m4a: convert to WAV or FLAC first.
     ages : bool
         Read the speakers' ages, by video, from final_dataframe_extended.csv in the same folder.

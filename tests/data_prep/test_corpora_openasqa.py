@@ -89,7 +89,7 @@ def test_events_give_four_questions():
     events = (Event("dog", 2.0, 3.0), Event("speech", 0.5, 1.04), Event("dog", 4.0, 5.0))
     rows = rows_of(events=events)
     assert list(rows) == ["sounds", "event_time", "timeline", "first_sound"]
-    assert rows["sounds"]["sounds"] == ["dog", "speech"] and "dog, speech" in rows["sounds"]["target"]
+    assert rows["sounds"]["sounds"] == ["dog", "speech"] and "dog; speech" in rows["sounds"]["target"]
     assert rows["timeline"]["target"] == "speech 0.5-1.0 s; dog 2.0-3.0 s; dog 4.0-5.0 s"
     assert rows["first_sound"]["label"] == "speech" and rows["first_sound"]["labels"] == ["dog", "speech"]
     asked, told = rows["event_time"]["instruction"], rows["event_time"]["target"]
