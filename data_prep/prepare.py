@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +32,7 @@ from data_prep.clips import Clip, CorpusError
 from data_prep.filters import Dropped, Filters
 from data_prep.questions import questions
 from data_prep.tables import format_table
+from data_prep.text import normaliser
 
 SPLITS = ("train", "valid", "test")
 
@@ -39,6 +41,7 @@ PREPARE_KEYS = {
     "output_folder": Key("Where manifests, features and rejected.jsonl go.", str, result=False),
     "valid_share": Key("Share of training speakers or recordings held out; null: the corpus says which.", float, None),
     "wordings": Key("Questions: varied, or miniasqa, the few its LLM knows.", ("miniasqa", "varied"), "miniasqa"),
+    "text": Key("Steps of text normalisation for transcripts; python -m data_prep.text --help lists them.", list, None),
     "filters": Key("Limits: {min_seconds, max_seconds, max_characters, max_silence, duplicates}.", dict, None),
     "encoder": Key("Audio encoder block whose features are stored; null writes manifests only.", dict, None),
     "feature_folder": Key("Feature store to write.", str, result=False),
@@ -157,6 +160,7 @@ class SetAside:
 def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: Path, aside: SetAside) -> int:
     """Write {id, audio, rows} of every good clip to work/<split>.jsonl; returns how many clips there are in all."""
     filters = Filters.from_config(hparams.get("filters"))
+    normalise = normaliser(hparams.get("text") or [])
     # Without extraction nothing would decode the files before training does, so they are decoded here.
     decode = hparams["encoder"] is None or filters.max_silence is not None
     total = 0
@@ -170,6 +174,7 @@ def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: P
         for clip, check in tqdm(in_threads(look, clips), desc="clips", unit=" clips"):
             total += 1
             try:
+                clip = _with_plain_text(clip, normalise)
                 found = _admitted(clip, check.result, filters, checked)
                 rows = _rows(clip, found.seconds, output, hparams)
                 filters.check_characters(max((row["target"] for row in rows), key=len))
@@ -182,6 +187,16 @@ def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: P
                 reason = f"name or text is not valid Unicode ({error.reason}); rename or correct it"
                 aside.fault(clip.id, str(clip.audio), f"{clip.audio}: {reason}")
     return total
+
+
+def _with_plain_text(clip: Clip, normalise: Callable[[str], str]) -> Clip:
+    """Normalise the transcript; raises Dropped where nothing is left of it, as of one that names noises only."""
+    if not clip.text:
+        return clip
+    plain = normalise(clip.text)
+    if not plain:
+        raise Dropped("text", f"no words in the transcript: {clip.text:.80}")
+    return replace(clip, text=plain)
 
 
 def _admitted(clip: Clip, check: Callable[[], Check], filters: Filters, checked: CheckedAudio) -> Check:

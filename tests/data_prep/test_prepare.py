@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from audiolm_lite.data.manifest import read_manifest
+from audiolm_lite.parts import ConfigError
 from data_prep import checks
 from data_prep.clips import Clip, CorpusError
 from data_prep.prepare import SPLITS, prepare
@@ -124,6 +125,18 @@ def test_filters_do_not_count_as_faults(corpus, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "set aside: 5 of 12 clips, 0 for faults" in printed
     assert "filters left out 1 clips of the test split" in printed
+
+
+def test_transcripts_are_normalised(corpus, tmp_path):
+    corpus[0] = replace(corpus[0], text="b/ (3시)/(세 시)")
+    corpus[3] = replace(corpus[3], text="b/ n/")
+    prepare(corpus, settings(tmp_path, text=["korean_noises", "korean_spoken"]), {})
+    ids, rejected = results(tmp_path)
+    assert len(ids) == 11 and read_manifest(tmp_path / "out/train.jsonl")[0]["target"] == "세 시"
+    assert [(entry["id"], entry["filter"]) for entry in rejected] == [("c3", "text")]
+    assert rejected[0]["reason"] == "no words in the transcript: b/ n/"
+    with pytest.raises(ConfigError, match="unknown step 'korean'"):
+        prepare(corpus, settings(tmp_path, text=["korean"]), {})
 
 
 def test_above_the_limit_nothing_is_written_but_the_list(corpus, tmp_path):
