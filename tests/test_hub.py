@@ -81,6 +81,19 @@ def test_fine_tuned_llm_below_a_lora(sources, make_experiment, make_model):
     assert equal_states(model, load_model(sources / "model").model, "llm.")
 
 
+def test_round_trip_of_a_dora(sources, make_experiment, make_model):
+    """Its magnitudes travel with it."""
+    experiment = make_experiment(lora=True)
+    experiment["llm"]["lora"]["dora"] = True
+    model = make_model(experiment)
+    magnitudes = {name: tensor for name, tensor in model.state_dict().items() if "lora_magnitude_vector" in name}
+    assert magnitudes and all(model.get_parameter(name).requires_grad for name in magnitudes)
+    save_model(model, experiment, sources / "model")
+    loaded = load_model(sources / "model").model.state_dict()
+    for name, tensor in magnitudes.items():
+        assert torch.equal(loaded[name], tensor), name
+
+
 def test_an_untrained_lora_is_left_out(sources, make_experiment, make_model):
     experiment = make_experiment(lora=True)
     model = make_model(experiment)

@@ -13,7 +13,7 @@ from audiolm_lite.quantization import bitsandbytes_config
 
 _ENTRIES = {"source": None, "tokenizer": None, "dtype": "float32", "quantization": None, "lora": None}
 _DTYPES = ("float32", "bfloat16", "float16")
-_LORA_ENTRIES = ("r", "alpha", "dropout", "target_modules")
+_LORA_REQUIRED = ("r", "alpha", "dropout", "target_modules")
 
 
 def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -25,7 +25,9 @@ def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase
         ``source``: name on the Hugging Face hub or a folder, of a causal LM or of a Voxtral, whose language model is
         taken; ``tokenizer``: another one than the source's; ``dtype``: "float32" (default), "bfloat16" or "float16",
         whatever the file holds; ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes, on an NVIDIA GPU);
-        ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685).
+        ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685), with
+        ``dora: true`` as DoRA, which learns each weight's magnitude apart from its direction (Liu et al. 2024, arXiv
+        2402.09353).
 
     Returns
     -------
@@ -70,13 +72,14 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
     from peft import LoraConfig, get_peft_model  # slow to import, and not every model has a LoRA
 
-    _check_entries("llm, lora", config, _LORA_ENTRIES, required=_LORA_ENTRIES)
+    _check_entries("llm, lora", config, (*_LORA_REQUIRED, "dora"), required=_LORA_REQUIRED)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config["r"],
         lora_alpha=config["alpha"],
         lora_dropout=config["dropout"],
         target_modules=config["target_modules"],
+        use_dora=config.get("dora", False),
     )
     return get_peft_model(llm, lora)
 

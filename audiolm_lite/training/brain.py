@@ -28,9 +28,10 @@ from audiolm_lite.hub import save_model
 from audiolm_lite.model import Loss
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.training import handover
+from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks
 from audiolm_lite.training.checkpoint import CheckpointFolder, copy_tensors, random_state, set_random_state
 from audiolm_lite.training.experiment import settings
-from audiolm_lite.training.optimisation import learning_rate_factor, set_learning_rates
+from audiolm_lite.training.optimisation import build_optimizer, set_learning_rates
 from audiolm_lite.training.parts import parameter_groups, parts_table, select_trainable
 
 try:
@@ -92,12 +93,18 @@ class AudioLMBrain(sb.Brain):
         super().__init__(modules={"model": model}, hparams=hparams, run_opts=self.run_opts)
         self.evaluation_ctx = self.training_ctx
         self.model = model
-        groups = parameter_groups(model, hparams["learning_rates"], hparams["weight_decay"])
-        self.optimizer = torch.optim.AdamW(groups, betas=tuple(hparams["betas"]))
+        defaults = {name: hparams[name] for name in ("weight_decay", "schedule", "warmup_steps")}
+        groups = parameter_groups(model, hparams["learning_rates"], defaults)
+        self.optimizer = build_optimizer(hparams["optimizer"], groups, hparams["betas"])
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if self.scaler.is_enabled() and any(p.dtype == torch.float16 for p in self.trained.values()):
             raise ConfigError("precision fp16 trains float32 parameters: set the llm's dtype to float32, or use bf16")
+        for part in filter(None, (model.encoder, model.llm)):
+            if hparams["gradient_checkpointing"]:
+                checkpoint_blocks(part, hparams["gradient_checkpointing"])
+            if hparams["compile"]:
+                compile_blocks(part)
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress = Progress()
@@ -200,13 +207,7 @@ class AudioLMBrain(sb.Brain):
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.max_grad_norm)
         total, tokens, norm = torch.cat([sums.sum(dim=0), norm[None].float()]).tolist()
 
-        factor = learning_rate_factor(
-            self.progress.step,
-            schedule=self.hparams.schedule,
-            warmup_steps=self.hparams.warmup_steps,
-            total_steps=self.total_steps,
-        )
-        set_learning_rates(self.optimizer.param_groups, factor)
+        set_learning_rates(self.optimizer.param_groups, self.progress.step, self.total_steps)
         # With fp16 an overflowing gradient is the scaler's daily business: it skips the step and lowers its scale.
         overflow = self.scaler.is_enabled() and math.isfinite(total) and self.scaler.get_scale() > 1
         finite = math.isfinite(total) and math.isfinite(norm)

@@ -45,7 +45,7 @@ def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokeniz
     )
     rate = audio_token_rate(adapter, _frame_seconds(source))
     logger.info("The adapter gives %.4g audio tokens a second (of a clip of 10 s)", rate)
-    return AudioLanguageModel(adapter, llm, encoder), tokenizer
+    return AudioLanguageModel(adapter, llm, encoder, hparams["loss_chunk"]), tokenizer
 
 
 def build_dataset(

@@ -20,6 +20,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from audiolm_lite.parts import ConfigError, map_sources
+from audiolm_lite.training.optimisation import OPTIMIZERS, SCHEDULES
 
 REQUIRED = object()
 
@@ -81,15 +82,24 @@ TRAINING_KEYS = {
     ),
     "alignment_init": Key("Closed-form start of adapter.projection: {ridge, clips}; null: random.", dict, None),
     "trainable": Key("Glob patterns of the parameters that train; each must match something.", list),
-    "learning_rates": Key("Glob pattern -> peak learning rate; a parameter takes the first pattern it matches.", dict),
+    "learning_rates": Key(
+        "Glob pattern -> peak learning rate or {lr, weight_decay, schedule, warmup_steps}; the first match counts.",
+        dict,
+    ),
+    "optimizer": Key("AdamW in 32 bits or, by bitsandbytes on a GPU, in 8 bits, paged, or both.", OPTIMIZERS, "adamw"),
     "weight_decay": Key("AdamW weight decay of matrices; vectors (norms, biases) have none.", float, 0.0),
     "betas": Key("AdamW momentum terms.", list, [0.9, 0.999]),
-    "schedule": Key("Learning rate after warm-up, per optimiser step.", ("linear", "cosine", "constant"), "linear"),
+    "schedule": Key("Learning rate after warm-up, per optimiser step.", SCHEDULES, "linear"),
     "warmup_steps": Key("Optimiser steps of linear warm-up.", int, 100),
     "epochs": Key("Passes over the training set.", int, 1),
     "grad_accumulation_factor": Key("Batches in one optimiser step; the mean is over all their answer tokens.", int, 1),
     "max_grad_norm": Key("Norm over all groups to which gradients are clipped.", float, 1.0),
     "precision": Key("Autocast precision of training.", ("fp32", "bf16", "fp16"), "fp32"),
+    "loss_chunk": Key("Positions whose logits exist at a time; 0: as many as fit in 256 MB.", int, 0, False),
+    "gradient_checkpointing": Key(
+        "Recompute the activations of every n-th block in the backward pass; 1: of all, 0: of none.", int, 0, False
+    ),
+    "compile": Key("Compile the blocks of LLM and encoder with torch.compile.", bool, False, False),
     "nonfinite_patience": Key(
         "Steps with a non-finite loss or gradient skipped in an epoch before stopping.", int, 3, False
     ),

@@ -17,7 +17,7 @@ from torch import nn
 
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.training.checkpoint import copy_tensors, file_hash, save_tensors
-from audiolm_lite.training.experiment import settings
+from audiolm_lite.training.experiment import REQUIRED, TRAINING_KEYS, settings
 from audiolm_lite.training.parts import trainable_names
 
 logger = logging.getLogger(__name__)
@@ -143,8 +143,9 @@ def is_finished(hparams: Mapping, run_opts: Mapping) -> bool:
 
 
 def difference(before: Mapping, now: Mapping) -> list[str]:
-    """The entries in which two settings differ, in words."""
-    before, now = _plain(before), _plain(now)
+    """The entries in which two settings differ, in words; a key that came later than `before` had its default."""
+    defaults = {name: key.default for name, key in TRAINING_KEYS.items() if name in now}
+    before, now = _plain({**{n: v for n, v in defaults.items() if v is not REQUIRED}, **before}), _plain(now)
     names = [*now, *(name for name in before if name not in now)]
     return [f"{n} was {before.get(n)}, is now {now.get(n)}" for n in names if before.get(n) != now.get(n)]
 

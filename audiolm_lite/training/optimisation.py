@@ -1,7 +1,37 @@
-"""The learning rate as a pure function of the step, so that a resumed run needs nothing but the step's number."""
+"""Optimisers by name, and the learning rate as a pure function of the step: a resumed run needs only its number."""
 
+import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+import torch
+
+from audiolm_lite.parts import ConfigError
+
+# bitsandbytes' classes: moments in 8 bits (Dettmers et al. 2022, arXiv 2110.02861), or paged out to the host's memory
+# when the GPU's is full (Dettmers et al. 2023, arXiv 2305.14314).
+_BITSANDBYTES = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw_8bit": "PagedAdamW8bit"}
+OPTIMIZERS = ("adamw", *_BITSANDBYTES)
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def build_optimizer(name: str, groups: list[dict], betas: Sequence[float]) -> torch.optim.Optimizer:
+    """AdamW as torch or bitsandbytes has it; `name` is one of `OPTIMIZERS`.
+
+    Raises
+    ------
+    ConfigError
+        It needs bitsandbytes or an NVIDIA GPU, and there is none.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=tuple(betas))
+    if not torch.cuda.is_available():
+        raise ConfigError(f"optimizer {name} needs an NVIDIA GPU, and there is none: use adamw")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"optimizer {name} needs bitsandbytes: pip install bitsandbytes")
+    import bitsandbytes
+
+    return getattr(bitsandbytes.optim, _BITSANDBYTES[name])(groups, betas=tuple(betas))
 
 
 def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, total_steps: int) -> float:
@@ -18,7 +48,10 @@ def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, total_s
     return max(0.0, 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
 
 
-def set_learning_rates(groups: Sequence[Mapping], factor: float) -> None:
-    """Give every optimiser group `factor` times its peak (`initial_lr`)."""
+def set_learning_rates(groups: Sequence[dict], step: int, total_steps: int) -> None:
+    """Give every optimiser group its rate at a step, by its own peak (`initial_lr`), schedule and warm-up."""
     for group in groups:
+        factor = learning_rate_factor(
+            step, schedule=group["schedule"], warmup_steps=group["warmup_steps"], total_steps=total_steps
+        )
         group["lr"] = group["initial_lr"] * factor

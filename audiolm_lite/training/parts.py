@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from audiolm_lite.parts import ConfigError
+from audiolm_lite.training.optimisation import SCHEDULES
 
 # AdamW keeps two float32 moments a parameter.
 OPTIMISER_BYTES = 8
@@ -46,47 +47,83 @@ def trainable_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def parameter_groups(model: nn.Module, learning_rates: Mapping[str, float], weight_decay: float) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, learning_rates: Mapping[str, float | Mapping], defaults: Mapping[str, object]
+) -> list[dict]:
     """Optimiser groups: a parameter takes the rate of the first pattern it matches; vectors have no weight decay.
+
+    Parameters
+    ----------
+    model : nn.Module
+    learning_rates : mapping
+        Pattern -> peak learning rate, or `{lr, weight_decay, schedule, warmup_steps}` of which all but `lr` may be left
+        out.
+    defaults : mapping
+        `weight_decay`, `schedule` and `warmup_steps` of the patterns that do not give them.
 
     Returns
     -------
     list of dict
-        `params`, `names`, `lr`, `initial_lr` (the peak, which the schedule scales) and `weight_decay`.
+        `params`, `names`, `lr`, `initial_lr` (the peak, which the schedule scales), `weight_decay`, `schedule` and
+        `warmup_steps`.
 
     Raises
     ------
     ConfigError
-        A trainable parameter matches no pattern, or a pattern is the first match of none.
+        A trainable parameter matches no pattern, a pattern is the first match of none, or its entries are not those
+        above.
     """
+    rates = {pattern: _rate(pattern, value, defaults) for pattern, value in learning_rates.items()}
     groups: dict[tuple[str, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        pattern = next((pattern for pattern in learning_rates if fnmatchcase(name, pattern)), None)
+        pattern = next((pattern for pattern in rates if fnmatchcase(name, pattern)), None)
         if pattern is None:
             raise ConfigError(f"learning_rates: no pattern matches {name}, which is trainable: give it a rate")
-        decays = parameter.dim() > 1
-        rate = float(learning_rates[pattern])
+        decays, rate = parameter.dim() > 1, rates[pattern]
         group = groups.setdefault(
             (pattern, decays),
             {
                 "params": [],
                 "names": [],
-                "lr": rate,
-                "initial_lr": rate,
-                "weight_decay": float(weight_decay) if decays else 0.0,
+                **rate,
+                "initial_lr": rate["lr"],
+                "weight_decay": rate["weight_decay"] if decays else 0.0,
             },
         )
         group["params"].append(parameter)
         group["names"].append(name)
-    for pattern in learning_rates:
+    for pattern in rates:
         if not any(used == pattern for used, _ in groups):
             raise ConfigError(
                 f"learning_rates: pattern {pattern!r} applies to no trainable parameter"
                 f"{_nearest(pattern, trainable_names(model))}; remove it, or add it to trainable"
             )
     return list(groups.values())
+
+
+def _rate(pattern: str, value: float | Mapping, defaults: Mapping[str, object]) -> dict:
+    """Entries of one pattern's groups, checked."""
+    given = dict(value) if isinstance(value, Mapping) else {"lr": value}
+    unknown = [name for name in given if name not in ("lr", *defaults)]
+    if unknown or "lr" not in given:
+        wrong = f"unknown entry {unknown[0]!r}" if unknown else "lr is missing"
+        raise ConfigError(f"learning_rates, {pattern!r}: {wrong}; it takes lr, {', '.join(defaults)}")
+    rate = {**defaults, **given}
+    if rate["schedule"] not in SCHEDULES:
+        raise ConfigError(
+            f"learning_rates, {pattern!r}: schedule is {rate['schedule']!r}; choose one of {', '.join(SCHEDULES)}"
+        )
+    try:  # YAML 1.1 reads 1e-4 as a string
+        return {
+            **rate,
+            "lr": float(rate["lr"]),
+            "weight_decay": float(rate["weight_decay"]),
+            "warmup_steps": int(rate["warmup_steps"]),
+        }
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"learning_rates, {pattern!r}: {error}; write numbers") from error
 
 
 def parts_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
