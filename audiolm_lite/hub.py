@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.bundle import ModelBundle
@@ -81,17 +82,7 @@ def save_model(
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "lora", ignore_errors=True)
 
-    config = {
-        "format": FORMAT,
-        **{name: dict(experiment[name]) for name in ("encoder", "adapter", "llm")},
-        "template": experiment["template"],
-        "generation": dict(experiment.get("generation") or GENERATION),
-        "instructions": INSTRUCTIONS | dict(experiment.get("instructions") or {}),
-        "tensors": {},
-    }
-    for name in ("encoder", "llm"):
-        config[name] = map_sources(config[name], partial(_store_source, folder=folder, bundle=bundle), name)
-
+    config = describe(experiment, folder, bundle)
     changed = {*trained, *(name for name, p in model.named_parameters() if p.requires_grad)}
     state = {n: t for n, t in model.state_dict().items() if not (n.startswith("llm.") and "lora_" in n)}
     own = {
@@ -99,17 +90,38 @@ def save_model(
         "llm": {n: t for n, t in state.items() if n.startswith("llm.") and n in changed},
         "encoder": {n: t for n, t in state.items() if n.startswith("encoder.") and n in changed},
     }
+    counts: dict[str, int] = {}
     for part, tensors in own.items():
         if tensors:
             names = {_stored_name(name, part): t.detach().cpu().clone() for name, t in tensors.items()}
             save_file(names, folder / f"{part}.safetensors")
-            config["tensors"][f"{part}.safetensors"] = len(names)
+            counts[f"{part}.safetensors"] = len(names)
     if _lora_acts(model.llm):
-        config["tensors"]["lora"] = _save_lora(model.llm, folder / "lora", config["llm"]["source"])
+        counts["lora"] = _save_lora(model.llm, folder / "lora", config["llm"]["source"])
     else:
         config["llm"]["lora"] = None  # none, or untrained: B is zero and it changes nothing
+    write_config(folder, config, counts)
+
+
+def describe(experiment: Mapping[str, Any], folder: Path, bundle: bool = False) -> dict[str, Any]:
+    """Content of the configuration of a model's folder; see `save_model` for what `experiment` holds."""
+    config = {
+        "format": FORMAT,
+        **{name: dict(experiment[name]) for name in ("encoder", "adapter", "llm")},
+        "template": experiment["template"],
+        "generation": dict(experiment.get("generation") or GENERATION),
+        "instructions": INSTRUCTIONS | dict(experiment.get("instructions") or {}),
+    }
+    for name in ("encoder", "llm"):
+        config[name] = map_sources(config[name], partial(_store_source, folder=folder, bundle=bundle), name)
+    return config
+
+
+def write_config(folder: Path, config: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    """Write `audiolm_lite.json`, last of a model's files; `counts` says how many tensors each of the others has."""
     temporary = folder / f".{CONFIG}.tmp"
-    temporary.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = {**config, "tensors": dict(counts)}
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, folder / CONFIG)
 
 
@@ -125,11 +137,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
     """
     folder = _local_folder(folder)
     config = read_config(folder)
-    encoder_config, llm_config = (
-        map_sources(config[name], partial(_find_source, folder=folder), name) for name in ("encoder", "llm")
-    )
-    encoder = build("encoders", encoder_config)
-    llm, tokenizer = load_llm(llm_config)
+    encoder = build("encoders", _located(config, "encoder", folder))
+    llm, tokenizer = load_language_model(folder, config)
     adapter = build_adapter(
         config["adapter"],
         feature_dim=encoder.feature_dim,
@@ -138,13 +147,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
     )
     model = AudioLanguageModel(adapter, llm, encoder)
     files = config["tensors"]
-    for part in ("adapter", "llm", "encoder"):
+    for part in ("adapter", "encoder"):
         if f"{part}.safetensors" in files or part == "adapter":
             _load_part(model, part, folder / f"{part}.safetensors", files.get(f"{part}.safetensors"))
-    if llm_config.get("lora") is not None:
-        _load_lora(llm, folder / "lora")
     model.requires_grad_(False).eval()
-    for part in (model.adapter, model.encoder, *([] if llm_config.get("quantization") else [llm])):
+    for part in (model.adapter, model.encoder, *([] if config["llm"].get("quantization") else [llm])):
         part.to(device)  # a quantised LLM is on its device already
     return ModelBundle(
         model,
@@ -154,6 +161,23 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
         config["instructions"],
         _identity(folder, files),
     )
+
+
+def load_language_model(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """LLM of a model's folder with its LoRA and trained tensors, and its tokenizer; raises as `load_model` does."""
+    llm_config = _located(config, "llm", folder)
+    llm, tokenizer = load_llm(llm_config)
+    if "llm.safetensors" in config["tensors"]:
+        count = config["tensors"]["llm.safetensors"]
+        _load_part(nn.ModuleDict({"llm": llm}), "llm", folder / "llm.safetensors", count)
+    if llm_config.get("lora") is not None:
+        _load_lora(llm, folder / "lora")
+    return llm, tokenizer
+
+
+def _located(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """The encoder's or the LLM's configuration with its sources as they are found from here."""
+    return map_sources(config[name], partial(_find_source, folder=folder), name)
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Frames concatenated or averaged, then an MLP: Voxtral's projector (arXiv 2507.13264) and NeMo's pooling connectors."""
+"""Frames joined, then an MLP: Voxtral's projector (arXiv 2507.13264) and NeMo's pooling connectors."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
