@@ -104,9 +104,11 @@ class AudioLanguageModel(nn.Module):
         return embedded.masked_scatter(slots[..., None], tokens)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states [B, S, H]; positions count valid tokens only, so padding on no side changes anything."""
+        """Last hidden states [B, S, H]; positions count valid tokens unless the batch says otherwise."""
         mask = batch.attention_mask
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        positions = batch.position_ids
+        if positions is None:
+            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         outputs = self._causal_lm.base_model(
             inputs_embeds=self.embed(batch), attention_mask=mask, position_ids=positions, use_cache=False
         )
@@ -118,8 +120,10 @@ class AudioLanguageModel(nn.Module):
         Batch x time x vocabulary logits would dominate the memory of training.
         """
         targets = batch.labels[:, 1:]
-        # a target without a valid token before it has nothing to be predicted from, whatever padding is there
-        supervised = (targets != IGNORE) & batch.attention_mask[:, :-1]
+        supervised = targets != IGNORE
+        if batch.position_ids is None:
+            # a target without a valid token before it has nothing to be predicted from, whatever padding is there
+            supervised &= batch.attention_mask[:, :-1]
         hidden = self.hidden(batch)[:, :-1][supervised]  # [K, H]
         head = self._causal_lm.get_output_embeddings()
         chunk = chunk_positions(self._causal_lm.config.vocab_size, self.loss_chunk)

@@ -43,6 +43,9 @@ class Batch:
         [B, S] bool, True at tokens.
     labels : Tensor
         [B, S] int64, not shifted; IGNORE where nothing is supervised.
+    position_ids : Tensor or None
+        [B, S] int64, for layouts of publications that count padding as positions and learn from what they predict
+        there. None, as `collate` leaves it: positions count tokens, and padding changes nothing.
     """
 
     ids: list[str]
@@ -54,6 +57,7 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    position_ids: Tensor | None = None
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,0 +1,95 @@
+"""Reference files of published systems, and the pieces that several checks build from them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from audiolm_lite.convert.accounting import Converted, check_adapter, require_complete
+from audiolm_lite.data.batching import Batch
+from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.parts import build
+
+# Absolute tolerances. A relative one on top would hide wrong epsilons of norms.
+STATES, LOGITS, LOSS, LOG_MEL, CONFORMER = 2e-5, 5e-5, 1e-5, 5e-5, 1e-5
+
+
+@dataclass
+class Reference:
+    """One file: the publication's hyperparameters, weights, inputs and outputs.
+
+    Attributes
+    ----------
+    config : dict
+        Hyperparameters; "case" says which module the file is for.
+    state, inputs, outputs : dict of str to Tensor
+        By name, without the prefixes `state.`, `input.` and `output.`.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @property
+    def subcases(self) -> list[str]:
+        """First parts of the input names, e.g. "a" of "a.speech"."""
+        return sorted({name.split(".")[0] for name in self.inputs})
+
+
+def read_reference(path: Path) -> Reference:
+    """Read a file; what it is for stands in its metadata alone."""
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    parts = (
+        {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+        for kind in ("state.", "input.", "output.")
+    )
+    return Reference(config, *parts)
+
+
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Absolute comparison; tensors that must be equal have tolerance 0."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def converted_adapter(converted: Converted, num_layers: int = 1, **changes: Any) -> nn.Module:
+    """The adapter of a conversion, with all tensors in their places; `changes` replace entries of its block."""
+    converted.block |= changes
+    converted.sizes["num_layers"] = num_layers
+    check_adapter(converted)
+    require_complete(converted)
+    adapter = build("adapters", converted.block, **converted.sizes)
+    adapter.load_state_dict(converted.adapter)
+    return adapter.eval()
+
+
+def llama(config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    """The tiny LLM of a reference, from entries of its config and the tensors of a conversion."""
+    llm = LlamaForCausalLM(LlamaConfig(**{"tie_word_embeddings": False, **config}))
+    llm.load_state_dict(state)
+    return llm.eval()
+
+
+def make_batch(features: Tensor, frames: Tensor, input_ids: Tensor, mask: Tensor, labels: Tensor) -> Batch:
+    """A batch in a publication's own layout, in which every position counts."""
+    count, size = input_ids.shape
+    positions = torch.arange(size).expand(count, -1)
+    ids = [str(i) for i in range(count)]
+    return Batch(ids, [{}] * count, features, frames, None, None, input_ids, mask.bool(), labels, positions)
+
+
+def all_logits(model: AudioLanguageModel, batch: Batch) -> Tensor:
+    """Logits [B, S, V] of every position, which the model itself computes for supervised ones only."""
+    return model.llm.get_output_embeddings()(model.hidden(batch))

@@ -1,0 +1,98 @@
+"""Whisper's spectrogram, and its encoder as LTU-AS extracts features from it."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from audiolm_lite.encoders import whisper
+from audiolm_lite.encoders.logmel import log_mel
+from audiolm_lite.encoders.pooling import mean_pool
+from audiolm_lite.encoders.whisper import WhisperEncoder
+from audiolm_lite.parts import build
+from tests.parity.reference import LOG_MEL, STATES, Reference, assert_near, below
+
+_WINDOW = 10.0  # seconds that LTU-AS hears
+
+
+def waves(reference: Reference) -> tuple[Tensor, Tensor]:
+    """Waveforms [A, S] and lengths [A]."""
+    clips = [reference.inputs[name].float() / 32768 for name in sorted(reference.inputs)]
+    return nn.utils.rnn.pad_sequence(clips, batch_first=True), torch.tensor([len(clip) for clip in clips])
+
+
+def check_log_mel(reference: Reference) -> None:
+    config, outputs = reference.config["feature_extractor"], reference.outputs
+    part = build(
+        "encoders", {"type": "logmel", "mels": config["feature_size"], "window_seconds": config["chunk_length"]}
+    )
+    assert (part.n_fft, part.hop) == (config["n_fft"], config["hop_length"])
+    mels = part(*waves(reference))[0][:, 0].mT
+    assert_near(mels, outputs["log_mel"], LOG_MEL)
+    for name, mel in zip(sorted(reference.inputs), mels):
+        letter = name.removeprefix("wave_").removesuffix("_int16")
+        head, tail = (outputs[f"openai_log_mel_{letter}_{part}"] for part in ("head", "tail_value"))
+        assert_near(mel[:, : head.shape[1]], head, LOG_MEL)
+        assert_near(mel[:, head.shape[1] :], tail.expand_as(mel[:, head.shape[1] :]), LOG_MEL)
+
+
+def check_pooled(reference: Reference) -> None:
+    outputs, pool = reference.outputs, reference.config["pooling"]["kernel"]
+    clips = waves(reference)
+    with TemporaryDirectory() as folder:
+        _save(reference, Path(folder))
+        encoder = WhisperEncoder(folder, padding="full").eval()
+        stem = []  # the convolutions' output with its positions, which is no layer here
+        encoder.model.layers[0].self_attn_layer_norm.register_forward_pre_hook(lambda norm, args: stem.append(args[0]))
+        features, frames = encoder(*clips)
+        assert_near(features[:, -1], outputs["last_hidden_state"], STATES)
+        pooled = WhisperEncoder(folder, padding="full", pool=pool).eval()(*clips)[0]
+        assert_near(pooled, outputs["hidden_pooled20"][:, 1:], STATES)
+        assert_near(mean_pool(stem[0][:, None], frames, pool)[0], outputs["hidden_pooled20"][:, :1], STATES)
+
+        window = WhisperEncoder(folder, padding="window", window_seconds=_WINDOW, pool=pool).eval()
+    # The SpeechBrain recipe pads the waveform, as "window" does.
+    assert_near(window(*clips)[0], outputs["ltu_as_speechbrain_10s_pooled20"], STATES)
+    # The original pads the spectrogram, with a value that is not silence, and leaves out the last norm. That is no
+    # option here; the same modules give it when both are changed.
+    window.model.layer_norm = nn.Identity()
+    with patch.object(whisper, "log_mel", lambda *args: _padded_log_mel(window, *clips)):
+        original = window(*clips)[0]
+    assert_near(original, outputs["ltu_as_original_10s_pooled20"], STATES)
+
+
+def _padded_log_mel(encoder: WhisperEncoder, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Spectrograms [A, mels, M] of the bare clips, filled up with zeros, all of it as valid."""
+    size = encoder.max_samples // encoder.hop
+    mels = []
+    for clip, length in zip(waveforms, lengths.tolist()):
+        bare = clip[None, :length]
+        mel, _ = log_mel(bare, torch.tensor([length]), encoder.mel_filters, encoder.n_fft, encoder.hop)
+        mel = mel[..., : min(length // encoder.hop, size)]
+        mels.append(F.pad(mel, (0, size - mel.shape[-1])))
+    return torch.cat(mels), torch.ones(len(mels), size, dtype=torch.bool)
+
+
+def _save(reference: Reference, folder: Path) -> None:
+    sizes, extractor = reference.config["encoder"], reference.config["feature_extractor"]
+    names = "d_model encoder_layers encoder_attention_heads encoder_ffn_dim num_mel_bins max_source_positions"
+    config = transformers.WhisperConfig(
+        **{name: sizes[name] for name in names.split()},
+        decoder_layers=1,
+        decoder_attention_heads=1,
+        decoder_ffn_dim=4,
+        vocab_size=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    model = transformers.WhisperModel(config)
+    model.encoder.load_state_dict(below(reference.state, "model.encoder."))
+    model.save_pretrained(folder)
+    names = ("feature_size", "hop_length", "chunk_length", "n_fft")
+    transformers.WhisperFeatureExtractor(**{name: extractor[name] for name in names}).save_pretrained(folder)
