@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_prep.clips import Clip, hold_out, require
+from data_prep.clips import Clip, hold_out
 from data_prep.corpora.librispeech import read_transcribed_folders
 
 
@@ -28,8 +28,6 @@ def read_korean_tedx(folder: str | Path, valid_share: float, test_share: float, 
     CorpusError
         No such folder, or no list of transcripts in it.
     """
-    folder = Path(folder)
-    require(folder, ["."], "Korean talks", "its publisher")
     clips = [
         Clip(
             dataset="KoreanTEDx",
@@ -41,7 +39,7 @@ def read_korean_tedx(folder: str | Path, valid_share: float, test_share: float, 
             speaker=speaker,
             text=text,
         )
-        for file, speaker, text in read_transcribed_folders(folder)
+        for file, speaker, text in read_transcribed_folders(Path(folder))
     ]
     clips = hold_out(clips, test_share, "test", seed, stratum=lambda clip: clip.dataset)
     return hold_out(clips, valid_share, "valid", seed, stratum=lambda clip: clip.dataset)

@@ -60,6 +60,11 @@ def read_transcribed_folders(folder: Path) -> Iterator[tuple[Path, str, str]]:
     ----------
     folder : Path
         Its sub-folders are the speakers.
+
+    Raises
+    ------
+    CorpusError
+        There is no such list.
     """
     found = False
     for place, names in walk(folder):
@@ -77,9 +82,10 @@ def read_transcribed_folders(folder: Path) -> Iterator[tuple[Path, str, str]]:
         for name in files.values():
             yield place / name, speaker, ""
     if not found:
+        lost = "" if folder.is_dir() else " (there is no such folder)"
         raise CorpusError(
-            f"no *.trans.txt below {folder.resolve()}; unpack the corpus so that its folders are <speaker>/.../, with "
-            "the list of transcripts beside the audio"
+            f"no *.trans.txt below {folder.resolve()}{lost}; give the folder of the speakers, "
+            "<speaker>/.../<name>.trans.txt with the audio beside these lists"
         )
 
 

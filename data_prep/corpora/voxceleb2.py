@@ -24,8 +24,8 @@ def read_voxceleb2(folder: str | Path, ages: bool, valid_share: float, seed: int
     Parameters
     ----------
     folder : str or Path
-        Holds vox2_meta.csv and the audio as {dev,test}/{aac,wav}/<speaker>/<video>/<number>.m4a, or without one
-        of the first two levels. vox2_meta.csv is read with commas or tabs and with blanks around its values: both are published.
+        Holds vox2_meta.csv and the audio as {dev,test}/{aac,wav}/<speaker>/<video>/<number>.m4a, or without one of the
+        first two levels. vox2_meta.csv is published with commas and with tabs, and blanks around values: both are read.
         libsndfile reads no .m4a: convert to WAV or FLAC first.
     ages : bool
         Read the speakers' ages, by video, from final_dataframe_extended.csv in the same folder.

@@ -57,6 +57,11 @@ def test_korean_tedx(tmp_path):
     assert {(clip.text, clip.language) for clip in clips} == {("반갑습니다", "ko")}
 
 
+def test_folder_without_transcripts_is_named(tmp_path):
+    with pytest.raises(CorpusError, match=f"no [*].trans.txt below {tmp_path}/nowhere .there is no such folder"):
+        read_korean_tedx(tmp_path / "nowhere", 0.1, 0.1, 1)
+
+
 def test_real_korean_tedx(real_data):
     clips = read_korean_tedx(real_data / "korean_tedx", 0.25, 0.25, seed=1)
     splits = by_split(clips)
@@ -180,7 +185,6 @@ def test_cmu_mosei(tmp_path):
         (lambda folder: read_iemocap(folder, 4, 5), "Session1/dialog/EmoEvaluation", "sail.usc.edu"),
         (lambda folder: read_voxceleb2(folder, True, 0.1, 1), "vox2_meta.csv", "robots.ox.ac.uk"),
         (read_cmu_mosei, "CMU_MOSEI_Labels.csd", "multicomp.cs.cmu.edu"),
-        (lambda folder: read_korean_tedx(folder, 0.1, 0.1, 1), "Korean talks", "its publisher"),
     ],
 )
 def test_missing_corpus_says_what_and_where_from(tmp_path, read, missing, source):
