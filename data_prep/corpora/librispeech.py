@@ -6,7 +6,6 @@ from pathlib import Path
 
 from data_prep.audio_index import AUDIO_ENDINGS, walk
 from data_prep.clips import Clip, CorpusError, require
-from data_prep.text import plain_transcript
 
 SOURCE = "https://www.openslr.org/12/ (train-clean-100.tar.gz and so on)"
 _GENDER = {"M": "male", "F": "female"}
@@ -26,7 +25,7 @@ def read_librispeech(folder: str | Path, subsets: Mapping[str, Sequence[str]]) -
     Yields
     ------
     Clip
-        With text (lower case) and gender; dataset is LibriSpeech-<subset>.
+        With text (in capitals, as published) and gender; dataset is LibriSpeech-<subset>.
 
     Raises
     ------
@@ -47,7 +46,7 @@ def read_librispeech(folder: str | Path, subsets: Mapping[str, Sequence[str]]) -
                     group=f"librivox reader {speaker}",
                     speaker=speaker,
                     gender=genders.get(speaker),
-                    text=plain_transcript(text),
+                    text=text,
                 )
 
 

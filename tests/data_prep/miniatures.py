@@ -1,5 +1,6 @@
 """Miniatures of corpora in their publishers' layouts: a few clips of a tenth of a second for each kind of line."""
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import soundfile
 from audiolm_lite.audio import read_audio
 from data_prep.clips import Clip
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 SECONDS = 0.2
 
 
@@ -26,6 +28,12 @@ def write_audio(path: Path, seconds: float = SECONDS, rate: int = 16000) -> None
 def write_lines(path: Path, *lines: str, encoding: str = "utf-8") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(("\n".join(lines) + "\n").encode(encoding))
+
+
+def run_recipe(name: str, *options: str | Path) -> None:
+    """Do what `python prepare.py hparams/prepare.yaml ...` does in a recipe's folder."""
+    folder = RECIPES / name
+    runpy.run_path(str(folder / "prepare.py"))["main"]([str(folder / "hparams/prepare.yaml"), *map(str, options)])
 
 
 def by_split(clips: list[Clip]) -> dict[str, list[Clip]]:

@@ -1,7 +1,6 @@
 """Open-ASQA out of miniatures of all its corpora, and the questions that each kind of knowledge gives."""
 
 import json
-import runpy
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from data_prep.clips import Clip, Event, Label, Question
 from data_prep.questions import questions
 from data_prep.wordings import MINIASQA, VARIED
 from tests.data_prep import miniatures
+from tests.data_prep.miniatures import run_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 CORPORA = [
     "audioset", "vggsound", "fsd50k", "audiocaps", "clotho", "clotho_aqa", "iemocap", "libritts", "voxceleb2",
     "cmu_mosei", "fma",
@@ -35,17 +34,13 @@ TASKS = {
 }
 
 
-def run_recipe(folder: Path, *options: str) -> None:
-    runpy.run_path(str(folder / "prepare.py"))["main"]([str(folder / "hparams/prepare.yaml"), *map(str, options)])
-
-
 def test_open_asqa_of_all_corpora(tmp_path):
     pytest.importorskip("h5py")
     options = [f"--{name}_folder" for name in CORPORA]
     folders = [getattr(miniatures, name)(tmp_path / name) for name in CORPORA]
     options = [word for pair in zip(options, folders) for word in pair]
     options += ["--libritts_subsets.train", "[train-clean-100]", "--valid_share", "0.3", "--output_folder"]
-    run_recipe(RECIPES / "OpenASQA/ltu_as", *options, tmp_path / "out")
+    run_recipe("OpenASQA/ltu_as", *options, tmp_path / "out")
 
     rows = {split: list(read_manifest(tmp_path / f"out/{split}.jsonl")) for split in ("train", "valid", "test")}
     tasks, audio = defaultdict(set), defaultdict(set)
@@ -69,11 +64,11 @@ def test_open_asqa_of_all_corpora(tmp_path):
 
 def test_open_asqa_without_a_corpus_says_what_to_give(tmp_path):
     with pytest.raises(ConfigError, match="no corpus: give at least one of --audioset_folder"):
-        run_recipe(RECIPES / "OpenASQA/ltu_as", "--output_folder", tmp_path)
+        run_recipe("OpenASQA/ltu_as", "--output_folder", tmp_path)
 
 
 def test_korean_talks_and_real_clotho_through_their_commands(real_data, tmp_path):
-    run_recipe(RECIPES / "KoreanTEDx", "--data_folder", real_data / "korean_tedx", "--output_folder", tmp_path)
+    run_recipe("KoreanTEDx", "--data_folder", real_data / "korean_tedx", "--output_folder", tmp_path)
     rows = [row for split in ("train", "valid", "test") for row in read_manifest(tmp_path / f"{split}.jsonl")]
     assert len(rows) == 95 and {row["language"] for row in rows} == {"ko"}
     assert {row["instruction"] for row in rows} == {question for question, _ in VARIED["asr ko"]}

@@ -3,6 +3,7 @@
 import pytest
 
 from audiolm_lite.audio import AudioError, read_audio
+from audiolm_lite.data.manifest import read_manifest
 from data_prep.clips import CorpusError
 from data_prep.corpora.cmu_mosei import read_cmu_mosei
 from data_prep.corpora.iemocap import read_iemocap
@@ -13,7 +14,7 @@ from data_prep.corpora.librispeech import read_librispeech
 from data_prep.corpora.libritts import read_libritts
 from data_prep.corpora.voxceleb2 import read_voxceleb2
 from tests.data_prep import miniatures
-from tests.data_prep.miniatures import by_split
+from tests.data_prep.miniatures import by_split, run_recipe
 
 LIBRISPEECH = {"train": ["train-clean-100"], "valid": ["dev-clean"], "test": ["test-clean", "test-other"]}
 LIBRITTS = {"train": ["train-clean-100"], "valid": ["dev-clean"], "test": ["test-clean"]}
@@ -26,7 +27,7 @@ def test_librispeech(tmp_path):
     assert [len(members) for members in splits.values()] == [2, 2, 4]
     first = clips[0]
     assert (first.id, first.speaker, first.gender) == ("19-198-0000", "19", "female")
-    assert first.text == "it's northanger abbey" and clips[2].gender == "male"
+    assert first.text == "IT'S NORTHANGER ABBEY" and clips[2].gender == "male"
     assert {clip.dataset for clip in splits["test"]} == {"LibriSpeech-test-clean", "LibriSpeech-test-other"}
 
 
@@ -78,6 +79,14 @@ def test_ksponspeech(tmp_path):
     assert len(read_audio(clips[0].audio)) == round(miniatures.SECONDS * 16000)
     only = read_ksponspeech(tmp_path, ("eval_other",))
     assert {clip.dataset for clip in only} == {"KsponSpeech-eval_other"}
+
+
+def test_ksponspeech_command_keeps_what_is_said(tmp_path):
+    folder = miniatures.ksponspeech(tmp_path / "corpus")
+    run_recipe("KsponSpeech", "--data_folder", folder, "--output_folder", tmp_path / "out")
+    rows = list(read_manifest(tmp_path / "out/test.jsonl"))
+    assert {row["target"] for row in rows} == {"아 몬 소리야 칠십 퍼센트 확률이라니"} and len(rows) == 4
+    assert all(row["duration"] == pytest.approx(miniatures.SECONDS) for row in rows)
 
 
 def test_headerless_samples_are_read_exactly_or_refused(tmp_path):
