@@ -67,11 +67,23 @@ def test_open_asqa_without_a_corpus_says_what_to_give(tmp_path):
         run_recipe("OpenASQA/ltu_as", "--output_folder", tmp_path)
 
 
-def test_korean_talks_and_real_clotho_through_their_commands(real_data, tmp_path):
+def test_real_korean_talks_through_their_command(real_data, tmp_path):
     run_recipe("KoreanTEDx", "--data_folder", real_data / "korean_tedx", "--output_folder", tmp_path)
     rows = [row for split in ("train", "valid", "test") for row in read_manifest(tmp_path / f"{split}.jsonl")]
     assert len(rows) == 95 and {row["language"] for row in rows} == {"ko"}
     assert {row["instruction"] for row in rows} == {question for question, _ in VARIED["asr ko"]}
+
+
+def test_real_clotho_through_its_command(real_data, tmp_path):
+    """The eleven real clips, dealt out to the corpus's three parts."""
+    header, *lines = (real_data / "clotho/clotho_captions_validation.csv").read_text(encoding="utf-8").splitlines()
+    for number, part in enumerate(("development", "validation", "evaluation")):
+        miniatures.write_lines(tmp_path / f"clotho/clotho_captions_{part}.csv", header, *lines[number::3])
+        (tmp_path / "clotho" / part).symlink_to(real_data / "clotho/validation")
+    run_recipe("Clotho", "--data_folder", tmp_path / "clotho", "--output_folder", tmp_path / "out")
+    rows = [row for split in ("train", "valid", "test") for row in read_manifest(tmp_path / f"out/{split}.jsonl")]
+    assert len(rows) == 11 and all(len(row["references"]) == 5 and row["target"] in row["references"] for row in rows)
+    assert all(15 <= row["duration"] <= 30 for row in rows) and (tmp_path / "out/rejected.jsonl").read_text() == ""
 
 
 def rows_of(**known) -> dict[str, dict]:
