@@ -44,10 +44,13 @@ def questions(clip: Clip, seed: int, wordings: str = "miniasqa") -> list[dict[st
         ask("gender", clip.gender, label=clip.gender, labels=["male", "female"])
     if clip.age is not None:
         ask("age", str(clip.age), label=str(clip.age), age=clip.age)
+    classes = {}
     for task, label, choices in clip.labels:
+        if task == "sound_class":
+            classes = {"label": label, "labels": list(choices)}  # what a caption may be mapped to
         ask(task, label, label=label, **({"labels": list(choices)} if choices else {}))
     if clip.captions:
-        ask("caption", draw("caption target").choice(clip.captions), references=list(clip.captions))
+        ask("caption", draw("caption target").choice(clip.captions), references=list(clip.captions), **classes)
     if clip.events:
         sounds = list(dict.fromkeys(event.sound for event in clip.events))
         ask("sounds", "; ".join(sounds), sounds=sounds)  # names of AudioSet hold commas

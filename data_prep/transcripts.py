@@ -3,7 +3,7 @@
     python -m data_prep.transcripts data/test.jsonl data/test_with_transcripts.jsonl --model large-v3
 
 Put {transcript} into the template to use it. A word error rate measured with the transcript in the prompt is mostly
-Whisper's own: report the one without beside it.
+Whisper's own: report the one without beside it, on a manifest made with --blank.
 
 Interrupted, the same command goes on with the clip it was at. Clips that cannot be read are listed in
 OUTPUT.rejected.jsonl with the reason, and their rows are left out.
@@ -35,13 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="large-v3", help="openai-whisper's name or .pt file (default: %(default)s)")
     parser.add_argument("--language", help="code such as en or ko; detected for each clip by default")
     parser.add_argument("--field", default="transcript", help="name of the field (default: %(default)s)")
+    parser.add_argument("--blank", action="store_true", help="write an empty text in place of Whisper's transcript")
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     options = parser.parse_args(argv)
     if options.output.resolve().parent != options.manifest.resolve().parent:
         parser.error("output must lie in the manifest's folder, since audio paths are relative to it")
 
     rows = read_manifest(options.manifest)
-    done = transcribe(rows, options.manifest, options.output, options.model, options.language, options.device)
+    if options.blank:
+        done = {feature_key(row): {"text": ""} for row in rows}
+    else:
+        done = transcribe(rows, options.manifest, options.output, options.model, options.language, options.device)
     kept = [{**row, options.field: text} for row in rows if (text := done[feature_key(row)].get("text")) is not None]
     rejected = [{"key": key, "reason": entry["reason"]} for key, entry in done.items() if "reason" in entry]
     write_manifest(options.output, kept)

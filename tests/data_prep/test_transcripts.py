@@ -71,6 +71,11 @@ def test_a_real_model_runs_and_is_deterministic(made):
     assert texts[0] == texts[1] and len(set(texts[0])) == 1
 
 
+def test_a_blank_transcript_needs_no_whisper(made):
+    assert transcripts.main([str(made / "test.jsonl"), str(made / "blank.jsonl"), "--blank"]) == 0
+    assert [row["transcript"] for row in read_manifest(made / "blank.jsonl")] == [""] * 6
+
+
 def test_output_elsewhere_is_refused(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         transcripts.main([str(made / "test.jsonl"), str(tmp_path / "other" / "x.jsonl")])
