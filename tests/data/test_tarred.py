@@ -14,8 +14,11 @@ from torch.utils.data import DataLoader
 
 from audiolm_lite.audio import AudioError, read_audio
 from audiolm_lite.data import tarred
+from audiolm_lite.data.batching import Item, collate
+from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.manifest import ManifestError, read_manifest, write_manifest
 from audiolm_lite.data.tarred import TarredAudio, expand_shards
+from audiolm_lite.language.prompt import PromptTemplate
 from data_prep.tar import pack
 
 pytest.importorskip("webdataset")
@@ -200,3 +203,37 @@ def test_open_files_are_read_like_paths(tmp_path, name):
     assert torch.equal(read_audio(tarred._named(data, f"shard/{name}")), read_audio(tmp_path / name))
     with pytest.raises(AudioError, match=f"shard/{name}"):
         read_audio(tarred._named(data[:41], f"shard/{name}"))
+
+
+def test_a_model_learns_from_shards_what_it_learns_from_files(folder, tmp_path, make_experiment, make_model):
+    """Items of shards, made as the documentation shows, have the loss and gradients of `AudioTextDataset`'s items."""
+    from transformers import AutoTokenizer
+
+    experiment = make_experiment(lora=True)
+    model = make_model(experiment)
+    tokenizer = AutoTokenizer.from_pretrained(experiment["llm"]["source"])
+    template = PromptTemplate(experiment["template"])
+    encoder, adapter = model.encoder, model.adapter
+
+    def to_batch(pairs):
+        items = []
+        for row, waveform in pairs:
+            tokens = adapter.num_tokens(encoder.num_frames(len(waveform)))
+            items.append(Item(row, *template.encode(row, tokenizer, tokens), waveform=waveform))
+        return collate(items)
+
+    data = dataset(folder, tmp_path, tasks=["t0"], shuffle=0)
+    batch = next(iter(DataLoader(data, batch_size=4, collate_fn=to_batch)))
+    model.loss(batch).total.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    files = AudioTextDataset(
+        [folder.parent / "train.jsonl"], template, tokenizer, adapter.num_tokens, encoder_frames=encoder.num_frames
+    )
+    by_id = {row["id"]: index for index, row in enumerate(files.rows)}
+    model.zero_grad()
+    model.loss(collate([files[by_id[name]] for name in batch.ids])).total.backward()
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            assert torch.equal(parameter.grad, gradients[name]), name
+    assert gradients
