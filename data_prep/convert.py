@@ -70,16 +70,17 @@ def convert(
         raise FormatError(f"--{', --'.join(sorted(unknown))}: neither {source} nor {target} has such an option")
     for_read |= _taken(reader.read, {"defaults": defaults})
 
-    base = (audio_root or (path if path.is_dir() else path.parent)).resolve()
-    goal = output.parent.resolve()
+    base = str((audio_root or (path if path.is_dir() else path.parent)).resolve())
+    goal = str(output.parent.resolve())
 
     def rows() -> Iterator[Row]:
         for row in reader.read(path, report, **for_read):
-            file = base / row["audio"]
+            file = os.path.join(base, row["audio"])
             if not _exists(file):
-                report.without_audio[str(file)] += 1
+                report.without_audio += 1
+                report.first_without_audio = report.first_without_audio or file
             relative = not absolute and not os.path.isabs(row["audio"])
-            yield {**row, "audio": os.path.relpath(file, goal) if relative else str(file)}
+            yield {**row, "audio": os.path.relpath(file, goal) if relative else file}
         # The writer gives the output its name only after this.
         if len(report.rejected) > max_rejects * report.read:
             raise FormatError(
@@ -109,8 +110,8 @@ def counts(counter: Mapping[str, int]) -> str:
 
 
 @lru_cache(maxsize=65536)  # rows that ask about the same clip are neighbours
-def _exists(file: Path) -> bool:
-    return file.is_file()
+def _exists(file: str) -> bool:
+    return os.path.isfile(file)
 
 
 def _taken(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def main(argv: list[str]) -> int:
     print(f"fields lost    {counts(report.lost) or 'none'}")
     if report.without_audio:
         print(
-            f"audio missing  {sum(report.without_audio.values())} rows, the first {next(iter(report.without_audio))}; "
+            f"audio missing  {report.without_audio} rows, the first {report.first_without_audio}; "
             "if it lies elsewhere, give --audio_root"
         )
     return 3 if report.rejected else 0

@@ -46,8 +46,10 @@ class Report:
         Entries found in the source, and rows that reached the target.
     lost : Counter
         Field -> rows whose value the format cannot hold.
-    without_audio : Counter
-        Audio file that is not there -> its rows; they are written all the same.
+    without_audio : int
+        Rows whose audio file is not there; they are written all the same.
+    first_without_audio : str
+        The file of the first of them.
     rejected : list of dict
         Where it stood, such as `{"line": 3}`, or the `id` of a row that the target refused; and the `reason`.
     """
@@ -55,7 +57,8 @@ class Report:
     read: int = 0
     written: int = 0
     lost: Counter = field(default_factory=Counter)
-    without_audio: Counter = field(default_factory=Counter)
+    without_audio: int = 0
+    first_without_audio: str = ""
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
     def reject(self, unit: str, label: int | str, reason: object) -> None:
