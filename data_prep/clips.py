@@ -113,13 +113,40 @@ def require(folder: Path, paths: Sequence[str], corpus: str, source: str) -> Non
         )
 
 
+def read_lines(file: Path, *encodings: str) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not blank.
+
+    Parameters
+    ----------
+    file : Path
+        A list of the corpus.
+    *encodings : str
+        In which the list is about, tried in turn; UTF-8 where none is given.
+
+    Raises
+    ------
+    CorpusError
+        The file is in none of them.
+    """
+    content = file.read_bytes()
+    for encoding in encodings or ("utf-8-sig",):
+        try:
+            text = content.decode(encoding)
+            break
+        except UnicodeDecodeError as error:
+            fault = error
+    else:
+        raise CorpusError(f"{file}: not readable as text ({fault}); fetch it again, or convert it to UTF-8")
+    # Not splitlines, which also splits at characters that a transcript may hold, such as U+2028.
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
 def read_table(file: Path) -> dict[str, str]:
     """Read `key value` lines (Kaldi's files); the value may hold spaces. Raises CorpusError at a key given twice."""
     table: dict[str, str] = {}
-    # Not splitlines, which also splits at characters that a transcript may hold, such as U+2028.
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         key, *value = line.split(maxsplit=1)
         if key in table:
             raise CorpusError(f"{file}, line {number}: {key} was given before; keep one of the lines")

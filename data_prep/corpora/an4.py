@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from data_prep.clips import Clip, CorpusError, hold_out, require
+from data_prep.clips import Clip, CorpusError, hold_out, read_lines, require
 from data_prep.text import plain_transcript
 
 SOURCE = "http://www.speech.cs.cmu.edu/databases/an4/ (an4_sphere.tar.gz)"
@@ -58,12 +58,11 @@ def read_an4(folder: str | Path, valid_share: float, seed: int) -> list[Clip]:
 def _transcripts(file: Path) -> dict[str, str]:
     """Utterance id -> transcript, of lines such as "<s> ERASE C Q </s> (an407-fcaw-b)"."""
     texts = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            match = re.fullmatch(r"(.*)\(([^()\s]+)\)\s*", line)
-            if match is None:
-                raise CorpusError(f'{file}, line {number}: {line!r} does not end in "(utterance id)"; fetch it again')
-            texts[match[2]] = plain_transcript(match[1])
+    for number, line in read_lines(file):
+        match = re.fullmatch(r"(.*)\(([^()\s]+)\)\s*", line)
+        if match is None:
+            raise CorpusError(f'{file}, line {number}: {line!r} does not end in "(utterance id)"; fetch it again')
+        texts[match[2]] = plain_transcript(match[1])
     return texts
 
 

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.clips import Clip, CorpusError, Label, require
+from data_prep.clips import Clip, CorpusError, Label, read_lines, require
 
 SOURCE = (
     "http://multicomp.cs.cmu.edu/resources/cmu-mosei-dataset/ (CMU_MOSEI.zip, CMU_MOSEI_Labels.csd) and "
@@ -85,13 +85,12 @@ def _texts(file: Path) -> list[tuple[float, str]]:
     if not file.exists():
         return []
     texts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if line.strip():
-            try:
-                _, _, start, _, text = line.split("___", 4)
-                texts.append((float(start), text.strip()))
-            except ValueError as error:
-                raise CorpusError(f"{file}, line {number}: not video___number___start___end___text") from error
+    for number, line in read_lines(file, "utf-8-sig", "cp1252"):  # typed by many people on many computers
+        try:
+            _, _, start, _, text = line.split("___", 4)
+            texts.append((float(start), text.strip()))
+        except ValueError as error:
+            raise CorpusError(f"{file}, line {number}: not video___number___start___end___text") from error
     return texts
 
 

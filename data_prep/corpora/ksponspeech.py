@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.clips import Clip, CorpusError, require
+from data_prep.clips import Clip, CorpusError, read_lines, require
 
 SOURCE = "https://aihub.or.kr (한국어 음성, dataset 123; a Korean account is needed)"
 PARTS = {"train": "train", "dev": "valid", "eval_clean": "test", "eval_other": "test"}
@@ -50,17 +50,8 @@ def read_ksponspeech(folder: str | Path, parts: tuple[str, ...] = tuple(PARTS)) 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """(path, transcript) of each line; the lists are about in UTF-8 and in Korean Windows' encoding."""
-    content = file.read_bytes()
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        try:
-            lines = content.decode("cp949").splitlines()
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{file}: neither UTF-8 nor CP949 ({error}); fetch it again from {SOURCE}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            path, mark, text = line.partition(" :: ")
-            if not mark:
-                raise CorpusError(f'{file}, line {number}: no " :: " between path and text; fetch it again')
-            yield path.strip(), text.strip()
+    for number, line in read_lines(file, "utf-8-sig", "cp949"):
+        path, mark, text = line.partition(" :: ")
+        if not mark:
+            raise CorpusError(f'{file}, line {number}: no " :: " between path and text; fetch it again')
+        yield path.strip(), text.strip()

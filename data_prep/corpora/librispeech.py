@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.audio_index import AUDIO_ENDINGS, walk
-from data_prep.clips import Clip, CorpusError, require
+from data_prep.clips import Clip, CorpusError, read_lines, require
 
 SOURCE = "https://www.openslr.org/12/ (train-clean-100.tar.gz and so on)"
 _GENDER = {"M": "male", "F": "female"}
@@ -74,10 +74,9 @@ def read_transcribed_folders(folder: Path) -> Iterator[tuple[Path, str, str]]:
         speaker = place.relative_to(folder).parts[0] if place != folder else ""
         files = {os.path.splitext(name)[0]: name for name in names if name.lower().endswith(AUDIO_ENDINGS)}
         for name in lists:
-            for line in (place / name).read_text(encoding="utf-8").splitlines():
+            for _, line in read_lines(place / name):
                 utterance, _, text = line.strip().partition(" ")
-                if utterance:
-                    yield place / files.pop(utterance, f"{utterance}.flac"), speaker, text.strip()
+                yield place / files.pop(utterance, f"{utterance}.flac"), speaker, text.strip()
         for name in files.values():
             yield place / name, speaker, ""
     if not found:
@@ -91,8 +90,8 @@ def read_transcribed_folders(folder: Path) -> Iterator[tuple[Path, str, str]]:
 def _genders(file: Path) -> dict[str, str]:
     """Reader -> gender, of lines such as "14   | F | train-clean-360  | 25.03 | ..."; ";" begins a comment."""
     genders = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip() and not line.startswith(";"):
+    for number, line in read_lines(file):
+        if not line.startswith(";"):
             reader, gender, *_ = [*(part.strip() for part in line.split("|")), ""]
             if gender not in _GENDER:
                 raise CorpusError(f"{file}, line {number}: {gender!r} is neither M nor F; fetch it again from {SOURCE}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.audio_index import walk
-from data_prep.clips import Clip, read_rows, require
+from data_prep.clips import Clip, read_lines, read_rows, require
 
 SOURCE = "https://www.openslr.org/60/ (train-clean-100.tar.gz and so on)"
 _TEXT = ".normalized.txt"
@@ -59,7 +59,7 @@ def _utterances(place: Path, files: Sequence[str]) -> Iterator[tuple[Path, str]]
     texts: dict[str, str] = {}
     for name in files:
         if name.endswith(".trans.tsv"):
-            for line in (place / name).read_text(encoding="utf-8").splitlines():
+            for _, line in read_lines(place / name):
                 utterance, *versions = line.split("\t")
                 texts[utterance] = versions[-1].strip() if versions else ""
     there = set(files)

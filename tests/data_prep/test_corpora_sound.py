@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.audio_index import AudioIndex
-from data_prep.clips import Clip, CorpusError, Event, Label, drawn, keep_apart, read_rows
+from data_prep.clips import Clip, CorpusError, Event, Label, drawn, keep_apart, read_lines, read_rows
 from data_prep.corpora.audiocaps import read_audiocaps
 from data_prep.corpora.audioset import read_audioset
 from data_prep.corpora.clotho import read_clotho, read_clotho_aqa
@@ -173,3 +173,13 @@ def test_faults_of_tables_are_named(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(CorpusError, match=message):
         list(read_rows(tmp_path / "t.csv", ("a", "b"), "there"))
+
+
+def test_lines_end_at_line_ends_alone(tmp_path):
+    file = tmp_path / "list"
+    file.write_bytes("\ufeffa\u2028b\r\n\n  \nc\x0bd".encode())
+    assert list(read_lines(file)) == [(1, "a\u2028b"), (4, "c\x0bd")]
+    file.write_bytes("가".encode("cp949"))
+    assert list(read_lines(file, "utf-8-sig", "cp949")) == [(1, "가")]
+    with pytest.raises(CorpusError, match=f"{file}: not readable as text .*; fetch it again, or convert it to UTF-8"):
+        list(read_lines(file))
