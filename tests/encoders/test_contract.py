@@ -52,7 +52,7 @@ def encoder(request):
     torch.manual_seed(0)
     encoder = build("encoders", CONFIGS[request.param]).eval()
     for name, parameter in encoder.named_parameters():  # default initialisations leave much near zero
-        if parameter.requires_grad and "norm" not in name:
+        if parameter.requires_grad and ("norm" not in name or name.startswith("norms.")):
             parameter.data.normal_(0, 0.15)
     return encoder
 
