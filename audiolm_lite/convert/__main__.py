@@ -21,7 +21,7 @@ from audiolm_lite.convert.accounting import (
     table,
 )
 from audiolm_lite.convert.llm_names import check_lora, lora_block
-from audiolm_lite.convert.read import read_published
+from audiolm_lite.convert.read import Published, read_published
 from audiolm_lite.convert.write import write_folder
 from audiolm_lite.hub import ModelFolderError
 from audiolm_lite.parts import ConfigError
@@ -63,7 +63,7 @@ def convert(
         The checkpoint is not whole, not of this format, or cannot be read without running code.
     """
     form = importlib.import_module(f"audiolm_lite.convert.{name}")
-    published = read_published(source, form.FILES)
+    published = read_published(source, form.FILES, getattr(form, "LORA_BESIDE", None))
     converted = form.convert(published.tensors, **options)
     if converted.block:
         check_adapter(converted)
@@ -76,22 +76,26 @@ def convert(
     if name == "voxtral" and converted.lora:
         peft = form.peft_config(published.peft, converted.lora)
     elif converted.lora:
-        lora = lora_block(converted.lora, _alpha(published.peft, published.config, lora_alpha))
+        lora = lora_block(converted.lora, _alpha(published, lora_alpha, form.LORA_ALPHA))
     write_folder(converted, out, lora=lora, peft=peft, encoder=encoder, llm=llm, template=template or form.TEMPLATE)
     print(f"written to {out}")
 
 
-def _alpha(peft: dict, config: dict, given: float | None) -> float:
-    """Alpha of a LoRA: what was given, else what lies beside it, else what the checkpoint's configuration says."""
-    if peft.get("use_rslora") or peft.get("use_dora"):
+def _alpha(published: Published, given: float | None, usual: float | None) -> float:
+    """Alpha of a LoRA: what was given, or lies beside it, or the checkpoint's configuration says, or is usual."""
+    if published.peft.get("use_rslora") or published.peft.get("use_dora"):
         raise ConversionError("its adapter_config.json asks for rsLoRA or DoRA; plain LoRA is supported")
-    for settings in (peft, config, config.get("cfg"), config.get("model")):
-        lora = settings.get("lora", settings) if isinstance(settings, dict) else {}
-        if isinstance(lora, dict) and given is None:
-            given = lora.get("lora_alpha")
-    if given is None:
-        raise ConversionError("the checkpoint does not say its LoRA's alpha: give --lora_alpha")
-    return given
+    config = published.config
+    candidates = [
+        published.peft,
+        *(config.get(name) for name in ("lora", "model")),
+        (config.get("cfg") or {}).get("lora"),
+    ]
+    stated = [block["lora_alpha"] for block in candidates if isinstance(block, dict) and "lora_alpha" in block]
+    for alpha in (given, *stated, usual):
+        if alpha is not None:
+            return alpha
+    raise ConversionError("the checkpoint does not say its LoRA's alpha: give --lora_alpha")
 
 
 def _block(text: str | None) -> dict[str, Any] | None:
@@ -114,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--encoder", metavar="BLOCK.yaml", help="encoder's block, as in hparams/encoders")
         command.add_argument("--llm", metavar="SOURCE|BLOCK.yaml", help="LLM's name, folder or block")
         command.add_argument("--template", help="prompt; default: the published one")
+        if hasattr(form, "LORA_ALPHA"):
+            command.add_argument("--lora_alpha", type=float, help=f"alpha, where it stands nowhere ({form.LORA_ALPHA})")
         for option, (kind, default, text) in form.OPTIONS.items():
             command.add_argument(f"--{option}", type=kind, default=default, help=f"{text} ({default})")
     for name in ("export_lora", "export_merged"):

@@ -12,8 +12,8 @@ from audiolm_lite.convert.llm_names import llm_rules
 FILES = ("model.ckpt", "llama3.ckpt")
 OPTIONS = {
     "llm_dim": (int, None, "for AudioSet's TLTR, which has no projection: the LLM's width, for a new random one"),
-    "lora_alpha": (float, 16, "alpha of the LoRA"),
 }
+LORA_ALPHA = 16
 TEMPLATE = (
     "{audio}{bos}<|start_header_id|>system<|end_header_id|>\n\nYou are an assistant that understands audio and speech."
     "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{instruction}<|eot_id|>"

@@ -8,7 +8,8 @@ from audiolm_lite.convert.accounting import Converted, Rule, Tensors, sort_tenso
 from audiolm_lite.convert.llm_names import llm_rules
 
 FILES = ("model.safetensors", "*.ckpt")
-OPTIONS = {"lora_alpha": (float, None, "alpha of the LoRA; default: what the checkpoint's configuration says")}
+OPTIONS: dict[str, tuple] = {}
+LORA_ALPHA = None  # differs between models; it stands in their configuration
 TEMPLATE = "{chat}{instruction}{audio}"
 
 _ADAPTER = r"perception\.modality_adapter\."

@@ -37,8 +37,16 @@ class Published:
     peft: dict[str, Any] = field(default_factory=dict)
 
 
-def read_published(path: Path, names: Sequence[str]) -> Published:
-    """Read a file; or of a folder, all files of the format's `names` (patterns), and a LoRA beside them.
+def read_published(path: Path, names: Sequence[str], beside: str | None = None) -> Published:
+    """Read a file, or all files of a folder that a format consists of.
+
+    Parameters
+    ----------
+    path : path
+    names : sequence of str
+        Patterns of the format's files in a folder.
+    beside : str, optional
+        The format may have its LoRA as a PEFT folder in or below a folder; this goes before its tensors' names.
 
     Raises
     ------
@@ -47,34 +55,37 @@ def read_published(path: Path, names: Sequence[str]) -> Published:
     """
     result = Published()
     for file in _files(path, names):
-        tensors, config = read_file(file)
-        result.config |= config
-        if (file.parent / PEFT_CONFIG).is_file() and file.name in PEFT_FILES:
-            result.peft = json.loads((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
-            if "adapter_model.safetensors" not in names:  # beside: the format says how its LLM is called
-                tensors = {f"llm.{name}": tensor for name, tensor in tensors.items()}
-        if both := result.tensors.keys() & tensors.keys():
-            raise ConversionError(f"{path}: {sorted(both)[0]} is in two of its files; name one of them in place of it")
-        result.tensors |= tensors
+        _add(result, file, "")
+    if beside is not None and path.is_dir():
+        folders = [folder for folder in (path, *sorted(path.iterdir())) if (folder / PEFT_CONFIG).is_file()]
+        for file in [folder / name for folder in folders for name in PEFT_FILES if (folder / name).is_file()]:
+            _add(result, file, beside)
     folder = path if path.is_dir() else path.parent
     if (folder / "config.json").is_file():
         result.config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | result.config
     return result
 
 
+def _add(result: Published, file: Path, prefix: str) -> None:
+    tensors, config = read_file(file)
+    named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    if both := result.tensors.keys() & named.keys():
+        raise ConversionError(f"{file}: {sorted(both)[0]} is in another file as well; name the file that counts")
+    result.tensors |= named
+    result.config |= config
+    if file.name in PEFT_FILES and (file.parent / PEFT_CONFIG).is_file():
+        result.peft = json.loads((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
+
+
 def _files(path: Path, names: Sequence[str]) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise ConversionError(f"{path}: no such file or folder")
-    found = [file for name in names for file in sorted(path.glob(name))]
-    found = list(dict.fromkeys(found))
+        raise ConversionError("no such file or folder")
+    found = list(dict.fromkeys(file for name in names for file in sorted(path.glob(name))))
     if not found:
-        raise ConversionError(f"{path}: holds none of {', '.join(names)}; name the checkpoint's file itself")
-    beside = [
-        file for folder in (path, *sorted(path.iterdir())) for name in PEFT_FILES if (file := folder / name).is_file()
-    ]
-    return found + [file for file in beside[:1] if file not in found]
+        raise ConversionError(f"the folder holds none of {', '.join(names)}; name the checkpoint's file itself")
+    return found
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

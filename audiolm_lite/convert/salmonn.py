@@ -12,8 +12,8 @@ FILES = ("*.pth",)
 OPTIONS = {
     "window": (int, 17, "frames of a window"),
     "heads": (int, None, "attention heads of the Q-Former; default: its width / 64"),
-    "lora_alpha": (float, 32, "alpha of the LoRA"),
 }
+LORA_ALPHA = 32
 TEMPLATE = "{bos}USER: <Speech>{audio}</Speech> {instruction}\nASSISTANT:{answer}{eos}"
 
 _BERT = r"speech_Qformer\.bert\."

@@ -9,11 +9,12 @@ from audiolm_lite.convert.llm_names import llm_rules
 from audiolm_lite.convert.qformer_names import block_rules, block_sizes
 
 FILES = ("model.pt", "pytorch_model.bin")
+LORA_BESIDE = "llm."  # a PEFT folder beside the file, its names below the LLM's
 OPTIONS = {
     "stride": (int, 5, "frames a token of the linear projector (encoder_projector_ds_rate)"),
     "heads": (int, None, "attention heads of the Q-Former; default: its width / 64"),
-    "lora_alpha": (float, 32, "alpha of the LoRA"),
 }
+LORA_ALPHA = 32
 TEMPLATE = "{audio}{bos}USER: {instruction}\n ASSISTANT:{answer}{eos}"
 
 _PROJECTOR = r"encoder_projector\."
