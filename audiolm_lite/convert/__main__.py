@@ -65,6 +65,8 @@ def convert(
     form = importlib.import_module(f"audiolm_lite.convert.{name}")
     published = read_published(source, form.FILES, getattr(form, "LORA_BESIDE", None))
     converted = form.convert(published.tensors, **options)
+    if "lora" in converted.block:  # on the adapter itself; its alpha is not among the tensors
+        converted.block["lora"]["alpha"] = _alpha(published, lora_alpha, None)
     if converted.block:
         check_adapter(converted)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiolm_lite.parts import build
+from audiolm_lite.adapters.build import build_adapter
 
 
 class ConversionError(ValueError):
@@ -65,7 +65,7 @@ class Converted:
     block : dict
         The adapter's YAML block.
     sizes : dict
-        `feature_dim`, `num_layers` and `llm_dim`, with which the block builds the adapter.
+        `feature_dim` and `llm_dim`, with which the block builds the adapter; weights do not depend on `num_layers`.
     """
 
     adapter: Tensors = field(default_factory=Tensors)
@@ -99,7 +99,7 @@ def sort_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> Conver
 def check_adapter(converted: Converted) -> None:
     """Compare the adapter with what its block builds; missing and misshapen tensors become lines of the account."""
     with torch.device("meta"):
-        own = build("adapters", converted.block, **_accepted(converted)).state_dict()
+        own = build_adapter(converted.block, **{"num_layers": 1, **converted.sizes}).state_dict()
     for name, tensor in own.items():
         if name not in converted.adapter:
             converted.lines.append(Line(f"adapter: {name}", "missing", f"shape {list(tensor.shape)}"))
@@ -108,10 +108,6 @@ def check_adapter(converted: Converted) -> None:
             converted.lines.append(Line(f"adapter: {name}", "misshapen", f"{found}, expected {list(tensor.shape)}"))
     for name in converted.adapter.keys() - own.keys():
         converted.lines.append(Line(f"adapter: {name}", "unexpected", f"no place in {converted.block['type']}"))
-
-
-def _accepted(converted: Converted) -> dict[str, int]:
-    return {"num_layers": 1, **converted.sizes}
 
 
 def table(lines: Sequence[Line]) -> str:

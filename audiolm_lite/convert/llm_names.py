@@ -45,7 +45,8 @@ def check_lora(converted: Converted) -> None:
     numbers = range(max(layers) + 1) if layers else [0]
     for name in sorted({kind.replace("*", str(number)) for kind in kinds for number in numbers} - lora.keys()):
         converted.lines.append(Line(f"lora: {name}", "missing", "other layers have it"))
-    if lora and not any(tensor.count_nonzero() for name, tensor in lora.items() if "lora_B" in name):
+    up = [tensor for name, tensor in (converted.adapter | lora).items() if "lora_B" in name]
+    if up and not any(tensor.count_nonzero() for tensor in up):
         raise ConversionError("every lora_B of the checkpoint is zero, so its LoRA does nothing; fetch it again")
 
 

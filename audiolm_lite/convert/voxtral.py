@@ -6,14 +6,19 @@ there, and the other way round.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from audiolm_lite.convert.accounting import ConversionError, Converted, Rule, sort_tensors
+from audiolm_lite.convert.read import read_published
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "*.safetensors")
-OPTIONS = {"layout": (str, None, 'module names to write, "old" or "new"; default: those of the installed transformers')}
+OPTIONS = {
+    "layout": (str, None, 'module names to write, "old" or "new"; default: those of the installed transformers'),
+    "projector": (Path, None, "a Voxtral's folder or file: make an adapter of its projector and a LoRA on it"),
+}
 TEMPLATE = "{bos}[INST]{audio}{instruction}[/INST]{answer}{eos}"
 
 _TO_NEW = [
@@ -50,24 +55,53 @@ def rename(name: str, layout: str) -> str:
     return name
 
 
-def convert(tensors: Mapping[str, Tensor], *, layout: str | None = None) -> Converted:
-    """Sort the tensors of a PEFT folder (LoRA under the names of `layout`) or of a whole model (its projector)."""
-    if any(".lora_" in name for name in tensors):
-        result = sort_tensors(tensors, [Rule(_LORA, "lora", r"base_model.model.\1.lora_\2.weight")])
-        layout = layout or installed_layout()
-        prefix = "base_model.model."
-        for name in list(result.lora):
-            result.lora[prefix + rename(name.removeprefix(prefix), layout)] = result.lora.pop(name)
-        for line in result.lines:
-            if line.status == "used":
-                line.note = f"lora: {prefix}{rename(line.note.removeprefix(f'lora: {prefix}'), layout)}"
-        return result
+def convert(tensors: Mapping[str, Tensor], *, layout: str | None = None, projector: Path | None = None) -> Converted:
+    """Sort the tensors of a PEFT folder or of a whole model.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+    layout : {"old", "new"}, optional
+        Module names of the LoRA that comes out; those of the installed transformers if None.
+    projector : path, optional
+        The model that the LoRA is for. The projector with its LoRA becomes an adapter, as a whole model's alone does.
+    """
+    if not any(".lora_" in name for name in tensors):
+        return _projector(tensors)
+    if projector is not None:
+        return _adapted_projector(tensors, projector)
+    result = sort_tensors(tensors, [Rule(_LORA, "lora", r"base_model.model.\1.lora_\2.weight")])
+    layout = layout or installed_layout()
+    prefix = "base_model.model."
+    for name in list(result.lora):
+        result.lora[prefix + rename(name.removeprefix(prefix), layout)] = result.lora.pop(name)
+    for line in result.lines:
+        if line.status == "used":
+            line.note = f"lora: {prefix}{rename(line.note.removeprefix(f'lora: {prefix}'), layout)}"
+    return result
+
+
+def _projector(tensors: Mapping[str, Tensor]) -> Converted:
     result = sort_tensors(tensors, _RULES)
     joined, llm_dim = result.adapter["pooled.weight"].shape[1], result.adapter["projection.weight"].shape[0]
     convolution = next((tensor for name, tensor in tensors.items() if name.endswith("audio_tower.conv1.weight")), None)
     stride = 4 if convolution is None else joined // convolution.shape[0]
     result.block = {"type": "mlp_pooling", "pooling": "concat", "stride": stride, "bias": False}
     result.sizes = {"feature_dim": joined // stride, "llm_dim": llm_dim}
+    return result
+
+
+def _adapted_projector(tensors: Mapping[str, Tensor], projector: Path) -> Converted:
+    lora = r"base_model\.model\.(?:model\.)?multi_modal_projector\.linear_{}\.lora_([AB])(?:\.default)?\.weight"
+    rules = [
+        Rule(lora.format(1), "adapter", r"pooled.lora_\1.default.weight"),
+        Rule(lora.format(2), "adapter", r"projection.lora_\1.default.weight"),
+    ]
+    result, base = sort_tensors(tensors, rules), _projector(read_published(projector, FILES).tensors)
+    rank = result.adapter["pooled.lora_A.default.weight"].shape[0]
+    result.adapter |= {name.replace(".weight", ".base_layer.weight"): tensor for name, tensor in base.adapter.items()}
+    result.lines += base.lines
+    result.block, result.sizes = {**base.block, "lora": {"r": rank, "alpha": None, "dropout": 0.0}}, base.sizes
     return result
 
 

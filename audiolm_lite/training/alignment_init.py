@@ -48,6 +48,10 @@ def initialise_projection(
     adapter = model.adapter
     if not hasattr(adapter, "hidden"):
         raise ConfigError(f"alignment_init: {type(adapter).__name__} has no linear projection to solve; set it to null")
+    if not isinstance(adapter.projection, torch.nn.Linear) or adapter.projection.bias is None:
+        raise ConfigError(
+            "alignment_init: the adapter's projection has no bias, or a LoRA in its place; set it to null"
+        )
     # One row of each clip.
     timed = {row["audio"]: i for i, row in enumerate(dataset.rows) if "words" in row}
     chosen = list(timed.values())[:: max(1, len(timed) // clips)][:clips]

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import VoxtralConfig, VoxtralForConditionalGeneration
 
+from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.adapters.mlp_pooling import MLPPooling
 from audiolm_lite.convert.voxtral import installed_layout, rename
 
@@ -60,8 +61,8 @@ def write_layout(model, folder, layout):
 
 
 def test_names_go_both_ways():
-    old = ["language_model.lm_head.weight", "language_model.model.layers.0.mlp.up_proj.weight", "audio_tower.conv1.bias",
-           "multi_modal_projector.linear_1.weight"]  # fmt: skip
+    old = ["language_model.lm_head.weight", "language_model.model.layers.0.mlp.up_proj.weight",
+           "audio_tower.conv1.bias", "multi_modal_projector.linear_1.weight"]  # fmt: skip
     new = ["lm_head.weight", "model.language_model.layers.0.mlp.up_proj.weight", "model.audio_tower.conv1.bias",
            "model.multi_modal_projector.linear_1.weight"]  # fmt: skip
     for one, other in zip(old, new):
@@ -101,6 +102,27 @@ def test_a_projector_becomes_an_adapter(run, tmp_path):
     features = torch.randn(1, 1, 8, 8)
     projector = model.get_submodule(rename(PROJECTOR, installed_layout()))
     torch.testing.assert_close(adapter(features, torch.tensor([8]))[0], projector(features.reshape(1, 2, 32)))
+
+
+def test_a_projector_with_its_lora_becomes_an_adapter(run, refused, tmp_path):
+    model = make_voxtral()
+    model.save_pretrained(tmp_path / "voxtral")
+    projector = rename(PROJECTOR, installed_layout())
+    targets = [f"{projector}.linear_1", f"{projector}.linear_2"]
+    model = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=targets)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape)
+    write_layout(model, tmp_path / "peft", "old")
+    run("voxtral", tmp_path / "peft", tmp_path / "out", "--projector", tmp_path / "voxtral")
+    block = yaml.safe_load((tmp_path / "out" / "adapter.yaml").read_text())
+    adapter = build_adapter(block, feature_dim=8, num_layers=1, llm_dim=12).eval()
+    adapter.load_state_dict(load_file(tmp_path / "out" / "adapter.safetensors"))
+    features = torch.randn(1, 1, 8, 8)
+    adapted = model.get_submodule(f"base_model.model.{projector}")
+    torch.testing.assert_close(adapter(features, torch.tensor([8]))[0], adapted(features.reshape(1, 2, 32)))
+    edit(tmp_path / "peft", lambda t: [x.zero_() for n, x in t.items() if "lora_B" in n], "adapter_model.safetensors")
+    refused("every lora_B", "voxtral", tmp_path / "peft", "--projector", tmp_path / "voxtral")
 
 
 def edit(folder, change, file="adapter_config.json"):

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.convert.accounting import Converted, check_adapter, require_complete
 from audiolm_lite.data.batching import Batch
 from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import build
 
 # Absolute tolerances. A relative one on top would hide wrong epsilons of norms.
 STATES, LOGITS, LOSS, LOG_MEL, CONFORMER = 2e-5, 5e-5, 1e-5, 5e-5, 1e-5
@@ -70,7 +70,7 @@ def converted_adapter(converted: Converted, num_layers: int = 1, **changes: Any)
     converted.sizes["num_layers"] = num_layers
     check_adapter(converted)
     require_complete(converted)
-    adapter = build("adapters", converted.block, **converted.sizes)
+    adapter = build_adapter(converted.block, **converted.sizes)
     adapter.load_state_dict(converted.adapter)
     return adapter.eval()
 
