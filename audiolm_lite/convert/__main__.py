@@ -121,9 +121,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--llm", metavar="SOURCE|BLOCK.yaml", help="LLM's name, folder or block")
         command.add_argument("--template", help="prompt; default: the published one")
         if hasattr(form, "LORA_ALPHA"):
-            command.add_argument("--lora_alpha", type=float, help=f"alpha, where it stands nowhere ({form.LORA_ALPHA})")
+            command.add_argument(
+                "--lora_alpha", type=float, help=f"the LoRA's; default: as the checkpoint says, or {form.LORA_ALPHA}"
+            )
         for option, (kind, default, text) in form.OPTIONS.items():
-            command.add_argument(f"--{option}", type=kind, default=default, help=f"{text} ({default})")
+            command.add_argument(f"--{option}", type=kind, default=default, help=text)
     for name in ("export_lora", "export_merged"):
         command = commands.add_parser(name, help=getattr(export, name).__doc__.splitlines()[0])
         command.add_argument("source", type=Path, help="a model's folder")
@@ -142,6 +144,8 @@ def main(argv: Sequence[str]) -> None:
         else:
             getattr(export, name)(source, out)
     except (ConversionError, ModelFolderError, ConfigError) as error:
+        if lines := getattr(error, "lines", ()):
+            print(table(lines))
         raise SystemExit(f"error: {source}: {error}") from error
 
 

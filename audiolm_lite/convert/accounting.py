@@ -11,8 +11,24 @@ from torch import Tensor
 from audiolm_lite.adapters.build import build_adapter
 
 
+@dataclass
+class Line:
+    """One row of the account: a tensor's name, its status, and its new name or the reason."""
+
+    name: str
+    status: str
+    note: str
+
+
 class ConversionError(ValueError):
-    """A checkpoint that cannot be converted; the message names the tensor or file, what is wrong and the remedy."""
+    """A checkpoint that cannot be converted; the message names the tensor or file, what is wrong and the remedy.
+
+    `lines` is the account of its tensors as far as it was made.
+    """
+
+    def __init__(self, message: str, lines: Sequence[Line] = ()):
+        super().__init__(message)
+        self.lines = lines
 
 
 @dataclass(frozen=True)
@@ -36,20 +52,14 @@ class Rule:
     change: Callable[[Tensor], Tensor] | None = None
 
 
-@dataclass
-class Line:
-    """One row of the account: a tensor's name, its status, and its new name or the reason."""
-
-    name: str
-    status: str
-    note: str
-
-
 class Tensors(dict):
     """Tensors by our names; asking for one that is not there says so."""
 
+    lines: Sequence[Line] = ()
+
     def __missing__(self, name: str) -> Tensor:
-        raise ConversionError(f"the checkpoint has no tensor for {name}, without which its sizes are unknown")
+        message = f"the checkpoint has no tensor for {name}, without which its sizes are unknown; is this its format?"
+        raise ConversionError(message, self.lines)
 
 
 @dataclass
@@ -93,6 +103,7 @@ def sort_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> Conver
                 continue
             part[new] = (rule.change(tensor) if rule.change else tensor).contiguous()
             result.lines.append(Line(name, "used", f"{rule.part}: {new}"))
+    result.adapter.lines = result.lines
     return result
 
 
@@ -111,10 +122,10 @@ def check_adapter(converted: Converted) -> None:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Write the account with one row for tensors that differ only in numbers, such as those of many layers."""
+    """Write the account with one row for tensors that differ only in the number of their layer."""
     rows: dict[tuple[str, str, str], int] = {}
     for line in lines:
-        key = (re.sub(r"\d+", "*", line.name), line.status, re.sub(r"\d+", "*", line.note))
+        key = (_any_layer(line.name), line.status, _any_layer(line.note))
         if line.status not in ("used", "ignored"):
             key = (line.name, line.status, line.note)
         rows[key] = rows.get(key, 0) + 1
@@ -125,6 +136,10 @@ def table(lines: Sequence[Line]) -> str:
     text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
     counts = {status: sum(line.status == status for line in lines) for status in order}
     return "\n".join([*text, ", ".join(f"{count} {status}" for status, count in counts.items())])
+
+
+def _any_layer(name: str) -> str:
+    return re.sub(r"\b(layers?|blocks)\.\d+", r"\1.*", name)
 
 
 def require_complete(converted: Converted) -> None:

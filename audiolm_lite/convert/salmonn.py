@@ -10,7 +10,7 @@ from audiolm_lite.convert.qformer_names import block_rules, block_sizes
 
 FILES = ("*.pth",)
 OPTIONS = {
-    "window": (int, 17, "frames of a window"),
+    "window": (int, 17, "frames of a window; default: 17"),
     "heads": (int, None, "attention heads of the Q-Former; default: its width / 64"),
 }
 LORA_ALPHA = 32

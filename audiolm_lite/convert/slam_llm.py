@@ -11,7 +11,7 @@ from audiolm_lite.convert.qformer_names import block_rules, block_sizes
 FILES = ("model.pt", "pytorch_model.bin")
 LORA_BESIDE = "llm."  # a PEFT folder beside the file, its names below the LLM's
 OPTIONS = {
-    "stride": (int, 5, "frames a token of the linear projector (encoder_projector_ds_rate)"),
+    "stride": (int, 5, "frames a token of the linear projector (encoder_projector_ds_rate); default: 5"),
     "heads": (int, None, "attention heads of the Q-Former; default: its width / 64"),
 }
 LORA_ALPHA = 32

@@ -74,7 +74,10 @@ def test_the_table_is_printed_before_the_refusal(tensors, tmp_path, run, capsys)
     with pytest.raises(SystemExit):
         run("slam_llm", tmp_path / "model.pt", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "1 missing" in printed and "encoder_projector.linear*.weight" in printed
+    assert "1 missing" in printed and "encoder_projector.linear1.weight" in printed
+    with pytest.raises(SystemExit, match="is this its format"):
+        run("salmonn", tmp_path / "model.pt", tmp_path / "out")
+    assert "11 unexpected" in capsys.readouterr().out
 
 
 class Code:
