@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import soundfile
 
-from audiolm_lite.mp3 import samples_of_untagged_mp3
+from audiolm_lite.mp3 import samples_by_frames
 
 # Samples without a header, as Korean corpora publish them (KsponSpeech): nothing in such a file tells its format.
 _HEADERLESS = {"samplerate": 16000, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
@@ -91,7 +91,6 @@ def open_audio(source: str | Path | BinaryIO) -> soundfile.SoundFile:
         with _open_bytes(source) if isinstance(source, Path) else nullcontext(source) as stream:
             head = stream.read(1024)
             size = stream.seek(0, os.SEEK_END)
-            untagged = samples_of_untagged_mp3(stream)
             stream.seek(0)
     except OSError as error:
         raise AudioError(source, f"cannot be read ({error.strerror}); check the disk, or fetch it again") from error
@@ -103,17 +102,23 @@ def open_audio(source: str | Path | BinaryIO) -> soundfile.SoundFile:
     try:
         options = _HEADERLESS if _is_headerless(source, head, size) else {}
         file = _SoundFile(str(source) if isinstance(source, Path) else source, **options)
-    except (soundfile.LibsndfileError, TypeError, UnicodeEncodeError) as error:  # TypeError: .raw needs a rate
+    except UnicodeEncodeError as error:
+        raise AudioError(source, "its name is not valid Unicode; rename it") from error
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw, which needs a rate
         reason = f"not readable as audio ({error}); convert it to WAV or FLAC, or fetch it again"
         raise AudioError(source, reason) from error
     try:
+        if file.format == "RAW" and not options:  # by endings such as .au and .vox, libsndfile guesses
+            raise AudioError(source, "not readable as audio (no header); convert it to WAV or FLAC, or fetch it again")
         _require_sound(source, file, head)
         if file.frames > 1 << 60:
             return _through_ffmpeg(source, f"{file.format} whose header does not say how long it is")
-        if untagged is not None and abs(untagged - file.frames) > 2 * MP3_FRAME:
-            seconds, read = untagged / file.samplerate, file.frames / file.samplerate
-            why = f"MP3 of varying bitrate without a length tag: libsndfile takes {seconds:.2f} s for {read:.2f} s"
-            return _through_ffmpeg(source, why)
+        if file.format == "MP3":
+            samples = _samples_of_mp3(source)
+            if samples is not None and abs(samples - file.frames) > 2 * MP3_FRAME:
+                true, read = samples / file.samplerate, file.frames / file.samplerate
+                why = f"MP3 of varying bitrate without a length tag: libsndfile takes {true:.2f} s for {read:.2f} s"
+                return _through_ffmpeg(source, why)
     except AudioError:
         file.close()
         raise
@@ -156,14 +161,30 @@ def _is_headerless(source: Path | BinaryIO, head: bytes, size: int) -> bool:
     return True
 
 
+def _samples_of_mp3(source: Path | BinaryIO) -> int | None:
+    try:
+        if isinstance(source, Path):
+            with source.open("rb") as stream:
+                return samples_by_frames(stream)
+        place = source.tell()  # libsndfile goes on reading from there
+        try:
+            return samples_by_frames(source)
+        finally:
+            source.seek(place)
+    except ValueError as error:
+        raise AudioError(source, f"not readable as audio ({error}); fetch it again") from error
+
+
 def _require_sound(source: Path | BinaryIO, file: soundfile.SoundFile, head: bytes) -> None:
     """Raise AudioError for what libsndfile opens without a word but reads short or wrong."""
+    log = file.extra_info
+    if re.search("end-of-stream", log, re.IGNORECASE):  # mentioned where it is missing
+        raise AudioError(source, "cut off or damaged: pages of the Ogg stream are missing; fetch the file again")
     if file.frames <= 0:
         raise AudioError(source, "holds no audio; remove it or make it again")
     if file.samplerate not in _RATES:
         raise AudioError(source, f"sample rate {file.samplerate} Hz: the header is damaged; fetch the file again")
     # libsndfile shortens a file whose header announces more than there is, and says so in its log alone.
-    log = file.extra_info
     for match in re.finditer(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", log, re.M):
         announced, there = map(int, match.groups())
         unknown = any(abs(announced - size) <= 64 for size in _UNKNOWN_SIZES)
@@ -174,8 +195,6 @@ def _require_sound(source: Path | BinaryIO, file: soundfile.SoundFile, head: byt
     if count and int(count[1]) > file.frames:
         raise AudioError(source, f"cut off: {file.frames} of the {int(count[1])} samples that its header announces are "
                          "there; fetch the file again")  # fmt: skip
-    if "lacks an end-of-stream bit" in log:
-        raise AudioError(source, "cut off: its last page is not marked as the end; fetch the file again")
 
 
 def _through_ffmpeg(source: Path | BinaryIO, why: str) -> soundfile.SoundFile:
