@@ -163,6 +163,37 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
     )
 
 
+def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
+    """Start a model from what a model's folder holds: the adapter, the LoRA and other trained tensors.
+
+    So a published checkpoint, converted, or a model shared by somebody else is tuned further. A LoRA that `model` has
+    and the folder lacks, on the LLM or on the adapter, stays at its start.
+
+    Returns
+    -------
+    list of str
+        Names of the model's tensors that were loaded.
+
+    Raises
+    ------
+    ModelFolderError
+        As `load_model`, or the folder's adapter is built otherwise, or its LoRA has no place in this LLM.
+    """
+    folder = _local_folder(folder)
+    config = read_config(folder)
+    files = config["tensors"]
+    names = _load_part(model, "adapter", folder / "adapter.safetensors", files.get("adapter.safetensors"))
+    for part in ("llm", "encoder"):
+        if f"{part}.safetensors" in files and getattr(model, part) is not None:
+            names += _load_part(model, part, folder / f"{part}.safetensors", files[f"{part}.safetensors"])
+    if "lora" in files:
+        if not hasattr(model.llm, "peft_config"):
+            raise ModelFolderError(f"{folder}: has a LoRA, and the llm block has none: give it the same lora entry")
+        _load_lora(model.llm, folder / "lora")
+        names += [name for name in model.state_dict() if name.startswith("llm.") and "lora_" in name]
+    return names
+
+
 def load_language_model(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """LLM of a model's folder with its LoRA and trained tensors, and its tokenizer; raises as `load_model` does."""
     llm_config = _located(config, "llm", folder)
@@ -294,10 +325,18 @@ def _stored_name(name: str, part: str) -> str:
 
 
 @torch.no_grad()
-def _load_part(model: nn.Module, part: str, path: Path, count: int | None) -> None:
-    """Copy a part's tensors into the model; each must have its place, and none may be missing."""
+def _load_part(model: nn.Module, part: str, path: Path, count: int | None) -> list[str]:
+    """Copy a part's tensors into the model and return their names there; each needs a place, and none may be missing.
+
+    An adapter that was written without a LoRA fits one that has one, whose LoRA then stays as it is.
+    """
     tensors = _read_tensors(path)
-    own = {_stored_name(n, part): t for n, t in model.state_dict(keep_vars=True).items() if n.startswith(f"{part}.")}
+    here = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(f"{part}.")}
+    if part == "adapter" and not any("lora_" in name for name in tensors):
+        here = {name: tensor for name, tensor in here.items() if "lora_" not in name}
+        own = {_stored_name(name, part).replace(".base_layer.", "."): name for name in here}
+    else:
+        own = {_stored_name(name, part): name for name in here}
     if unknown := sorted(set(tensors) - set(own)):
         raise ModelFolderError(f"{path}: {len(unknown)} tensors have no place in this {part}, for example {unknown[0]}")
     missing = sorted(set(own) - set(tensors)) if part == "adapter" else []
@@ -307,9 +346,11 @@ def _load_part(model: nn.Module, part: str, path: Path, count: int | None) -> No
             f"{path}: {len(tensors)} tensors where {count} were written{example} is missing; fetch it again"
         )
     for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
-            raise ModelFolderError(f"{path}: {name} has shape {list(tensor.shape)}, the {part} {list(own[name].shape)}")
-        own[name].copy_(tensor)
+        target = here[own[name]]
+        if target.shape != tensor.shape:
+            raise ModelFolderError(f"{path}: {name} has shape {list(tensor.shape)}, the {part} {list(target.shape)}")
+        target.copy_(tensor)
+    return [own[name] for name in tensors]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

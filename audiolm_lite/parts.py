@@ -68,6 +68,13 @@ def build(room: str, config: dict[str, Any], **extra: Any) -> Any:
     return part(**arguments, **offered)
 
 
+def with_defaults(room: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's configuration with the defaults of the arguments that it leaves out."""
+    part = importlib.import_module(f"audiolm_lite.{room}.{config['type']}").PART
+    parameters = inspect.signature(part).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty} | dict(config)
+
+
 def map_sources(config: Mapping[str, Any], change: Callable[[str, str], str], where: str) -> dict[str, Any]:
     """Copy a part's configuration with every pretrained model that it names, also inside parts of it, changed.
 

@@ -1,7 +1,5 @@
 """From checked hyperparameters to the model and its datasets, so that train.py and evaluate.py stay on one page."""
 
-import importlib
-import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +14,7 @@ from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError, build
+from audiolm_lite.parts import ConfigError, build, with_defaults
 from audiolm_lite.training.alignment_init import initialise_projection
 from audiolm_lite.training.parts import audio_token_rate
 
@@ -120,8 +118,7 @@ def _require_encoder(folder: str, config: Mapping, fingerprint: Mapping, where: 
     """Raise ConfigError where an encoder block asks for something else than a store's fingerprint says."""
     asked = {"type": config.get("type")}
     if asked["type"] == fingerprint["type"]:
-        part = importlib.import_module(f"audiolm_lite.encoders.{asked['type']}").PART
-        asked |= {name: p.default for name, p in inspect.signature(part).parameters.items()} | dict(config)
+        asked |= with_defaults("encoders", config)
     for name in sorted(asked.keys() & fingerprint.keys()):
         stored, wanted = fingerprint[name], asked[name]
         if name == "encoders" and stored.keys() == wanted.keys():

@@ -78,7 +78,9 @@ TRAINING_KEYS = {
     "stage": Key("Number of this stage; stage N starts from stage N-1 of output_root.", int),
     "brain": Key("The training loop: !name:audiolm_lite.training.brain.AudioLMBrain or a subclass.", object),
     "previous_stage": Key(
-        "Output folder of the stage to start from; null: <output_root>/stage_<stage - 1>.", str, None
+        "Stage to start from, or a model's folder, e.g. a converted checkpoint; null: <output_root>/stage_<stage - 1>.",
+        str,
+        None,
     ),
     "alignment_init": Key("Closed-form start of adapter.projection: {ridge, clips}; null: random.", dict, None),
     "trainable": Key("Glob patterns of the parameters that train; each must match something.", list),

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.hub import CONFIG, load_trained, read_config
+from audiolm_lite.parts import ConfigError, with_defaults
 from audiolm_lite.training.checkpoint import copy_tensors, file_hash, save_tensors
 from audiolm_lite.training.experiment import REQUIRED, TRAINING_KEYS, settings
 from audiolm_lite.training.parts import trainable_names
@@ -37,6 +38,9 @@ def previous_folder(hparams: Mapping) -> Path | None:
 def load_previous_stage(model: nn.Module, hparams: Mapping) -> list[str]:
     """Load what the stage before has trained, through SpeechBrain's Pretrainer.
 
+    Where `previous_stage` is no stage of this library but a model's folder, such as a converted checkpoint, training
+    starts from that.
+
     Returns
     -------
     list of str
@@ -51,6 +55,8 @@ def load_previous_stage(model: nn.Module, hparams: Mapping) -> list[str]:
     if folder is None:
         return []
     finished = _read_finished(folder)
+    if finished is None and (folder / CONFIG).is_file():
+        return _load_model_folder(model, hparams, folder)
     if finished is None or not (folder / TENSORS).is_file():
         raise ConfigError(
             f"stage {hparams['stage']} starts from {folder}, where no finished stage is. Run it first: "
@@ -74,6 +80,19 @@ def load_previous_stage(model: nn.Module, hparams: Mapping) -> list[str]:
     pretrainer.load_collected()
     with safe_open(folder / TENSORS, framework="pt") as file:
         return list(file.keys())
+
+
+def _load_model_folder(model: nn.Module, hparams: Mapping, folder: Path) -> list[str]:
+    config = read_config(folder)
+    there, here = (
+        {name: value for name, value in with_defaults("adapters", block).items() if name != "lora"}
+        for block in (config["adapter"], hparams["adapter"])
+    )
+    if different := difference(there, here):
+        raise ConfigError(
+            f"{folder} has another adapter: {'; '.join(different)}. Write its adapter block into the YAML file"
+        )
+    return load_trained(model, folder)
 
 
 def _load_hook(model: nn.Module, path: str) -> None:
