@@ -44,7 +44,7 @@ class WhisperEncoder(nn.Module):
     Parameters
     ----------
     source : str or dict
-        Name or folder of a `WhisperModel` in transformers' format (safetensors weights, `config.json` and
+        Name or folder of a `WhisperModel`, or of a Voxtral, in transformers' format (safetensors weights, `config.json` and
         `preprocessor_config.json`; number of mels, hop, FFT size and length come from there), or an openai-whisper
         name ("large-v3") or `.pt` file. A mapping holds entries of `transformers.WhisperConfig`; weights are random
         then.
@@ -245,13 +245,20 @@ def _load(
         if quantized is not None:
             raise ConfigError(f"whisper: {source} cannot be loaded in {quantization}; name it openai/whisper-<size>")
         return _load_openai(source)
-    model, info = transformers.WhisperModel.from_pretrained(
-        source, dtype=dtype, use_safetensors=True, output_loading_info=True, quantization_config=quantized
-    )
-    missing = sorted(name for name in info["missing_keys"] if "encoder." in name)
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "quantization_config": quantized}
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type == "voxtral":  # its audio tower is a Whisper encoder but for the names; the rest stays unread
+        names = {r"^(model\.)?audio_tower\.": ""}
+        model, info = transformers.models.voxtral.modeling_voxtral.VoxtralEncoder.from_pretrained(
+            source, config=config.audio_config, key_mapping=names, **options
+        )
+        missing = sorted(info["missing_keys"])
+    else:
+        model, info = transformers.WhisperModel.from_pretrained(source, **options)
+        model, missing = model.encoder, sorted(name for name in info["missing_keys"] if "encoder." in name)
     if missing:
         raise ConfigError(f"whisper: {source} lacks {len(missing)} encoder tensors, for example {missing[0]}")
-    return model.encoder, transformers.WhisperFeatureExtractor.from_pretrained(source)
+    return model, transformers.WhisperFeatureExtractor.from_pretrained(source)
 
 
 def _encoder(config: transformers.WhisperConfig) -> nn.Module:

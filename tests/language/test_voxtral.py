@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
-from transformers import VoxtralConfig, VoxtralForConditionalGeneration
+from transformers import VoxtralConfig, VoxtralForConditionalGeneration, WhisperFeatureExtractor
 
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptError, PromptTemplate
+from audiolm_lite.parts import build
 
 TEXT = {
     "vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -28,6 +29,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     config = VoxtralConfig(audio_config=AUDIO, text_config={"model_type": "llama", **TEXT}, audio_token_id=6)
     VoxtralForConditionalGeneration(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=8, chunk_length=2).save_pretrained(folder)
     vocabulary = [
         {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": chr(i)} for i in range(256)
     ]
@@ -48,6 +50,20 @@ def test_the_language_model_gives_voxtrals_logits(folder):
     torch.testing.assert_close(llm(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=0, atol=1e-6)
     assert not any(parameter.is_meta for parameter in llm.parameters())
     assert not any(buffer.is_meta for buffer in llm.buffers())
+
+
+def test_the_audio_tower_loads_as_a_whisper_encoder(folder):
+    encoder = build("encoders", {"type": "whisper", "source": str(folder), "padding": "full", "layers": [-1]}).eval()
+    whole = VoxtralForConditionalGeneration.from_pretrained(folder).eval()
+    tower = getattr(whole, "model", whole).audio_tower
+    waves, lengths = 0.1 * torch.randn(2, 30000), torch.tensor([30000, 9000])
+    extractor = WhisperFeatureExtractor.from_pretrained(folder)
+    clips = [wave[:length].numpy() for wave, length in zip(waves, lengths)]
+    mel = extractor(clips, sampling_rate=16000, return_tensors="pt").input_features
+    with torch.no_grad():
+        features, frames = encoder(waves, lengths)
+        torch.testing.assert_close(features[:, 0], tower(mel).last_hidden_state, rtol=0, atol=2e-5)
+    assert frames.tolist() == [100, 100]
 
 
 def test_a_lora_fits_on_it(folder):
