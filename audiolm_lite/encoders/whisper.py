@@ -44,8 +44,8 @@ class WhisperEncoder(nn.Module):
     Parameters
     ----------
     source : str or dict
-        Name or folder of a `WhisperModel`, or of a Voxtral, in transformers' format (safetensors weights, `config.json` and
-        `preprocessor_config.json`; number of mels, hop, FFT size and length come from there), or an openai-whisper
+        Name or folder of a `WhisperModel`, or of a Voxtral, in transformers' format (safetensors weights, `config.json`
+        and `preprocessor_config.json`; number of mels, hop, FFT size and length come from there), or an openai-whisper
         name ("large-v3") or `.pt` file. A mapping holds entries of `transformers.WhisperConfig`; weights are random
         then.
     padding : {"exact", "window", "full"}
