@@ -6,7 +6,7 @@ Put {transcript} into the template to use it. A word error rate measured with th
 Whisper's own: report the one without beside it, on a manifest made with --blank.
 
 Interrupted, the same command goes on with the clip it was at. Clips that cannot be read are listed in
-OUTPUT.rejected.jsonl with the reason, and their rows are left out.
+OUTPUT.rejected.jsonl with the reason, and their rows are left out; the exit status is then 3.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from audiolm_lite.features.extract import feature_key
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Transcribe; returns 1 where clips were set aside."""
+    """Transcribe; returns 3 where clips were set aside."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.transcripts",
         description=__doc__,
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write_rejected(Path(f"{options.output}.rejected.jsonl"), rejected)
     _journal(options.output).unlink(missing_ok=True)
     print(f"{options.output}: {len(kept)} of {len(rows)} rows, {len(rejected)} clips set aside")
-    return int(bool(rejected))
+    return 3 if rejected else 0
 
 
 def transcribe(
