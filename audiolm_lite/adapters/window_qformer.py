@@ -11,7 +11,8 @@ from audiolm_lite.adapters.query_block import EPS, QueryBlock
 class WindowQFormer(nn.Module):
     """Learned queries read every window of `window` frames, each window on its own.
 
-    Several encoders' features lie beside each other in one frame (`streams`), each with its own LayerNorm. Where a
+    Several encoders' features lie beside each other in one frame (`streams`), each with its own LayerNorm here, not in
+    the encoder `fused`, which only joins them: so the norms train on stored features, too. Where a
     stream has ended and the encoder has filled up with zeros, it stays zero after its norm, as published; such a frame
     is still attended for what its other stream has.
 

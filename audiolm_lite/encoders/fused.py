@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_lite.encoders.contract import valid_mask, weights_digest
+from audiolm_lite.encoders.contract import valid_mask
 from audiolm_lite.parts import ConfigError, build
 
 _ALIGN = ("nearest", "linear", "pad")
@@ -21,7 +21,7 @@ class Fused(nn.Module):
     """Encoders side by side: what each says of a moment becomes one frame.
 
     An encoder's layers lie beside each other on the feature axis, so the result has one layer. Parameters are called
-    `encoders.<name>.*` and `norms.<name>.*`: patterns under `trainable` choose any subset of them.
+    `encoders.<name>.*`: patterns under `trainable` choose any subset of the encoders.
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ class Fused(nn.Module):
         How frames find each other. "nearest": a frame of the result takes that frame of every encoder in whose span its
         middle lies, so slow encoders' frames are repeated; "linear": it interpolates between the two frames whose
         middles are around its own. At a clip's end the last frame goes on. "pad": frame i goes with frame i, and the
-        encoders with fewer frames have zeros at the end, as in SALMONN; all must have the same frame rate.
+        encoders with fewer frames have zeros at the end, as in SALMONN; all must have the same frame rate. The LayerNorm
+        that SALMONN has for each encoder is in its adapter (`window_qformer`, `streams`), so that stored features are
+        the frozen encoders' alone.
     grid : str, optional
         Name of the encoder whose frames give the result's times; the one of the highest frame rate if None. An encoder
         with a higher rate than that loses frames; its own `pool` averages them instead. Not for "pad", where the
         encoder with the most frames gives them.
-    layer_norm : bool
-        Put each encoder's frames through a trainable LayerNorm of its own before they are joined, as SALMONN does.
 
     Attributes
     ----------
@@ -47,13 +47,7 @@ class Fused(nn.Module):
         Duration of one frame of the result.
     """
 
-    def __init__(
-        self,
-        encoders: dict[str, dict[str, Any]],
-        align: str = "nearest",
-        grid: str | None = None,
-        layer_norm: bool = False,
-    ):
+    def __init__(self, encoders: dict[str, dict[str, Any]], align: str = "nearest", grid: str | None = None):
         super().__init__()
         if not isinstance(encoders, Mapping) or len(encoders) < 2:
             raise ConfigError("fused: encoders must name two encoders or more: {speech: {type: ...}, audio: {...}}")
@@ -68,9 +62,8 @@ class Fused(nn.Module):
             raise ConfigError(f'fused: align "pad" needs encoders of one frame rate; theirs last {seconds} s each')
         self.clock = grid or min(seconds, key=seconds.get)  # the encoder that gives the times
         self.frame_seconds = seconds[self.clock]
-        sizes = {name: encoder.num_layers * encoder.feature_dim for name, encoder in self.encoders.items()}
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in sizes.items()} if layer_norm else {})
-        self.feature_dim, self.num_layers = sum(sizes.values()), 1
+        self.feature_dim = sum(encoder.num_layers * encoder.feature_dim for encoder in self.encoders.values())
+        self.num_layers = 1
 
     def num_frames(self, samples: Tensor | int) -> Tensor | int:
         """Frames of the result for clips of so many samples; int for int, int64 tensor for tensor.
@@ -95,8 +88,6 @@ class Fused(nn.Module):
             "encoders": {name: encoder.identity() for name, encoder in self.encoders.items()},
             "align": self.align,
             "grid": self.grid,
-            "layer_norm": bool(self.norms),
-            "norms": weights_digest(self.norms),
             "frame_seconds": self.frame_seconds,
         }
 
@@ -130,9 +121,6 @@ class Fused(nn.Module):
         for name, encoder in self.encoders.items():
             features, count = encoded[name]
             features = features.transpose(1, 2).flatten(2)  # [B, T, L x D]
-            if self.norms:
-                features = self.norms[name](features)
-                features = features.masked_fill(~valid_mask(count, features.shape[1])[..., None], 0)
             if self.align == "pad":
                 features = F.pad(features, (0, 0, 0, time - features.shape[1]))
             elif name != self.clock:
