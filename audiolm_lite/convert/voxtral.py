@@ -14,7 +14,7 @@ from torch import Tensor
 from audiolm_lite.convert.accounting import ConversionError, Converted, Rule, sort_tensors
 from audiolm_lite.convert.read import read_published
 
-FILES = ("adapter_model.safetensors", "adapter_model.bin", "*.safetensors")
+FILES = ("adapter_model.safetensors", "adapter_model.bin", "model*.safetensors")
 OPTIONS = {
     "layout": (str, None, 'module names to write, "old" or "new"; default: those of the installed transformers'),
     "projector": (Path, None, "a Voxtral's folder or file: make an adapter of its projector and a LoRA on it"),

@@ -31,8 +31,8 @@ class Fused(nn.Module):
         How frames find each other. "nearest": a frame of the result takes that frame of every encoder in whose span its
         middle lies, so slow encoders' frames are repeated; "linear": it interpolates between the two frames whose
         middles are around its own. At a clip's end the last frame goes on. "pad": frame i goes with frame i, and the
-        encoders with fewer frames have zeros at the end, as in SALMONN; all must have the same frame rate. The LayerNorm
-        that SALMONN has for each encoder is in its adapter (`window_qformer`, `streams`), so that stored features are
+        encoders with fewer frames have zeros at the end, as in SALMONN; all must have the same frame rate. SALMONN's
+        LayerNorms, one for each encoder, are in its adapter (`window_qformer`, `streams`), so that stored features are
         the frozen encoders' alone.
     grid : str, optional
         Name of the encoder whose frames give the result's times; the one of the highest frame rate if None. An encoder

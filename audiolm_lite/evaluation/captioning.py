@@ -117,6 +117,7 @@ def score_captions(
     dict
         `bleu_1` to `bleu_4`, `rouge_l`, `meteor`, `cider_d`, `spice`, `fense` as asked, of the corpus, on the scale of
         the papers' fractions; a metric that cannot be computed here is {"missing": reason, "command": what brings it}.
+        `spider`, the mean of CIDEr-D and SPICE (Liu et al. 2017, arXiv 1612.00370), where both are asked for.
         Further `items`, and `interval` for the two that are means over clips (`rouge_l`, and `cider_d` with the n-gram
         weights of the whole test set; BLEU and METEOR pool counts over the corpus).
 
@@ -137,7 +138,7 @@ def score_captions(
         tools = _toolkit()
     except CaptioningUnavailable as error:
         names = [name for metric in metrics for name in _output_names(metric)]
-        return result | {name: {"missing": str(error), "command": _INSTALL} for name in names}
+        return _with_spider(result | {name: {"missing": str(error), "command": _INSTALL} for name in names})
 
     flat = [text for group in references for text in group]
     tokens = _tokenise([*candidates, *flat], tools)
@@ -152,6 +153,14 @@ def score_captions(
         result |= {name: float(corpus[name]) for name in _output_names(metric)}
         if metric in ("rouge_l", "cider_d"):
             result["interval"][metric] = ratio_interval(items[metric].tolist())
+    return _with_spider(result)
+
+
+def _with_spider(result: dict) -> dict:
+    """Add SPIDEr to a result that has CIDEr-D and SPICE; it is missing where one of them is."""
+    if {"cider_d", "spice"} <= result.keys():
+        parts = result["spice"], result["cider_d"]
+        result["spider"] = next((part for part in parts if isinstance(part, dict)), None) or sum(parts) / 2
     return result
 
 
@@ -166,6 +175,8 @@ def _compute(metric: str, captions: list[str], groups: list[list[str]], tools: d
     if metric == "bleu":
         corpus, items = functional.bleu(captions, groups, return_1_to_n=True)
         corpus = {f"bleu_{n}": value for n, value in enumerate(corpus["bleu_1_to_4"], start=1)}
+    elif metric == "cider_d" and len(captions) < 2:
+        return {"missing": "CIDEr-D weighs words by how many clips have them.", "command": "two clips or more"}
     elif metric in ("rouge_l", "cider_d"):
         corpus, items = getattr(functional, metric)(captions, groups)
     elif metric == "meteor":

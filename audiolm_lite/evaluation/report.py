@@ -31,6 +31,7 @@ SHOWN = {
         Column("rouge_l", "ROUGE-L", False, "↑"),
         Column("meteor", "METEOR", False, "↑"),
         Column("spice", "SPICE", False, "↑"),
+        Column("spider", "SPIDEr", False, "↑"),
         Column("fense", "FENSE", False, "↑"),
     ],
 }

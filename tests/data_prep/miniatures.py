@@ -1,5 +1,6 @@
 """Miniatures of corpora in their publishers' layouts: a few clips of a tenth of a second for each kind of line."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -58,6 +59,26 @@ def librispeech(folder: Path) -> Path:
         for name in names:
             write_audio(chapter / f"{name}.flac")
     write_lines(folder / "SPEAKERS.TXT", *lines)
+    return folder
+
+
+def nemo(folder: Path) -> Path:
+    """Manifests as NeMo writes them, of whole files and of a part of one."""
+    for split in ("train", "valid", "test"):
+        places = [{"offset": 0.1, "duration": 0.3}, {"offset": 0, "duration": None}, {"duration": None}]
+        items = [{"audio_filepath": f"{split}/{n}.wav", "answer": "hello", **place} for n, place in enumerate(places)]
+        for item in items:
+            write_audio(folder / item["audio_filepath"], 0.5)
+        write_lines(folder / f"{split}.json", *map(json.dumps, items))
+    return folder
+
+
+def esc50(folder: Path) -> Path:
+    rows = [(f"{fold}-{n}-A-{n}.wav", fold, n, name) for fold in (1, 4, 5) for n, name in enumerate(("dog", "rain"))]
+    for name, *_ in rows:
+        write_audio(folder / "audio" / name, rate=44100)
+    table = [f"{name},{fold},{target},{category},True,{fold}{target},A" for name, fold, target, category in rows]
+    write_lines(folder / "meta/esc50.csv", "filename,fold,target,category,esc10,src_file,take", *table)
     return folder
 
 

@@ -41,9 +41,9 @@ CONFIGS = {
     "wavlm": WAVLM,
     "beats": {**BEATS, "pool": 3, "layer_mix": [0.3, 0.7]},
     "speaker": SPEAKER,
-    "fused_nearest": {"type": "fused", "encoders": {"a": WHISPER, "b": BEATS, "c": SPEAKER}, "layer_norm": True},
+    "fused_nearest": {"type": "fused", "encoders": {"a": WHISPER, "b": BEATS, "c": SPEAKER}},
     "fused_linear": {"type": "fused", "encoders": {"a": WAVLM, "c": SPEAKER}, "align": "linear"},
-    "fused_pad": {"type": "fused", "encoders": {"a": WHISPER, "b": BEATS}, "align": "pad", "layer_norm": True},
+    "fused_pad": {"type": "fused", "encoders": {"a": WHISPER, "b": BEATS}, "align": "pad"},
 }
 
 

@@ -22,7 +22,7 @@ def programs(tmp_path_factory):
 def test_without_the_packages_every_metric_is_missing_and_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "aac_metrics", None)
     scores = score_captions(["a dog"], [["a dog"]])
-    for name in ("bleu_1", "bleu_4", "rouge_l", "meteor", "cider_d", "spice", "fense"):
+    for name in ("bleu_1", "bleu_4", "rouge_l", "meteor", "cider_d", "spice", "spider", "fense"):
         assert scores[name]["command"] == 'pip install "audiolm_lite[captioning]"'
     assert "aac_metrics" in scores["meteor"]["missing"]
 
@@ -43,6 +43,22 @@ def test_meteor_runs_and_downloads_are_reported_as_missing(programs, monkeypatch
     assert 0.3 < scores["meteor"] < 1
     assert "CoreNLP" in scores["spice"]["missing"] and scores["spice"]["command"].endswith("captioning spice")
     assert "sentence models" in scores["fense"]["missing"]
+    assert scores["spider"] == scores["spice"]
+
+
+def test_spider_is_the_mean_of_cider_and_spice(programs, monkeypatch):
+    compute = captioning._compute
+
+    def spice_of_a_half(metric, *arguments):
+        return {"corpus": {"spice": 0.5}, "items": {}} if metric == "spice" else compute(metric, *arguments)
+
+    monkeypatch.setattr(captioning, "_compute", spice_of_a_half)
+    clips = ["a dog barks", "rain"], [["a dog barks"], ["rain falls"]]
+    scores = score_captions(*clips, metrics=("cider_d", "spice"))
+    assert scores["spider"] == (scores["cider_d"] + 0.5) / 2
+    assert "spider" not in score_captions(*clips, metrics=("cider_d",))
+    alone = score_captions(["a dog barks"], [["a dog barks"]], metrics=("cider_d", "spice"))
+    assert alone["spider"] == alone["cider_d"] and "how many clips" in alone["cider_d"]["missing"]
 
 
 def test_accented_letters_survive_the_tokeniser_in_any_locale(programs, monkeypatch):

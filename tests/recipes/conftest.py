@@ -10,6 +10,8 @@ import torch
 import audiolm_lite  # noqa: F401  isort: skip  (before transformers: its torchaudio stand-in)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertModel,
     HubertConfig,
     HubertModel,
     LlamaConfig,
@@ -24,6 +26,8 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperModel,
 )
+
+from audiolm_lite.encoders.beats import BEATsEncoder
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -43,11 +47,12 @@ LANGUAGE = {
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Folder with whisper/, wavlm/, hubert/, llama/ and voxtral/, all random."""
+    """Folder with whisper/, wavlm/, hubert/, beats.pt, llama/, voxtral/ and bert/, all random."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(1986)
-    for make in (whisper, wavlm, hubert, llama, voxtral):
+    for make in (whisper, wavlm, hubert, llama, voxtral, bert):
         make(folder / make.__name__)
+    beats(folder / "beats.pt")
     return folder
 
 
@@ -72,16 +77,40 @@ def hubert(folder: Path) -> None:
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
 
 
-def llama(folder: Path) -> None:
-    """A token a byte, so that any text can be said, and a chat template."""
+def beats(file: Path) -> None:
+    """A checkpoint as published: with its configuration, and the table of positions once for every block."""
+    config = {
+        "embed_dim": 8, "encoder_layers": 2, "encoder_embed_dim": 8, "encoder_ffn_embed_dim": 16,
+        "encoder_attention_heads": 2, "conv_pos": 4, "conv_pos_groups": 2,
+    }  # fmt: skip
+    state = BEATsEncoder(config).state_dict()
+    table = state.pop("position_bias.weight")
+    tables = {f"encoder.layers.{n}.self_attn.relative_attention_bias.weight": table for n in range(2)}
+    torch.save({"cfg": config, "model": state | tables}, file)
+
+
+def byte_tokenizer(special: list[str], **names: str) -> PreTrainedTokenizerFast:
+    """A token a byte, so that any text can be said."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*special, *alphabet])}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=CHATML
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def bert(folder: Path) -> None:
+    """What sentence-transformers takes for a model that averages over its tokens."""
+    tokenizer = byte_tokenizer(["[PAD]", "[UNK]"], pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+
+
+def llama(folder: Path) -> None:
+    """With a chat template."""
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "chat_template": CHATML}
+    tokenizer = byte_tokenizer(special, **names)
     tokenizer.add_special_tokens({"additional_special_tokens": special[3:]})
     tokenizer.save_pretrained(folder)
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LANGUAGE)).save_pretrained(folder)

@@ -1,0 +1,136 @@
+"""Recipes' YAML files of real size at their published geometry, on the meta device: how many parameters train."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.language import llm as language
+from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.parts import build
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.parts import parameter_groups, select_trainable
+from tests.encoders.test_real_sizes import with_geometry
+
+ROOT = Path(__file__).parents[2]
+
+
+def llama(dim, hidden, layers, heads, kv_heads, vocabulary, tied=False, head_dim=None):
+    return LlamaConfig(
+        hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, vocab_size=vocabulary, tie_word_embeddings=tied, head_dim=head_dim,
+    )  # fmt: skip
+
+
+# What config.json of each name says.
+LLMS = {
+    "meta-llama/Llama-3.2-1B-Instruct": llama(2048, 8192, 16, 32, 8, 128256, tied=True),
+    "meta-llama/Llama-3.2-3B-Instruct": llama(3072, 8192, 28, 24, 8, 128256, tied=True),
+    "meta-llama/Meta-Llama-3-8B-Instruct": llama(4096, 14336, 32, 32, 8, 128256),
+    "lmsys/vicuna-7b-v1.5": llama(4096, 11008, 32, 32, 32, 32000),
+    "lmsys/vicuna-13b-v1.1": llama(5120, 13824, 40, 40, 40, 32000),
+    "mistralai/Voxtral-Mini-3B-2507": llama(3072, 8192, 30, 32, 8, 131072, head_dim=128),
+    "Qwen/Qwen3-1.7B": Qwen3Config(
+        hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+        head_dim=128, vocab_size=151936, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+
+# Parameters in billions, of the LoRA in millions.
+BLOCKS = {
+    "llama3_2_1b_lora": (1.24, 0.85),
+    "llama3_2_3b_lora": (3.21, 2.29),
+    "llama3_8b_lora": (8.03, 3.41),
+    "vicuna_7b": (6.74, 0),
+    "vicuna_7b_lora": (6.74, 4.19),
+    "vicuna_13b_lora": (13.02, 6.55),
+    "qwen3_1_7b": (1.72, 0),
+    "qwen3_1_7b_lora": (1.72, 1.61),
+    "voxtral_mini_3b": (4.01, 0),
+}
+
+# Trainable parameters in millions, to as many digits: of the systems' publications where these say them.
+RECIPES = {
+    "OpenASQA/ltu_as/stage_1": "5.25",
+    "OpenASQA/ltu_as/stage_2": "48.0",
+    "OpenASQA/ltu_as/stage_3": "48.0",
+    "LibriSpeech/slam_asr/wavlm_large": "18.88",
+    "LibriSpeech/slam_asr/hubert_xlarge": "21.50",
+    "LibriSpeech/slam_asr/whisper_large_v3": "21.50",
+    "LibriSpeech/salm/peft": "55.43",
+    "LibriSpeech/salm/multi_encoder": "58.77",
+    "LibriSpeech/salm/encoder_peft": "641.2",
+    "LibriSpeech/salm/sft": "2411.4",
+    "ASR_AAC/salmonn_lite/stage_1": "27.50",
+    "ASR_AAC/salmonn_lite/stage_2": "27.50",
+    "ASR_AAC/salmonn_lite/vicuna_7b_stage_1": "30.19",
+    "ASR_AAC/salmonn_lite/vicuna_7b_stage_2": "30.19",
+    "ASR_AAC/salmonn_lite/vicuna_13b_stage_1": "33.33",
+    "ASR_AAC/salmonn_lite/vicuna_13b_stage_2": "33.33",
+    "KsponSpeech/voxtral_adapter/lora": "0.115",
+    "KsponSpeech/voxtral_adapter/full": "25.17",
+}
+
+
+@pytest.fixture
+def load_llm(monkeypatch):
+    """The library's own `load_llm`, with empty models in place of downloaded ones and without quantisation."""
+
+    def empty(source, **options):
+        return AutoModelForCausalLM.from_config(LLMS[source])
+
+    monkeypatch.setattr(language, "AutoConfig", SimpleNamespace(from_pretrained=lambda source, **_: LLMS[source]))
+    monkeypatch.setattr(language, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=empty))
+    monkeypatch.setattr(language, "_load_tokenizer", lambda source: None)
+
+    def load(block):
+        with torch.device("meta"):
+            return language.load_llm({**block, "quantization": None})[0]
+
+    return load
+
+
+def count(parameters):
+    return sum(parameter.numel() for parameter in parameters)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_llms_have_their_published_size(block, load_llm):
+    llm = load_llm(yaml.safe_load((ROOT / f"hparams/llms/{block}.yaml").read_text(encoding="utf-8")))
+    lora = count(parameter for name, parameter in llm.named_parameters() if "lora_" in name)
+    billions, millions = BLOCKS[block]
+    assert (count(llm.parameters()) - lora) / 1e9 == pytest.approx(billions, abs=0.005)
+    assert lora / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_every_llm_block_and_every_yaml_file_of_real_size_is_here():
+    blocks = {path.stem for path in (ROOT / "hparams/llms").glob("*.yaml")}
+    assert blocks - {"miniasqa_lora"} == BLOCKS.keys()  # that one ships with its recipe, whose tests load it
+    files = [path for path in ROOT.glob("recipes/*/*/hparams/*.yaml") if "trainable:" in path.read_text("utf-8")]
+    real = [path for path in files if "backbones" not in path.read_text("utf-8")]
+    assert {f"{path.parent.parent.relative_to(ROOT / 'recipes')}/{path.stem}" for path in real} == RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_as_many_parameters_train_as_published(name, load_llm, tmp_path, monkeypatch):
+    folder, file = (ROOT / "recipes" / name).parent, f"hparams/{Path(name).name}.yaml"
+    monkeypatch.chdir(folder)
+    beats = ["--beats", "PLACEHOLDER"] if "beats:" in (folder / file).read_text("utf-8") else []
+    hparams, _ = load_experiment([file, "--output_folder", str(tmp_path), *beats])
+    llm = load_llm(hparams["llm"])
+    with torch.device("meta"):
+        encoder = build("encoders", with_geometry(hparams["encoder"]))
+        sizes = {"feature_dim": encoder.feature_dim, "num_layers": encoder.num_layers}
+        adapter = build_adapter(hparams["adapter"], **sizes, llm_dim=llm.get_input_embeddings().embedding_dim)
+    model = AudioLanguageModel(adapter, llm, encoder if hparams["train_encoder"] else None)
+    select_trainable(model, hparams["trainable"])
+    groups = parameter_groups(
+        model, hparams["learning_rates"], {key: hparams[key] for key in ("weight_decay", "schedule", "warmup_steps")}
+    )
+    millions = count(parameter for group in groups for parameter in group["params"]) / 1e6
+    digits = len(RECIPES[name].partition(".")[2])
+    assert f"{millions:.{digits}f}" == RECIPES[name]
