@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -16,7 +17,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _LORA_REQUIRED = ("r", "alpha", "dropout", "target_modules")
 
 
-def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load a language model and its tokenizer.
 
     Parameters
@@ -28,6 +29,8 @@ def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase
         ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685), with
         ``dora: true`` as DoRA, which learns each weight's magnitude apart from its direction (Liu et al. 2024, arXiv
         2402.09353).
+    on_meta : bool
+        Build the LLM without reading its weights, on the meta device: another process has them.
 
     Returns
     -------
@@ -50,6 +53,13 @@ def load_llm(config: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase
     published = AutoConfig.from_pretrained(source, trust_remote_code=False)
     voxtral = published.model_type == "voxtral"
     quantization = bitsandbytes_config("llm", config["quantization"], dtype, NOT_QUANTISED if voxtral else None)
+    if on_meta:
+        with init_empty_weights(include_buffers=False):
+            text = published.text_config if voxtral else published
+            llm = AutoModelForCausalLM.from_config(text, dtype=dtype, trust_remote_code=False)
+            llm = llm if config["lora"] is None else _add_lora(llm, config["lora"])
+        llm.tie_weights()
+        return llm, _load_tokenizer(config["tokenizer"] or source)
     if voxtral:
         llm = load_voxtral_llm(source, published, dtype=dtype, quantization_config=quantization)
     else:

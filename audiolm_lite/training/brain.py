@@ -1,79 +1,49 @@
 """The training loop of one stage: SpeechBrain's Brain, with exact accumulation, skipped bad steps and exact resume.
 
 What SpeechBrain's own `fit` does otherwise, and why it is not used: it drops the last incomplete accumulation window,
-averages windows by batch instead of by token, clips the first parameter group only, back-propagates a NaN, and its
-mid-epoch checkpoints hold no random number state.
+averages windows by batch instead of by token, clips the first parameter group only, back-propagates a NaN, validates
+the whole set in every process, and its mid-epoch checkpoints hold no random number state.
 """
 
-import json
 import logging
 import math
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.train_logger import FileTrainLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
-from audiolm_lite.data.batching import Batch, LengthBucketSampler, collate
+from audiolm_lite.data.batching import Batch
 from audiolm_lite.hub import save_model
 from audiolm_lite.model import Loss
 from audiolm_lite.parts import ConfigError
-from audiolm_lite.training import handover
+from audiolm_lite.training import distributed, handover
 from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks
-from audiolm_lite.training.checkpoint import CheckpointFolder, copy_tensors, random_state, set_random_state
+from audiolm_lite.training.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    copy_tensors,
+    random_state,
+    seed_process,
+    set_random_state,
+)
 from audiolm_lite.training.experiment import settings
+from audiolm_lite.training.feed import Feed
+from audiolm_lite.training.log import TrainingLog, progress_bar
 from audiolm_lite.training.optimisation import build_optimizer, set_learning_rates
 from audiolm_lite.training.parts import parameter_groups, parts_table, select_trainable
-
-try:
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError:  # an option: everything it would show is in losses.jsonl and train_log.txt too
-    SummaryWriter = None
+from audiolm_lite.training.step import Progress, average_and_clip, count_bad_step
+from audiolm_lite.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
-    """More optimiser steps of an epoch than `nonfinite_patience` had a non-finite loss or gradient."""
-
-
-@dataclass
-class Progress:
-    """Position of a run; together with the random number state it decides every later step.
-
-    Attributes
-    ----------
-    epoch : int
-        Current epoch, from 1.
-    window : int
-        Optimiser steps taken (or skipped) in this epoch.
-    step : int
-        Optimiser steps taken (or skipped) in all.
-    skipped : int
-        Steps skipped in this epoch because something was not finite.
-    loss_sum, tokens : float
-        Over this epoch's answer tokens, for its mean loss.
-    """
-
-    epoch: int = 1
-    window: int = 0
-    step: int = 0
-    skipped: int = 0
-    loss_sum: float = 0.0
-    tokens: float = 0.0
-
-
 class AudioLMBrain(sb.Brain):
-    """Trains one stage of an audio language model.
+    """Trains one stage of an audio language model, in one process or in all that the launcher has started.
 
     Parameters
     ----------
@@ -86,15 +56,20 @@ class AudioLMBrain(sb.Brain):
     """
 
     def __init__(self, model: nn.Module, hparams: dict, run_opts: dict | None = None):
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ConfigError("training runs in one process: start it with python, not with torchrun")
         select_trainable(model, hparams["trainable"])
         self.experiment, self.run_opts = hparams, dict(run_opts or {})
-        super().__init__(modules={"model": model}, hparams=hparams, run_opts=self.run_opts)
+        # a model that is to be shared out stays where it is until each process takes its part
+        self.sharded = distributed.size() > 1 and hparams["parallel"] == "fsdp"
+        modules = {} if self.sharded else {"model": model}
+        super().__init__(modules=modules, hparams=hparams, run_opts=self.run_opts)
         self.evaluation_ctx = self.training_ctx
         self.model = model
         defaults = {name: hparams[name] for name in ("weight_decay", "schedule", "warmup_steps")}
         groups = parameter_groups(model, hparams["learning_rates"], defaults)
+        if self.sharded and hparams["optimizer"] != "adamw":
+            raise ConfigError(
+                f"optimizer {hparams['optimizer']} cannot share out its state: use adamw, or parallel ddp"
+            )
         self.optimizer = build_optimizer(hparams["optimizer"], groups, hparams["betas"])
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -107,7 +82,8 @@ class AudioLMBrain(sb.Brain):
                 compile_blocks(part)
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.progress = Progress()
+        self.progress, self.saved_step = Progress(), 0
+        self.signals = StopSignals()
         self.carried: list[str] = []
         self.summary: dict = {}
 
@@ -138,28 +114,24 @@ class AudioLMBrain(sb.Brain):
             The checkpoints there are of a run with other settings.
         NonFiniteError
             Too many bad steps in an epoch.
+        Stopped
+            A signal asked for it (see `stopping`); the run is saved.
         """
         began = time.monotonic()
         epochs = min(self.hparams.epochs, self.debug_epochs) if self.debug else self.hparams.epochs
-        sampler = self._sampler(train, shuffle=True)
-        windows = [self._windows_in_epoch(sampler, epoch) for epoch in range(1, epochs + 1)]
-        self.total_steps = sum(windows)
-        self.checkpoints = CheckpointFolder(self.folder / "checkpoints", self.hparams.valid_metric)
-        self._resume(len(train))
-        board = SummaryWriter(self.folder / "tensorboard", purge_step=self.progress.step) if SummaryWriter else None
-        log = FileTrainLogger(str(self.folder / "train_log.txt"), precision=3)
-        with (
-            open(self.folder / "losses.jsonl", "a", encoding="utf-8", buffering=1) as losses,
-            _bar(self.total_steps, self.progress.step, f"stage {self.hparams.stage}", self.noprogressbar) as bar,
-        ):
+        checkpoint = self._newest_checkpoint(len(train))
+        self.ranks = checkpoint.state["ranks"] if checkpoint else distributed.size()
+        feed = self._feed(train, shuffle=True)
+        self.total_steps = sum(len(feed.windows(epoch)) for epoch in range(1, epochs + 1))
+        self._begin(checkpoint)
+        title = f"stage {self.hparams.stage}"
+        place = (self.folder, self.progress.step, self.total_steps, title, self.noprogressbar)
+        with self.signals, TrainingLog(*place, active=distributed.is_main()) as log:
             while self.progress.epoch <= epochs:
                 epoch = self.progress.epoch
                 self.on_stage_start(sb.Stage.TRAIN, epoch)
-                for record in self._train_epoch(train, sampler, windows[epoch - 1], bar):
-                    finite = {k: v if math.isfinite(v) else None for k, v in record.items()}  # JSON has no NaN
-                    losses.write(json.dumps(finite) + "\n")
-                    for name in ("loss", "lr", "grad_norm") if board else ():
-                        board.add_scalar(f"train/{name}", record[name], record["step"])
+                for record in self._train_epoch(feed):
+                    log.step(record)
                 train_stats = {"loss": self.progress.loss_sum / max(1.0, self.progress.tokens)}
                 train_stats["skipped steps"] = self.progress.skipped
                 self.on_stage_end(sb.Stage.TRAIN, train_stats["loss"], epoch)
@@ -167,14 +139,12 @@ class AudioLMBrain(sb.Brain):
                 metrics = self.validate(valid)
                 self.on_stage_end(sb.Stage.VALID, metrics["loss"], epoch)
                 rate = max(group["lr"] for group in self.optimizer.param_groups)
-                log.log_stats({"epoch": epoch, "step": self.progress.step, "lr": rate}, train_stats, metrics)
-                for name in metrics if board else ():
-                    board.add_scalar(f"valid/{name}", metrics[name], self.progress.step)
+                log.epoch({"epoch": epoch, "step": self.progress.step, "lr": rate}, train_stats, metrics)
                 self.progress = Progress(epoch=epoch + 1, step=self.progress.step)
                 self._save(metrics)
-        if board:
-            board.close()
         best = self.checkpoints.best()
+        if self.sharded:  # what is handed over is whole again
+            distributed.make_whole(self.model, handover.handed_over_names(self.model, self.carried))
         copy_tensors(self.model, best.tensors, self.checkpoints.folder)
         self.summary = {name: best.info[name] for name in ("step", "metrics")}
         self.summary["seconds"] = round(time.monotonic() - began, 1)
@@ -183,29 +153,29 @@ class AudioLMBrain(sb.Brain):
     def fit_batch(self, window: list[Batch]) -> dict:
         """Take one optimiser step on the mean loss over all answer tokens of an accumulation window.
 
-        Nothing is updated when the loss or the gradient is not finite. One host synchronisation a step.
+        Nothing is updated when the loss or the gradient is not finite, in any process. One host synchronisation a step.
 
         Returns
         -------
         dict
-            step, epoch, loss (mean per token, nats), lr (the largest), grad_norm (before clipping), tokens, samples.
+            step, epoch, loss (mean per token, nats), lr (the largest), grad_norm (before clipping), tokens, samples;
+            over all processes.
         """
         sums = []
-        for batch in window:
+        for index, batch in enumerate(window):
             batch = batch.to(self.device)
-            with self.training_ctx:
-                loss = self.compute_forward(batch, sb.Stage.TRAIN)
-                objective = self.compute_objectives(loss, batch, sb.Stage.TRAIN)
-            self.scaler.scale(objective).backward()
+            with distributed.gradients_of(self.modules.model, last=index == len(window) - 1):
+                with self.training_ctx:
+                    loss = self.compute_forward(batch, sb.Stage.TRAIN)
+                    objective = self.compute_objectives(loss, batch, sb.Stage.TRAIN)
+                self.scaler.scale(objective).backward()
             sums.append(torch.stack([objective.detach(), loss.tokens]))
         self.scaler.unscale_(self.optimizer)
         sums = torch.stack(sums)  # [W, 2] float32
-        tokens = sums[:, 1].sum()
-        for parameter in self.trained.values():
-            if parameter.grad is not None:
-                parameter.grad.div_(tokens)
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.max_grad_norm)
-        total, tokens, norm = torch.cat([sums.sum(dim=0), norm[None].float()]).tolist()
+        samples = sums.new_tensor([sum(len(batch.ids) for batch in window)])
+        everything = distributed.add_up(torch.cat([sums.sum(dim=0), samples]))
+        norm = average_and_clip(self.trained.values(), everything[1], self.max_grad_norm)
+        total, tokens, samples, norm = torch.cat([everything, norm[None].float().to(everything.device)]).tolist()
 
         set_learning_rates(self.optimizer.param_groups, self.progress.step, self.total_steps)
         # With fp16 an overflowing gradient is the scaler's daily business: it skips the step and lowers its scale.
@@ -221,7 +191,7 @@ class AudioLMBrain(sb.Brain):
             self.progress.loss_sum += total
             self.progress.tokens += tokens
         elif not overflow:
-            self._count_bad_step(window, sums[:, 0].tolist())
+            count_bad_step(self.progress, window, sums[:, 0].tolist(), self.nonfinite_patience)
         return {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
@@ -229,90 +199,100 @@ class AudioLMBrain(sb.Brain):
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "grad_norm": norm,
             "tokens": int(tokens),
-            "samples": sum(len(batch.ids) for batch in window),
+            "samples": int(samples),
         }
 
     @torch.no_grad()
     def validate(self, dataset: Dataset) -> dict[str, float]:
-        """Teacher-forced loss (nats per answer token) and token accuracy over a whole dataset."""
+        """Teacher-forced loss (nats per answer token) and token accuracy over a whole dataset, shared by all processes.
+
+        Raises
+        ------
+        Stopped
+            A signal asked for it; the checkpoint lies before this validation.
+        """
         self.modules.eval()
-        sampler = self._sampler(dataset, shuffle=False)
-        batches = _bar(len(sampler), 0, "validation", self.noprogressbar, leave=False)
-        sums = []
-        with batches:
-            for batch in islice(self._loader(dataset, sampler), self._batch_limit()):
-                batch = batch.to(self.device)
-                with self.evaluation_ctx:
-                    loss = self.compute_forward(batch, sb.Stage.VALID)
-                sums.append(torch.stack([loss.total, loss.tokens, loss.correct]))
-                batches.update()
-        total, tokens, correct = torch.stack(sums).double().sum(dim=0).tolist()
+        feed = self._feed(dataset, shuffle=False)
+        windows = len(feed.windows(epoch=0))
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        with progress_bar(
+            windows, 0, "validation", self.noprogressbar or not distributed.is_main(), leave=False
+        ) as bar:
+            for window in self._windows(feed, 0, 0):
+                for batch in window:
+                    batch = batch.to(self.device)
+                    with self.evaluation_ctx:
+                        loss = self.compute_forward(batch, sb.Stage.VALID)
+                    sums += torch.stack([loss.total, loss.tokens, loss.correct])
+                bar.update()
+                self._save_and_stop_if_asked()
+        total, tokens, correct = distributed.add_up(sums).tolist()
         return {"loss": total / tokens, "accuracy": correct / tokens}
 
     def export(self, folder: str | Path) -> None:
         """Write the model's folder (see `hub`) for users to `folder`, then mark the stage finished for the next one."""
-        save_model(self.model, self.experiment, folder, trained=self.carried)
-        handover.save_stage(self.model, self.experiment, self.run_opts, self.carried, self.summary)
+        error = None
+        if distributed.is_main():
+            try:
+                save_model(self.model, self.experiment, folder, trained=self.carried)
+                handover.save_stage(self.model, self.experiment, self.run_opts, self.carried, self.summary)
+            except Exception as raised:
+                error = raised
+        distributed.agree(error)
 
-    def _train_epoch(self, dataset: Dataset, sampler: LengthBucketSampler, windows: int, bar: tqdm) -> Iterator[dict]:
+    def _train_epoch(self, feed: Feed) -> Iterator[dict]:
         """Take the epoch's remaining optimiser steps, yielding each one's record and saving in between."""
         self.modules.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sampler.set_epoch(self.progress.epoch)
-        sampler.start(self.progress.window * self.grad_accumulation_factor)
-        batches = iter(self._loader(dataset, sampler))
-        saved = began = time.monotonic()
-        samples = 0
-        while self.progress.window < windows:
-            record = self.fit_batch(list(islice(batches, self.grad_accumulation_factor)))
-            yield record
-            samples += record["samples"]
-            rate = f"{samples / (time.monotonic() - began):.1f}"
-            bar.set_postfix(
-                {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.1e}", "samples/s": rate}, refresh=False
-            )
-            bar.update()
-            if 0 < self.ckpt_interval_minutes * 60 < time.monotonic() - saved:
-                self._save()
+        saved = time.monotonic()
+        for window in self._windows(feed, self.progress.epoch, self.progress.window):
+            yield self.fit_batch(window)
+            due = 0 < self.ckpt_interval_minutes * 60 < time.monotonic() - saved
+            if self._save_and_stop_if_asked(due):
                 saved = time.monotonic()
 
-    def _count_bad_step(self, window: list[Batch], losses: list[float]) -> None:
-        """Report a step that was not finite by its items' ids, and stop after too many."""
-        self.progress.skipped += 1
-        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-        what = "loss" if bad else "gradient"
-        ids = [name for i in bad or range(len(window)) for name in window[i].ids]
-        count = f"{self.progress.skipped} in epoch {self.progress.epoch}"
-        logger.warning("Step %s skipped (%s): non-finite %s, items %s", self.progress.step, count, what, ", ".join(ids))
-        if self.progress.skipped > self.nonfinite_patience:
-            raise NonFiniteError(
-                f"{count} steps had a non-finite loss or gradient, more than nonfinite_patience "
-                f"{self.nonfinite_patience}; the last one's items: {', '.join(ids)}. Check these items, or lower the "
-                "learning rate or use precision bf16 or fp32"
+    def _windows(self, feed: Feed, epoch: int, first: int) -> Iterator[list[Batch]]:
+        """Read the windows of an epoch; what cannot be read in one process is an error in all of them."""
+        windows = feed.batches(epoch, first)
+        while True:
+            window, error = None, None
+            try:
+                window = next(windows, None)
+            except Exception as raised:
+                error = raised
+            distributed.agree(error)
+            if window is None:
+                return
+            yield window
+
+    def _save_and_stop_if_asked(self, save: bool = False) -> bool:
+        """Save where any process wants to, and end the run where a signal came to any of them."""
+        wishes = distributed.agree(save=save, stop=bool(self.signals.requested))
+        if any(wishes.values()) and self.saved_step != self.progress.step:
+            self._save()
+        if wishes["stop"]:
+            logger.warning(
+                "Stopped by %s at step %s of %s; the same command goes on from there",
+                self.signals.requested or "another process",
+                self.progress.step,
+                self.total_steps,
             )
+            raise Stopped
+        return wishes["save"]
 
-    def _sampler(self, dataset: Dataset, shuffle: bool) -> LengthBucketSampler:
-        lengths = [dataset.length(i) for i in range(len(dataset))]
-        return LengthBucketSampler(lengths, self.hparams.batch_tokens, shuffle=shuffle, seed=self.hparams.seed)
-
-    def _loader(self, dataset: Dataset, sampler: LengthBucketSampler) -> DataLoader:
-        return DataLoader(
+    def _feed(self, dataset: Dataset, shuffle: bool) -> Feed:
+        """Batches of training, or of validation in the order of their length."""
+        planned = {"accumulation": self.grad_accumulation_factor, "ranks": self.ranks}
+        return Feed(
             dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
+            self.hparams.batch_tokens,
+            **planned if shuffle else {"accumulation": distributed.size()},
+            shuffle=shuffle,
+            seed=self.hparams.seed,
+            limit=self.debug_batches if self.debug else None,
             num_workers=self.hparams.num_workers,
             pin_memory=self.device_type == "cuda",
-            # its own generator: making the loader must not draw from the one that dropout uses, or a resumed
-            # epoch would go on with other masks
-            generator=torch.Generator().manual_seed(self.hparams.seed + self.progress.epoch),
         )
-
-    def _windows_in_epoch(self, sampler: LengthBucketSampler, epoch: int) -> int:
-        windows = math.ceil(len(sampler.batches(epoch)) / self.grad_accumulation_factor)
-        return min(windows, self.debug_batches) if self.debug else windows
-
-    def _batch_limit(self) -> int | None:
-        return self.debug_batches if self.debug else None
 
     def _settings(self) -> dict:
         return {**settings(self.experiment), "debug": bool(self.debug)}
@@ -320,24 +300,44 @@ class AudioLMBrain(sb.Brain):
     def _save(self, metrics: Mapping | None = None) -> None:
         """Write a checkpoint; only called between optimiser steps, so there are no partial gradients to keep."""
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": distributed.optimizer_state(self.optimizer),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
-            "random": random_state(),
+            "ranks": self.ranks,
+            "random": distributed.gather(random_state()),
         }
         info = {"step": self.progress.step, "epoch": self.progress.epoch, "metrics": metrics}
         # statistics of an adapter's batch norms change in training, too
         statistics = {name: buffer for name, buffer in self.model.named_buffers() if name.startswith("adapter.")}
-        tensors = {**self.trained, **statistics}
-        self.checkpoints.save(tensors, state, {**info, "items": self.items, "settings": self._settings()})
+        tensors = {name: distributed.whole(tensor.detach()) for name, tensor in {**self.trained, **statistics}.items()}
+        error = None
+        if distributed.is_main():
+            try:
+                self.checkpoints.save(tensors, state, {**info, "items": self.items, "settings": self._settings()})
+            except Exception as raised:
+                error = raised
+        distributed.agree(error)
+        self.saved_step = self.progress.step
 
-    def _resume(self, items: int) -> None:
-        """Go on from the newest checkpoint where there is one."""
+    def _newest_checkpoint(self, items: int) -> Checkpoint | None:
+        """Open the folder of checkpoints and find the one to go on from; the main process clears up before others look.
+
+        Raises
+        ------
+        ConfigError
+            It is of a run with other settings, or not every process sees it.
+        """
         self.items = items
-        checkpoint = self.checkpoints.newest()
+        checkpoint = None
+        for turn in (True, False):
+            if distributed.is_main() == turn:
+                self.checkpoints = CheckpointFolder(self.folder / "checkpoints", self.hparams.valid_metric)
+                checkpoint = self.checkpoints.newest()
+            distributed.agree()
+        if len(set(distributed.gather(checkpoint and checkpoint.info["step"]))) > 1:
+            raise ConfigError(f"{self.folder} is not the same in all processes: put output_folder on a shared disk")
         if checkpoint is None:
-            _keep_lines(self.folder / "losses.jsonl", 0)
-            return
+            return None
         saved = {**checkpoint.info["settings"], "items": checkpoint.info["items"]}
         different = handover.difference(saved, {**self._settings(), "items": items})
         if different:
@@ -345,32 +345,26 @@ class AudioLMBrain(sb.Brain):
                 f"{self.checkpoints.folder} holds an unfinished run with other settings: {'; '.join(different)}. "
                 f"Use the same settings, delete {self.folder} to start anew, or choose another --output_folder"
             )
-        copy_tensors(self.model, checkpoint.tensors, self.checkpoints.folder)
-        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
-        self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.progress = Progress(**checkpoint.state["progress"])
-        set_random_state(checkpoint.state["random"])
-        _keep_lines(self.folder / "losses.jsonl", self.progress.step)
-        logger.info("Going on from step %s of %s", self.progress.step, self.total_steps)
+        return checkpoint
 
-
-def _bar(total: int, initial: int, description: str, disable: bool, leave: bool = True) -> tqdm:
-    """A progress bar with time left; where nobody watches a terminal, a line every ten seconds."""
-    interval = 0.5 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        disable=disable,
-        leave=leave,
-        mininterval=interval,
-        dynamic_ncols=True,
-    )
-
-
-def _keep_lines(path: Path, step: int) -> None:
-    """Cut losses.jsonl after `step`: what came later, perhaps half written, is about to be repeated."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:step] if path.is_file() else []
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    def _begin(self, checkpoint: Checkpoint | None) -> None:
+        """Share the model out and, where there is a checkpoint, go on from it."""
+        if checkpoint:
+            copy_tensors(self.model, checkpoint.tensors, self.checkpoints.folder)
+            self.progress = Progress(**checkpoint.state["progress"])
+            self.saved_step = self.progress.step
+            logger.info("Going on from step %s of %s", self.progress.step, self.total_steps)
+        self.modules["model"] = distributed.share_out(
+            self.model, self.hparams.parallel, self.device, self.hparams.cpu_offload
+        )
+        distributed.adopt(self.optimizer, self.model)
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        random = checkpoint.state["random"] if checkpoint else []
+        if checkpoint:
+            distributed.load_optimizer_state(self.optimizer, checkpoint.state["optimizer"])
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+        if len(random) == distributed.size():
+            set_random_state(random[distributed.rank()])
+        elif checkpoint or distributed.size() > 1:
+            # each process draws its own dropout; with another number of them the old draws cannot go on
+            seed_process(self.hparams.seed, self.progress.step, distributed.rank())

@@ -15,6 +15,7 @@ from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.model import AudioLanguageModel
 from audiolm_lite.parts import ConfigError, build, with_defaults
+from audiolm_lite.training import distributed
 from audiolm_lite.training.alignment_init import initialise_projection
 from audiolm_lite.training.parts import audio_token_rate
 
@@ -32,7 +33,9 @@ def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokeniz
     ConfigError
         A block is wrong, or the store was made with another encoder block.
     """
-    llm, tokenizer = load_llm(dict(hparams["llm"]))
+    # of processes that share one model out, the first one reads the LLM; quantised weights are not shared out
+    shared = hparams["parallel"] == "fsdp" and hparams["llm"].get("quantization") is None
+    llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=shared and not distributed.is_main())
     encoder = build("encoders", hparams["encoder"]) if hparams["train_encoder"] else None
     source = encoder if encoder is not None else open_store(hparams)
     adapter = build_adapter(
@@ -83,8 +86,11 @@ def build_datasets(
 def align_projection(
     hparams: Mapping, model: AudioLanguageModel, dataset: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Start the adapter's projection in closed form where the YAML file has `alignment_init` (else do nothing)."""
-    if hparams["alignment_init"] is None:
+    """Start the adapter's projection in closed form where the YAML file has `alignment_init` (else do nothing).
+
+    A process that has no weights yet gets the projection with them.
+    """
+    if hparams["alignment_init"] is None or model.embedding.weight.is_meta:
         return
     source = model.encoder if model.encoder is not None else dataset.store
     frame_seconds = _frame_seconds(source)

@@ -52,20 +52,25 @@ class CheckpointFolder:
     ----------
     folder : Path
         Made when missing; leftovers of an interrupted save or removal are cleared away.
-    metric : {"loss", "accuracy"}
-        Entry of `info["metrics"]` that ranks validated checkpoints.
+    metric : str
+        Entry of `info["metrics"]` that ranks validated checkpoints: "loss" and others where less is better, "accuracy",
+        or "max:<entry>" where more is.
     """
 
     def __init__(self, folder: Path, metric: str):
         self.folder = Path(folder)
-        self.metric = metric
+        best, _, self.metric = metric.rpartition(":")
+        self.sign = -1 if best == "max" or (not best and self.metric == "accuracy") else 1
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".*-step_*"):
             shutil.rmtree(leftover)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping, info: Mapping) -> Path:
         """Write one checkpoint atomically, then remove those that are neither best nor among the newest."""
-        name = f"step_{info['step']:08d}" + ("_valid" if info.get("metrics") else "")
+        metrics = info.get("metrics")
+        if metrics and self.metric not in metrics:
+            raise ConfigError(f"valid_metric: validation gives {', '.join(metrics)}, and no {self.metric}")
+        name = f"step_{info['step']:08d}" + ("_valid" if metrics else "")
         temporary, final = self.folder / f".saving-{name}", self.folder / name
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -113,7 +118,7 @@ class CheckpointFolder:
                 value = json.loads((self.folder / name / INFO).read_text(encoding="utf-8"))["metrics"][self.metric]
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # not validated, or damaged, which loading reports
-            cost = -value if self.metric == "accuracy" else value
+            cost = self.sign * value
             ranked.append((math.inf if math.isnan(cost) else cost, name))
         return [name for _, name in sorted(ranked)]
 
@@ -182,6 +187,14 @@ def set_random_state(state: Mapping) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_process(*numbers: int) -> None:
+    """Start the random number generators from numbers that say which process this is, and when."""
+    first, second, third = np.random.SeedSequence(numbers).generate_state(3).tolist()
+    random.seed(first)
+    np.random.seed(second)
+    torch.manual_seed(third)  # all devices
 
 
 def file_hash(path: Path) -> str:

@@ -20,6 +20,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from audiolm_lite.parts import ConfigError, map_sources
+from audiolm_lite.training import distributed
 from audiolm_lite.training.optimisation import OPTIMIZERS, SCHEDULES
 
 REQUIRED = object()
@@ -102,10 +103,18 @@ TRAINING_KEYS = {
         "Recompute the activations of every n-th block in the backward pass; 1: of all, 0: of none.", int, 0, False
     ),
     "compile": Key("Compile the blocks of LLM and encoder with torch.compile.", bool, False, False),
+    "parallel": Key(
+        "With several processes: the whole model in each (ddp) or shares of it (fsdp).", ("ddp", "fsdp"), "ddp", False
+    ),
+    "cpu_offload": Key("With fsdp: keep what is not in use in the host's memory.", bool, False, False),
     "nonfinite_patience": Key(
         "Steps with a non-finite loss or gradient skipped in an epoch before stopping.", int, 3, False
     ),
-    "valid_metric": Key("Metric that picks the best checkpoint.", ("loss", "accuracy"), "loss"),
+    "valid_metric": Key(
+        "Metric that picks the best checkpoint: loss, accuracy, or any of validation as min:<name> or max:<name>.",
+        str,
+        "loss",
+    ),
     "ckpt_interval_minutes": Key("Minutes between checkpoints within an epoch.", float, 15.0, result=False),
 }
 
@@ -165,6 +174,8 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
         print(help_text(keys))
         raise SystemExit(0)
     path, overrides, run_opts = _parse_arguments(argv, keys)
+    if keys is TRAINING_KEYS and (device := distributed.start(run_opts.get("device"))):
+        run_opts["device"] = device
     stream = _overridden_yaml(path, overrides, keys)
     try:
         resolved = resolve_references(stream).getvalue()
@@ -319,18 +330,23 @@ def _seed_everything(seed: int) -> None:
 
 
 def _start_logging(folder: Path, resolved: str) -> None:
-    """Make the output folder, keep the resolved YAML there, and log to the console and log.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "hyperparams.yaml.tmp"
-    temporary.write_text(resolved, encoding="utf-8")
-    os.replace(temporary, folder / "hyperparams.yaml")
+    """Make the output folder, keep the resolved YAML there, and log to the console and log.txt.
+
+    Of several processes the first one does; the others' warnings go to the console.
+    """
     root = logging.getLogger()
     for handler in [h for h in root.handlers if getattr(h, "of_experiment", False)]:
         root.removeHandler(handler)
         handler.close()
-    file, console = logging.FileHandler(folder / "log.txt", encoding="utf-8"), logging.StreamHandler(sys.stderr)
-    file.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
-    for handler in (file, console):
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    folder.mkdir(parents=True, exist_ok=True)
+    if distributed.is_main():
+        temporary = folder / "hyperparams.yaml.tmp"
+        temporary.write_text(resolved, encoding="utf-8")
+        os.replace(temporary, folder / "hyperparams.yaml")
+        handlers.append(logging.FileHandler(folder / "log.txt", encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    for handler in handlers:
         handler.of_experiment = True
         root.addHandler(handler)
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)

@@ -1,125 +1,33 @@
 """The training loop: exact windows, bad steps, resume without a trace, stage by stage exactly the named parameters."""
 
-import audiolm_lite  # noqa: F401  transformers must find its torchaudio stand-in
-
-# isort: split
 import copy
 import json
 import logging
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.adapters.tltr import TLTR
-from audiolm_lite.data.batching import Item, collate
-from audiolm_lite.language.prompt import AUDIO_SLOT
+from audiolm_lite.data.batching import collate
 from audiolm_lite.model import AudioLanguageModel
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.training import handover
-from audiolm_lite.training.brain import AudioLMBrain, NonFiniteError
-from audiolm_lite.training.experiment import TRAINING_KEYS
-
-peft = pytest.importorskip("peft")
-
-LAYERS, DIM, HIDDEN, VOCABULARY = 2, 8, 16, 30
-
-
-class ToyData:
-    """Random features with prompts whose answer follows from the audio; same items for the same seed."""
-
-    def __init__(self, items, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        self.items = []
-        for index in range(items):
-            frames, answer = [int(torch.randint(1, 6, (), generator=generator)) for _ in range(2)]
-            features = torch.randn(LAYERS, frames, DIM, generator=generator)
-            words = torch.randint(3, 8, (answer + 2,), generator=generator).tolist()
-            ids = [1, *[AUDIO_SLOT] * frames, *words]
-            labels = [-100] * (frames + 3) + words[2:]
-            self.items.append(Item({"id": f"item-{index}"}, ids, labels, features=features))
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-    def length(self, index):
-        return len(self.items[index].input_ids)
-
-
-def make_model(lora=True, dropout=0.1):
-    torch.manual_seed(0)
-    llm = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=HIDDEN,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-        )
-    )
-    if lora:
-        config = peft.LoraConfig(r=2, lora_alpha=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj"])
-        llm = peft.get_peft_model(llm, config)
-    return AudioLanguageModel(TLTR(feature_dim=DIM, num_layers=LAYERS, llm_dim=HIDDEN, layer_heads=2), llm)
-
-
-def make_hparams(root, **changes):
-    hparams = {name: key.default for name, key in TRAINING_KEYS.items()}
-    hparams |= {
-        "encoder": {"type": "whisper", "source": "tiny"},
-        "adapter": {"type": "tltr"},
-        "llm": {"source": "tiny"},
-        "template": "{audio}",
-        "data_folder": "unused",
-        "manifests": {},
-        "output_root": str(root),
-        "output_folder": str(Path(root) / f"stage_{changes.get('stage', 1)}"),
-        "stage": 1,
-        "brain": AudioLMBrain,
-        "trainable": ["adapter.*", "llm.*lora_*"],
-        "learning_rates": {"adapter.*": 1e-2, "llm.*": 1e-2},
-        "batch_tokens": 40,
-        "warmup_steps": 2,
-        "epochs": 2,
-        "grad_accumulation_factor": 2,
-        "weight_decay": 0.01,
-        "ckpt_interval_minutes": 1e-9,  # after every step
-    }
-    return hparams | changes
-
-
-def make_brain(root, model=None, kind=AudioLMBrain, **changes):
-    model = model if model is not None else make_model()
-    return kind(model, make_hparams(root, **changes), {"device": "cpu", "noprogressbar": True})
-
-
-def train(root, **changes):
-    torch.manual_seed(1)
-    brain = make_brain(root, **changes)
-    brain.fit_stage(ToyData(20), ToyData(6, seed=1))
-    return brain
-
-
-def losses_of(brain):
-    return [json.loads(line) for line in (brain.folder / "losses.jsonl").read_text().splitlines()]
-
-
-def assert_same_weights(first, second):
-    second = second.state_dict()
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second[name]), name
+from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.step import NonFiniteError
+from tests.training.toy import (
+    HIDDEN,
+    LAYERS,
+    ToyData,
+    assert_same_weights,
+    losses_of,
+    make_brain,
+    make_hparams,
+    make_model,
+    train,
+)
 
 
 class DyingBrain(AudioLMBrain):
@@ -161,10 +69,10 @@ def test_a_window_of_batches_steps_like_one_batch(tmp_path):
 
 def test_the_last_incomplete_window_is_used(tmp_path):
     brain = train(tmp_path, grad_accumulation_factor=3, epochs=1)
-    batches = brain._sampler(ToyData(20), shuffle=True).batches(1)
-    assert len(batches) % 3, "the case under test needs an incomplete window"
+    windows = brain._feed(ToyData(20), shuffle=True).windows(1)
+    assert 0 < len(windows[-1]) < 3, "the case under test needs an incomplete window"
     records = losses_of(brain)
-    assert len(records) == math.ceil(len(batches) / 3)
+    assert len(records) == len(windows)
     assert sum(record["samples"] for record in records) == 20
 
 
@@ -289,22 +197,6 @@ def test_a_run_cannot_go_on_with_other_settings(tmp_path):
         train(tmp_path, epochs=3)
 
 
-def test_kill_at_any_moment_leaves_no_trace(tmp_path):
-    """SIGKILL a training process twice, start it again with the same command, compare with a whole run."""
-    script = Path(__file__)
-    environment = {**os.environ, "PYTHONPATH": f"{script.parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    start = f"import audiolm_lite, runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
-    command = [sys.executable, "-c", start, str(tmp_path / "killed")]
-    for steps in (2, 5):
-        process = subprocess.Popen([*command, str(steps)], env=environment, stderr=subprocess.PIPE, text=True)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, errors
-    killed = train(tmp_path / "killed")
-    whole = train(tmp_path / "whole")
-    assert_same_weights(whole.model, killed.model)
-    assert losses_of(whole) == losses_of(killed)
-
-
 # --- stage after stage ----------------------------------------------------------------------------------------------
 
 STAGES = {
@@ -371,17 +263,3 @@ def test_a_finished_stage_says_so_unless_something_changed(tmp_path, caplog):
     run_stage(tmp_path, 1, epochs=1, seed=3)
     with pytest.raises(ConfigError, match="stage_1 was trained anew since"):
         handover.is_finished(make_hparams(tmp_path, **second), {})
-
-
-class KilledBrain(AudioLMBrain):
-    """Kills its own process, as hard as can be, before a given step."""
-
-    def fit_batch(self, window):
-        if self.progress.step == int(sys.argv[2]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().fit_batch(window)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(Path(sys.argv[1]), kind=KilledBrain)

@@ -1,0 +1,116 @@
+"""Two processes compute what one computes, share validation, fail together, and hand runs on to each other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.stopping import Stopped
+from tests.training.two_processes import run
+
+ROOT = Path(__file__).parents[2]
+
+
+class StoppedAlone(AudioLMBrain):
+    """Asked to stop in its third step."""
+
+    def fit_batch(self, window):
+        if self.progress.step == 2:
+            self.signals.requested = "SIGTERM"
+        return super().fit_batch(window)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Folder with what one process has begun and two have done since."""
+    root = tmp_path_factory.mktemp("two")
+    for name in ("ddp from one", "fsdp from one"):
+        with pytest.raises(Stopped):
+            run(root / name, StoppedAlone)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = [str(ROOT / "tests/training/two_processes.py"), str(root)]
+    result = subprocess.run(
+        [*launcher, *script], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr[-5000:]
+    return root
+
+
+def losses(folder):
+    return [record["loss"] for record in records(folder)]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "stage_1" / "losses.jsonl").read_text().splitlines()]
+
+
+def newest(folder):
+    return sorted((folder / "stage_1" / "checkpoints").glob("step_*"))[-1]
+
+
+def metrics(folder):
+    return json.loads((newest(folder) / "checkpoint.json").read_text())["metrics"]
+
+
+def weights(folder):
+    return load_file(newest(folder) / "trained.safetensors")
+
+
+def assert_close(first, second):
+    assert losses(first) == pytest.approx(losses(second), rel=1e-5)
+    assert metrics(first) == pytest.approx(metrics(second), rel=1e-5)
+
+
+def test_both_engines_compute_the_same(root):
+    assert_close(root / "ddp", root / "fsdp")
+    assert all(record["samples"] >= 2 for record in records(root / "ddp"))
+    assert sum(record["samples"] for record in records(root / "ddp")) == 2 * 20
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_one_process_goes_on_where_two_have_stopped(root, parallel):
+    """With the losses that two would have had, since the windows are those of two."""
+    folder = root / f"{parallel} stopped"
+    assert len(losses(folder)) == 3
+    run(folder)
+    assert_close(folder, root / parallel)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_go_on_where_one_has_stopped(root, parallel, tmp_path):
+    """Windows of a single batch, so that one of the two has nothing to compute."""
+    run(tmp_path)
+    assert_close(root / f"{parallel} from one", tmp_path)
+
+
+def test_an_interrupted_run_of_two_ends_bit_for_bit_the_same(root):
+    assert losses(root / "halves") == losses(root / "whole")
+    halves, whole = weights(root / "halves"), weights(root / "whole")
+    assert halves.keys() == whole.keys() and all((halves[name] == whole[name]).all() for name in whole)
+
+
+def test_the_first_process_alone_needs_weights(root):
+    assert_close(root / "meta", root / "tied")
+
+
+def test_an_item_that_one_process_cannot_read_ends_both(root):
+    found = dict(json.loads((root / "found.json").read_text())["unreadable"])
+    assert found.keys() == {"ValueError", "PeerError"}
+    assert "failed, so all stop: ValueError: item-7 cannot be read" in found["PeerError"]
+
+
+def test_a_bad_step_of_one_process_is_skipped_by_both(root):
+    (first, message), second = json.loads((root / "found.json").read_text())["nonfinite"]
+    assert first == "NonFiniteError" and second == [first, message]
+    assert any(f"item-{index}" in message for index in (3, 4, 5))
+
+
+def test_too_few_items_are_an_error_in_both(root):
+    found = json.loads((root / "found.json").read_text())["few"]
+    assert [kind for kind, _ in found] == ["ValueError"] * 2

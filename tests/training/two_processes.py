@@ -1,0 +1,100 @@
+"""What test_distributed.py starts with torchrun: a few runs on two processes, whose results it looks at.
+
+torchrun --nproc_per_node 2 tests/training/two_processes.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+
+from tests.training.toy import ToyData, make_brain, make_model
+
+# isort: split
+from audiolm_lite.training import distributed
+from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.stopping import Stopped
+
+PLAIN = {"grad_accumulation_factor": 1, "batch_tokens": 40, "epochs": 2, "ckpt_interval_minutes": 0.0}
+
+
+class Interrupted(AudioLMBrain):
+    """The second process is asked to stop in the third step."""
+
+    def fit_batch(self, window):
+        if self.progress.step == 2 and distributed.rank() == 1:
+            self.signals.requested = "SIGUSR1"
+        return super().fit_batch(window)
+
+
+class Unreadable(ToyData):
+    """The last process to ask for item 7 cannot read it."""
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise ValueError("item-7 cannot be read")
+        return super().__getitem__(index)
+
+
+def run(root, kind=AudioLMBrain, model=None, data=None, **changes):
+    model = model if model is not None else make_model(dropout=changes.pop("dropout", 0.0))
+    torch.manual_seed(1)
+    brain = make_brain(root, model, kind, **{**PLAIN, **changes})
+    brain.fit_stage(data or ToyData(20), ToyData(7, seed=1))
+    return brain
+
+
+def stopped(root, **changes):
+    try:
+        run(root, Interrupted, **changes)
+    except Stopped:
+        return
+    raise AssertionError("the run did not stop")
+
+
+def failure(root, data, **changes):
+    """Type and message of the error that each process ends with."""
+    try:
+        run(root, data=data, **changes)
+    except Exception as error:
+        return distributed.gather([type(error).__name__, str(error)])
+    return distributed.gather(None)
+
+
+def model_on_meta():
+    """The model of the first process has its weights, that of the other one none yet."""
+    if distributed.rank() == 0:
+        return make_model(dropout=0.0, tied=True)
+    with init_empty_weights(include_buffers=False):
+        model = make_model(dropout=0.0, tied=True)
+    model.llm.tie_weights()
+    return model
+
+
+def main(root):
+    torch.set_num_threads(1)
+    distributed.start("cpu")
+    for parallel in ("ddp", "fsdp"):
+        run(root / parallel, parallel=parallel)
+        stopped(root / f"{parallel} stopped", parallel=parallel)
+        if parallel == "ddp":  # with dropout: the processes' random numbers go on, too
+            run(root / "whole", dropout=0.1)
+            stopped(root / "halves", dropout=0.1)
+            run(root / "halves", dropout=0.1)
+        run(root / f"{parallel} from one", parallel=parallel)  # where one process has begun
+    run(root / "tied", model=make_model(dropout=0.0, tied=True))
+    run(root / "meta", model=model_on_meta(), parallel="fsdp", gradient_checkpointing=1)
+    found = {"unreadable": failure(root / "unreadable", Unreadable(20))}
+    bad = ToyData(20)
+    for index in (3, 4, 5):
+        bad.items[index].features[:] = torch.nan
+    found["nonfinite"] = failure(root / "nonfinite", bad, parallel="fsdp", nonfinite_patience=0)
+    found["few"] = failure(root / "few", ToyData(1))
+    if distributed.is_main():
+        (root / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
