@@ -77,8 +77,11 @@ def train(argv):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def make_corpus(root):
     """Tiny backbones, clips of low and high tones, their features, and a stage's YAML file."""
-    root = tmp_path_factory.mktemp("corpus")
     torch.manual_seed(0)
     WhisperModel(
         WhisperConfig(

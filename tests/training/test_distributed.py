@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from audiolm_lite.hub import load_model
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.stopping import Stopped
+from tests.training.test_build import make_corpus
 from tests.training.two_processes import run
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +32,8 @@ class StoppedAlone(AudioLMBrain):
 def root(tmp_path_factory):
     """Folder with what one process has begun and two have done since."""
     root = tmp_path_factory.mktemp("two")
+    (root / "corpus").mkdir()
+    make_corpus(root / "corpus")
     for name in ("ddp from one", "fsdp from one"):
         with pytest.raises(Stopped):
             run(root / name, StoppedAlone)
@@ -97,6 +102,16 @@ def test_an_interrupted_run_of_two_ends_bit_for_bit_the_same(root):
 
 def test_the_first_process_alone_needs_weights(root):
     assert_close(root / "meta", root / "tied")
+
+
+def test_a_curriculum_by_the_command_line_leaves_whole_models(root):
+    before, after = (load_model(root / "curriculum" / f"stage_{stage}").model.state_dict() for stage in (1, 2))
+    moved = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("adapter.")}
+    trained = load_file(root / "curriculum" / "stage_2" / "trained.safetensors")
+    assert sum("lora_B" in name for name in trained) == 2 and all(tensor.any() for tensor in trained.values())
+    log = (root / "curriculum" / "stage_2" / "log.txt").read_text()
+    assert log.count("Best checkpoint") == 1  # the first process alone writes
 
 
 def test_an_item_that_one_process_cannot_read_ends_both(root):

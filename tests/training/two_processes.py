@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 
+from tests.training.test_build import train
 from tests.training.toy import ToyData, make_brain, make_model
 
 # isort: split
@@ -73,6 +74,15 @@ def model_on_meta():
     return model
 
 
+def curriculum(root):
+    """Two stages by the command line; only the first process reads the LLM."""
+    command = [str(root / "corpus" / "stage.yaml"), "--output_root", str(root / "curriculum"), "--parallel", "fsdp"]
+    command += ["--device", "cpu", "--batch_tokens", "60"]
+    train([*command, "--alignment_init", "{ridge: 1.0, clips: 12}"])
+    train([*command, "--stage", "2", "--trainable", "['adapter.*', 'llm.*lora_*']", "--num_workers", "1"])
+    assert train([*command, "--stage", "2", "--trainable", "['adapter.*', 'llm.*lora_*']"]) is None
+
+
 def main(root):
     torch.set_num_threads(1)
     distributed.start("cpu")
@@ -86,6 +96,7 @@ def main(root):
         run(root / f"{parallel} from one", parallel=parallel)  # where one process has begun
     run(root / "tied", model=make_model(dropout=0.0, tied=True))
     run(root / "meta", model=model_on_meta(), parallel="fsdp", gradient_checkpointing=1)
+    curriculum(root)
     found = {"unreadable": failure(root / "unreadable", Unreadable(20))}
     bad = ToyData(20)
     for index in (3, 4, 5):
