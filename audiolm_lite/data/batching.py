@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from audiolm_lite.data.mixing import Mixture
 from audiolm_lite.language.prompt import IGNORE
 
 # Share by which lengths are blurred before sorting: each epoch gets other batches, at little padding.
@@ -108,10 +109,10 @@ def collate(items: Sequence[Item], side: str = "right") -> Batch:
 
 
 class LengthBucketSampler(Sampler[list[int]]):
-    """Batches of items of similar length, every item once an epoch, the same number of batches on every rank.
+    """Batches of items of similar length, the same number of batches on every rank.
 
-    Batches depend on (seed, epoch) alone. Batches that the ranks compute in the same step are neighbours in length, so
-    that no rank waits for another.
+    An epoch has every item once, or the items that a mixture gives it. Batches depend on (seed, epoch) alone; those
+    that the ranks compute in the same step are neighbours in length, so that no rank waits for another.
 
     Parameters
     ----------
@@ -124,6 +125,8 @@ class LengthBucketSampler(Sampler[list[int]]):
     seed : int
     rank, world_size : int
         This process and the number of processes.
+    mixture : Mixture, optional
+        Chooses the items of each epoch.
 
     Raises
     ------
@@ -139,6 +142,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        mixture: Mixture | None = None,
     ):
         self.lengths = np.asarray(lengths, dtype=np.int64)
         if len(self.lengths) == 0:
@@ -154,6 +158,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.mixture = mixture
         self._position = (0, 0)  # epoch, first batch
         self._plan: tuple[int, list[list[int]]] = (-1, [])
 
@@ -168,11 +173,13 @@ class LengthBucketSampler(Sampler[list[int]]):
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of this rank in an epoch, as lists of item indices."""
         rng = np.random.default_rng((self.seed, epoch if self.shuffle else 0))
-        blurred = self.lengths * (1 + BLUR * rng.random(len(self.lengths))) if self.shuffle else self.lengths
+        items = np.arange(len(self.lengths)) if self.mixture is None else self.mixture.epoch(epoch)
+        lengths = self.lengths[items]
+        blurred = lengths * (1 + BLUR * rng.random(len(lengths))) if self.shuffle else lengths
         order = np.argsort(-blurred, kind="stable")
         batches: list[list[int]] = []
         longest = 0
-        for index, length in zip(order.tolist(), self.lengths[order].tolist()):
+        for index, length in zip(items[order].tolist(), lengths[order].tolist()):
             longest = max(longest, length)
             if not batches or longest * (len(batches[-1]) + 1) > self.batch_tokens:
                 batches.append([])
@@ -187,9 +194,10 @@ class LengthBucketSampler(Sampler[list[int]]):
     def _split_to_multiple(self, batches: list[list[int]]) -> list[list[int]]:
         """Halve the batches of most items until their number is a multiple of the ranks."""
         missing = -len(batches) % self.world_size
-        if len(batches) + missing > len(self.lengths):
+        items = sum(map(len, batches))
+        if len(batches) + missing > items:
             raise ValueError(
-                f"{len(self.lengths)} items in {len(batches)} batches cannot be dealt out evenly to {self.world_size} "
+                f"{items} items in {len(batches)} batches cannot be dealt out evenly to {self.world_size} "
                 "processes: use fewer processes or more items."
             )
         for _ in range(missing):

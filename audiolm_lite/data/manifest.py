@@ -53,7 +53,7 @@ def iterate_manifest(
     """
     path = Path(path)
     checker = RowChecker(path, "line", instruction_required)
-    with _open(path) as file:
+    with open_manifest(path) as file:
         for number, line in _lines(file):
             row = None
             try:
@@ -176,7 +176,8 @@ class RowChecker:
         return row
 
 
-def _open(path: Path) -> BinaryIO:
+def open_manifest(path: Path) -> BinaryIO:
+    """Open a manifest for reading; raises ManifestError where that cannot be done."""
     if path.is_dir():
         raise ManifestError(f"{path}: is a folder; name the manifest in it")
     if not path.exists():

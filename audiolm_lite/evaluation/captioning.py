@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from audiolm_lite.cache import cache_folder
 from audiolm_lite.evaluation.confidence import ratio_interval
 
 METRICS = ("bleu", "rouge_l", "meteor", "cider_d", "spice", "fense")
@@ -28,13 +29,6 @@ _PROGRAMS = {
 
 class CaptioningUnavailable(ImportError):
     """The packages behind the caption metrics are not installed; the message names the command that brings them."""
-
-
-def cache_folder() -> Path:
-    """Folder for files made or fetched once: AUDIOLM_LITE_CACHE, else audiolm_lite in XDG_CACHE_HOME or ~/.cache."""
-    if folder := os.environ.get("AUDIOLM_LITE_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm_lite"
 
 
 def _toolkit() -> dict[str, str]:

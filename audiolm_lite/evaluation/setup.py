@@ -39,6 +39,7 @@ def control_sets(hparams: Mapping, bundle: ModelBundle) -> dict[str, AudioTextDa
             audio=control,
             seed=hparams["seed"],
             with_answer=False,
+            question_files=hparams["question_files"],
         )
         for control in hparams["controls"]
     }

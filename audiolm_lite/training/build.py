@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.mixing import split_entries
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
@@ -58,11 +59,21 @@ def build_dataset(
 ) -> AudioTextDataset:
     """Build the dataset of `manifests[split]`: stored features, or waveforms where the model has an encoder.
 
-    `options` are further arguments of AudioTextDataset, such as `audio="shuffled"` or `with_answer=False`.
+    The manifests of "train" may be mixed, by weights in their list or by `mixing_temperature`. `options` are further
+    arguments of AudioTextDataset, such as `audio="shuffled"` or `with_answer=False`.
+
+    Raises
+    ------
+    ConfigError
+        No manifests for this split, or entries, weights or a temperature that do not go together.
     """
-    manifests = hparams["manifests"].get(split)
-    if not manifests:
+    entries = hparams["manifests"].get(split)
+    if not entries:
         raise ConfigError(f"manifests: no list of files under {split!r}; the YAML file gives {hparams['manifests']}")
+    manifests, weights = split_entries(entries)
+    temperature = hparams["mixing_temperature"] if split == "train" else None
+    if weights and (split != "train" or temperature is not None):
+        raise ConfigError(f"manifests.{split} has weights: they are for training alone, and without mixing_temperature")
     live = model.encoder is not None
     return AudioTextDataset(
         manifests,
@@ -72,6 +83,10 @@ def build_dataset(
         store=None if live else open_store(hparams),
         encoder_frames=model.encoder.num_frames if live else None,
         tasks=hparams["tasks"],
+        seed=hparams["seed"],
+        question_files=(hparams["question_files"] or {}).get(split),
+        weights=weights,
+        temperature=temperature,
         **options,
     )
 

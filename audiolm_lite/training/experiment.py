@@ -19,6 +19,7 @@ import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
+from audiolm_lite.data.mixing import split_entries
 from audiolm_lite.parts import ConfigError, map_sources
 from audiolm_lite.training import distributed
 from audiolm_lite.training.optimisation import OPTIMIZERS, SCHEDULES
@@ -64,7 +65,19 @@ DATA_KEYS = {
     "data_folder": Key("Folder with the prepared data.", str, result=False),
     "output_root": Key("Folder of the whole curriculum; stages are sub-folders of it.", str, result=False),
     "output_folder": Key("Folder of this run: checkpoints, logs, the exported model.", str, result=False),
-    "manifests": Key("Lists of manifest files (JSON lines) under train, valid and test.", dict, result=False),
+    "manifests": Key(
+        "Lists of manifest files (JSON lines) under train, valid and test; in train also {path: ..., weight: ...}, the "
+        "weight being the manifest's share of an epoch relative to the others.",
+        dict,
+        result=False,
+    ),
+    "question_files": Key(
+        "Lists of files under train, valid and test, one question a line, for rows without an instruction. As many "
+        "files as manifests: one each; else drawn from all; []: a default question; null: every row has its own.",
+        dict,
+        None,
+        result=False,
+    ),
     "feature_folder": Key(
         "Feature store written by prepare.py; not needed with train_encoder.", str, None, result=False
     ),
@@ -94,6 +107,12 @@ TRAINING_KEYS = {
     "betas": Key("AdamW momentum terms.", list, [0.9, 0.999]),
     "schedule": Key("Learning rate after warm-up, per optimiser step.", SCHEDULES, "linear"),
     "warmup_steps": Key("Optimiser steps of linear warm-up.", int, 100),
+    "mixing_temperature": Key(
+        "Mixes the manifests of train in shares of rows ** (1 / temperature): 1 keeps their sizes' shares, more evens "
+        "them out; null: no mixing, every row once an epoch.",
+        float,
+        None,
+    ),
     "epochs": Key("Passes over the training set.", int, 1),
     "grad_accumulation_factor": Key("Batches in one optimiser step; the mean is over all their answer tokens.", int, 1),
     "max_grad_norm": Key("Norm over all groups to which gradients are clipped.", float, 1.0),
@@ -124,6 +143,12 @@ EVALUATION_KEYS = {
     "model_folder": Key("Finished stage or saved model to evaluate.", str, result=False),
     "output_folder": Key("Where predictions.jsonl, metrics.json, latency.json and report.html go.", str, result=False),
     "manifests": Key("Manifest files (JSON lines) to evaluate on.", list, result=False),
+    "question_files": Key(
+        "Files with one question a line, for rows without an instruction (see training); null: every row has one.",
+        list,
+        None,
+        result=False,
+    ),
     "feature_folder": Key("Feature store; null: the model's encoder hears the audio.", str, None, result=False),
     "tasks": DATA_KEYS["tasks"],
     "metrics": Key("Task -> how it is scored: {type: asr|classification|regression|captioning, ...}.", dict),
@@ -205,6 +230,8 @@ def help_text(keys: Mapping[str, Key]) -> str:
 def settings(hparams: Mapping, keys: Mapping[str, Key] = TRAINING_KEYS) -> dict:
     """Return the values that decide which model comes out: what a run may be resumed or reused with."""
     plain = {name: hparams[name] for name, key in keys.items() if key.result and name in hparams}
+    if "mixing_temperature" in plain:  # the manifests themselves may move, but another mixture of them is another run
+        plain["manifest weights"] = split_entries(hparams["manifests"].get("train", []))[1]
     return {name: _comparable(value) for name, value in plain.items()}
 
 

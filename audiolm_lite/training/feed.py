@@ -22,7 +22,7 @@ class Feed:
     Parameters
     ----------
     dataset : Dataset
-        Items with `lengths`.
+        Items with their `lengths`, `mixture` (which items an epoch of training has; None: all) and `set_epoch`.
     batch_tokens : int
         Budget of a batch.
     accumulation : int
@@ -54,9 +54,18 @@ class Feed:
         self.dataset, self.seed, self.limit = dataset, seed, limit
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.window = accumulation * ranks
-        lengths = [dataset.length(i) for i in range(len(dataset))]
+        self.shuffle = shuffle
+        mixture = dataset.mixture if shuffle else None
         self.samplers = [
-            LengthBucketSampler(lengths, batch_tokens, shuffle=shuffle, seed=seed, rank=rank, world_size=ranks)
+            LengthBucketSampler(
+                dataset.lengths,
+                batch_tokens,
+                shuffle=shuffle,
+                seed=seed,
+                rank=rank,
+                world_size=ranks,
+                mixture=mixture,
+            )
             for rank in range(ranks)
         ]
 
@@ -72,6 +81,8 @@ class Feed:
         Where the windows cannot be dealt out evenly, a batch whose turn it is elsewhere makes up the number; nothing
         in it is supervised.
         """
+        if self.shuffle:  # validation asks the same questions every time
+            self.dataset.set_epoch(epoch)
         rank, size = distributed.rank(), distributed.size()
         windows = self.windows(epoch)[first:]
         shares = [window[rank::size] for window in windows]

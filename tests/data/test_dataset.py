@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -69,14 +70,14 @@ def test_items_have_their_audio_and_exact_lengths(dataset):
         clip = int(item.row["audio"][6])
         assert item.features.shape == (LAYERS, 4 + 3 * clip, DIM) and (item.features == clip + 1).all()
         assert item.input_ids.count(AUDIO_SLOT) == num_tokens(4 + 3 * clip)
-        assert data.length(index) == len(item.input_ids)
+        assert data.lengths[index] == len(item.input_ids)
 
 
 def test_without_the_answer_items_are_prompts(dataset):
     data, prompts = dataset(), dataset(with_answer=False)
     for index in range(len(data)):
         prompt = prompts[index].input_ids
-        assert data[index].input_ids[: len(prompt)] == prompt and prompts.length(index) == len(prompt)
+        assert data[index].input_ids[: len(prompt)] == prompt and prompts.lengths[index] == len(prompt)
         assert len(data[index].input_ids) == len(prompt) + len(data.rows[index]["target"]) + 1
 
 
@@ -103,7 +104,8 @@ def test_controls_hear_another_clip_or_nothing(dataset, audio):
     assert all(len(several) == 1 for several in frames.values())  # rows of one clip hear one clip
     assert len(frames) == len(set.union(*frames.values()))  # and every clip is heard
     again, otherwise = dataset(audio=audio), [dataset(audio=audio, seed=seed).lengths for seed in (1, 2, 3)]
-    assert again.lengths == control.lengths and any(lengths != control.lengths for lengths in otherwise)
+    assert (again.lengths == control.lengths).all()
+    assert any((lengths != control.lengths).any() for lengths in otherwise)
 
 
 def test_rejected_audio_is_left_out_with_a_warning_and_lost_features_are_an_error(dataset, made, caplog):
@@ -185,8 +187,114 @@ def test_waveforms_where_there_is_no_store(tmp_path, tokenizer, audio):
     own = [8000, 16000, 4000, 16000]
     for index, item in enumerate(data):
         samples = len(item.waveform)
-        assert item.features is None and data.length(index) == len(item.input_ids)
+        assert item.features is None and data.lengths[index] == len(item.input_ids)
         assert item.input_ids.count(AUDIO_SLOT) == samples // 320 // STRIDE
         assert samples == own[index] or audio != "normal"
         assert bool(item.waveform.any()) == (audio != "zeros")
     assert collate(list(data)).samples.tolist() == [len(item.waveform) for item in data]
+
+
+def test_a_start_past_the_end_and_a_length_the_encoder_refuses_name_their_row(tmp_path, tokenizer):
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio/0.wav", np.full(16000, 0.1), 16000)
+
+    def encoder_frames(samples):
+        if samples > 8000:
+            raise ValueError("longer than 0.5 s")
+        return samples // 320
+
+    for bad, message in (
+        (row("late", 0, start=1.5), 'row "late": its start 1.5 s is past the end of .*0.wav'),
+        (row("long", 0), 'row "long", audio/0.wav: longer than 0.5 s'),
+    ):
+        write_manifest(tmp_path / "m.jsonl", [row("fine", 0, duration=0.5), bad])
+        with pytest.raises(DatasetError, match=message):
+            AudioTextDataset(
+                [tmp_path / "m.jsonl"],
+                PromptTemplate(TEMPLATE),
+                tokenizer,
+                num_tokens,
+                encoder_frames=encoder_frames,
+            )
+
+
+@pytest.fixture
+def questioned(made):
+    """The manifest without its instructions on rows of the task "asr", and two files of questions."""
+    rows = [row(f"row{clip}", clip, task="class" if clip % 2 else "asr") for clip in range(6)]
+    rows = [r | {"instruction": None} if r["task"] == "asr" else r for r in rows]
+    write_manifest(made / "train.jsonl", rows, instruction_required=False)
+    (made / "short.txt").write_text("why?\nwho?\n")
+    (made / "long.txt").write_text("what is heard here?\n")
+    return made
+
+
+def test_rows_without_instruction_need_question_files(dataset, questioned):
+    with pytest.raises(
+        DatasetError, match='3 rows of .*train.jsonl have no instruction, the first is "row0".*or \\[\\]'
+    ):
+        dataset()
+    assert len(dataset(tasks=["class"])) == 3
+    data = dataset(question_files=[])
+    assert {r["instruction"] for r in data.rows if r["task"] == "asr"} == {"what does the audio mean?"}
+    for index, item in enumerate(data):
+        assert len(item.input_ids) == data.lengths[index]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_drawn_questions_do_not_depend_on_workers_and_fit_the_lengths(dataset, questioned, num_workers):
+    data = dataset(question_files=[questioned / "short.txt", questioned / "long.txt"])
+    sampler = LengthBucketSampler(data.lengths, 90)
+    drawn = []
+    for epoch in range(4):
+        data.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        loader = DataLoader(data, batch_sampler=sampler, collate_fn=list, num_workers=num_workers)
+        items = {item.row["id"]: item for batch in loader for item in batch}
+        drawn.append({name: item.row["instruction"] for name, item in items.items()})
+        assert drawn[-1] == {r["id"]: r["instruction"] for r in data.rows}
+        for index, r in enumerate(data.rows):
+            item = items[r["id"]]
+            missing = len("what is heard here?") - len(r["instruction"]) if r["task"] == "asr" else 0
+            assert len(item.input_ids) + missing == data.lengths[index]
+    assert len({tuple(sorted(epoch.items())) for epoch in drawn}) > 1
+    assert {epoch["row1"] for epoch in drawn} == {row("row1", 1)["instruction"]}
+    again = dataset(question_files=[questioned / "short.txt", questioned / "long.txt"])
+    again.set_epoch(3)
+    assert {r["id"]: r["instruction"] for r in again.rows} == drawn[3]
+
+
+def test_manifests_are_mixed_by_weight_or_temperature(made, tokenizer, caplog):
+    rows = [row(f"row{clip}", clip) for clip in range(6)]
+    write_manifest(made / "a.jsonl", rows[:5])
+    write_manifest(made / "b.jsonl", rows[5:])
+
+    def build(**options):
+        store = FeatureStore(made / "store")
+        files = [made / "a.jsonl", made / "b.jsonl"]
+        return AudioTextDataset(files, PromptTemplate(TEMPLATE), tokenizer, num_tokens, store=store, **options)
+
+    assert build().mixture is None
+    with caplog.at_level(logging.INFO):
+        data = build(weights=[1, 2])
+    assert data.mixture.counts == [2, 4] and [r["id"] for r in data.rows] == [r["id"] for r in rows]
+    tokens = [int(data.lengths[data.mixture.epoch(1)[part]].sum()) for part in (slice(0, 2), slice(2, 6))]
+    assert f"a.jsonl: 2 of 5 rows (33.3 %), {tokens[0]} tokens" in caplog.text
+    assert f"b.jsonl: 4 of 1 rows (66.7 %), {tokens[1]} tokens" in caplog.text
+    assert build(temperature=1).mixture.counts == [5, 1]
+
+
+def held(data):
+    """How many bytes of a dataset's own arrays a spawned worker gets as a copy, not as shared memory."""
+    return len(ForkingPickler.dumps((data.rows, data._lengths)))
+
+
+def test_workers_get_no_copy_of_the_rows(made, tokenizer):
+    sizes = []
+    for count in (200, 2000):
+        write_manifest(made / "many.jsonl", (row(f"row{i}", i % 6) for i in range(count)))
+        data = AudioTextDataset(
+            [made / "many.jsonl"], PromptTemplate(TEMPLATE), tokenizer, num_tokens, store=FeatureStore(made / "store")
+        )
+        sizes.append(held(data))
+    assert abs(sizes[1] - sizes[0]) < 100

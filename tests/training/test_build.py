@@ -20,7 +20,7 @@ from transformers import (
     WhisperModel,
 )
 
-from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.data.manifest import read_manifest, write_manifest
 from audiolm_lite.features.extract import extract
 from audiolm_lite.hub import load_model
 from audiolm_lite.parts import ConfigError, build
@@ -31,7 +31,7 @@ from audiolm_lite.training.build import (
     build_datasets,
     build_model,
 )
-from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.experiment import load_experiment, settings
 from audiolm_lite.training.handover import is_finished
 
 WORDS = ["<s>", "</s>", "<unk>", ",", "what", "is", "heard", "?", "a", "low", "high", "tone", ":"]
@@ -229,3 +229,25 @@ def test_the_library_needs_no_encoder_for_stored_features(corpus, tmp_path, monk
     monkeypatch.setattr(sys.modules["audiolm_lite.encoders.whisper"], "_load", None)
     model, _ = build_model(hparams)
     assert model.encoder is None
+
+
+def test_weights_temperature_and_question_files_come_from_the_yaml_file(corpus, tmp_path):
+    few = [row | {"id": f"few-{i}", "instruction": None} for i, row in enumerate(read_manifest(corpus / "valid.jsonl"))]
+    write_manifest(corpus / "few.jsonl", few, instruction_required=False)
+    command = [str(corpus / "stage.yaml"), "--output_folder", str(tmp_path), "--question_files", "{train: []}"]
+    paths = [f"{corpus}/train.jsonl", f"{corpus}/few.jsonl"]
+
+    def load(weights=None, *further):
+        entries = [f"{{path: {p}, weight: {w}}}" for p, w in zip(paths, weights)] if weights else paths
+        return load_experiment([*command, "--manifests.train", f"[{', '.join(entries)}]", *further])[0]
+
+    model, tokenizer = build_model(load())
+    plain = build_dataset(load(), "train", model, tokenizer)
+    assert plain.mixture is None and plain.rows[12]["instruction"] == "what does the audio mean?"
+    weighted = build_dataset(load([1, 3]), "train", model, tokenizer)
+    assert weighted.mixture.counts == [4, 12] and weighted.mixture.seed == 3
+    assert build_dataset(load(None, "--mixing_temperature", "1"), "train", model, tokenizer).mixture.counts == [12, 4]
+    with pytest.raises(ConfigError, match="weights: they are for training alone, and without mixing_temperature"):
+        build_dataset(load([1, 3], "--mixing_temperature", "2"), "train", model, tokenizer)
+    # another mixture is another run
+    assert settings(load([1, 3])) != settings(load([1, 2])) != settings(load())

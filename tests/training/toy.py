@@ -44,8 +44,14 @@ class ToyData:
     def __getitem__(self, index):
         return self.items[index]
 
-    def length(self, index):
-        return len(self.items[index].input_ids)
+    mixture = None
+
+    @property
+    def lengths(self):
+        return [len(item.input_ids) for item in self.items]
+
+    def set_epoch(self, epoch):
+        pass
 
 
 def make_model(lora=True, dropout=0.1, tied=False):

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> dict:
         bundle.model.llm = llm = llm.merge_and_unload()
     name = choose_backend(hparams["backend"], next(llm.parameters()).device.type)
     print(f"back end: {name}" + (" (compiling, once)" if name != "eager" else ""))
-    capacity = max(dataset.lengths) + tokens
+    capacity = int(dataset.lengths.max()) + tokens
     backend = make_backend(name, llm, 1, capacity, Path(hparams["output_folder"]) / "compiled")
     with torch.inference_mode():
         prompts = [prompt_of(bundle, dataset, i) for i in clips]

@@ -1,0 +1,62 @@
+"""Rows of several manifests that a dataset has chosen, as one sequence."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+
+from audiolm_lite.data.questions import Questions
+from audiolm_lite.data.table import ManifestTable
+
+
+class Rows(Sequence):
+    """Chosen rows of some tables: those of the first table come first, each one's in file order.
+
+    Parameters
+    ----------
+    tables : sequence of ManifestTable
+    chosen : sequence of ndarray
+        For each table the numbers [N] int32 of its rows, ascending.
+    questions : Questions, optional
+        What fills the instruction where a row has none.
+
+    Attributes
+    ----------
+    sizes : list of int
+        How many rows each table has here.
+    """
+
+    def __init__(self, tables: Sequence[ManifestTable], chosen: Sequence[np.ndarray], questions: Questions | None):
+        self.tables, self.questions = list(tables), questions
+        self.sizes = [len(numbers) for numbers in chosen]
+        self._ends = list(accumulate(self.sizes))
+        # A tensor: torch hands it to spawned workers through shared memory, where an array would be copied to each.
+        self._numbers = torch.from_numpy(np.concatenate(chosen).astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        row = self.table_of(index)[int(self._numbers[index])]
+        if row["instruction"] is None and self.questions is not None:
+            row["instruction"] = self.questions.draw(bisect_right(self._ends, index), row["id"])
+        return row
+
+    def table_of(self, index: int) -> ManifestTable:
+        """Table that a row is from."""
+        return self.tables[bisect_right(self._ends, index)]
+
+    def chosen(self) -> Iterator[tuple[ManifestTable, np.ndarray]]:
+        """Each table and the numbers of its rows."""
+        return zip(self.tables, np.split(self._numbers.numpy(), self._ends[:-1]))
+
+    def keep(self, mask: np.ndarray) -> "Rows":
+        """The rows where the mask [N] is true."""
+        masks = np.split(mask, self._ends[:-1])
+        return Rows(self.tables, [numbers[m] for (_, numbers), m in zip(self.chosen(), masks)], self.questions)
