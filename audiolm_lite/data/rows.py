@@ -34,7 +34,7 @@ class Rows(Sequence):
         self.sizes = [len(numbers) for numbers in chosen]
         self._ends = list(accumulate(self.sizes))
         # A tensor: torch hands it to spawned workers through shared memory, where an array would be copied to each.
-        self._numbers = torch.from_numpy(np.concatenate(chosen).astype(np.int32))
+        self._numbers = torch.from_numpy(np.concatenate(chosen).astype(np.int32, copy=False))
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -70,11 +70,18 @@ class ManifestTable(Sequence):
         self.file = made_once(
             self.path, ".arrow", lambda file: _source(file).get("stamp") == stamp, lambda file: _write(self.path, file)
         )
+        self.content = _source(self.file)["content"]
         self._map()
 
-    def _map(self) -> None:
-        self.content = _source(self.file)["content"]
+    def _open(self) -> pa.ipc.RecordBatchFileReader:
+        """Map the file anew; another process may have replaced it by the table of a changed manifest."""
         reader = pa.ipc.open_file(pa.memory_map(str(self.file)))
+        if json.loads(reader.schema.metadata[b"manifest"])["content"] != self.content:
+            raise ManifestError(f"{self.path}: has changed since it was opened; start again")
+        return reader
+
+    def _map(self) -> None:
+        reader = self._open()
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self._columns = [dict(zip(_SCHEMA.names, batch.columns)) for batch in batches]
         self._ends = list(accumulate(batch.num_rows for batch in batches))
@@ -83,10 +90,8 @@ class ManifestTable(Sequence):
         return {"path": self.path, "file": self.file, "content": self.content}  # each process maps the file itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path, self.file = state["path"], state["file"]
+        self.path, self.file, self.content = state["path"], state["file"], state["content"]
         self._map()
-        if self.content != state["content"]:
-            raise ManifestError(f"{self.path}: has changed since it was opened; start again")
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -122,10 +127,12 @@ class ManifestTable(Sequence):
         allowed = {"task": tasks, "split": None if split is None else [split]}
         values = {name: pa.array(names, pa.string()) for name, names in allowed.items() if names is not None}
         chosen, first = [np.empty(0, dtype=np.int32)], 0
-        for columns, end in zip(self._columns, self._ends):
+        for end in self._ends:
             keep = np.ones(end - first, dtype=bool)
+            # Its own mapping, which ends here: the columns would stay resident in the one that lasts.
+            batch = self._open().get_batch(len(chosen) - 1) if values else None
             for name, value_set in values.items():
-                keep &= pc.is_in(columns[name], value_set=value_set).to_numpy(zero_copy_only=False)
+                keep &= pc.is_in(batch.column(name), value_set=value_set).to_numpy(zero_copy_only=False)
             chosen.append((np.flatnonzero(keep) + first).astype(np.int32))
             first = end
         return np.concatenate(chosen)
