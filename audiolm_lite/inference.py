@@ -13,8 +13,10 @@ from audiolm_lite.bundle import ModelBundle
 from audiolm_lite.data.batching import Item
 from audiolm_lite.deploy.backends import Backend, make_backend
 from audiolm_lite.hub import load_model
+from audiolm_lite.language.prompt import AUDIO_MARK
 
-Audio = str | Path | Tensor
+Clip = str | Path | Tensor
+Audio = Clip | tuple[Clip, ...]
 
 
 class AudioLM:
@@ -78,6 +80,7 @@ class AudioLM:
         question: str | Sequence[str],
         *,
         fields: dict[str, str] | None = None,
+        history: Sequence[tuple[str, str]] = (),
         **generation: Any,
     ) -> str | list[str]:
         """Answer a question about audio.
@@ -85,11 +88,14 @@ class AudioLM:
         Parameters
         ----------
         audio : path, Tensor or sequence of them
-            Audio files of any format libsndfile reads, or waveforms [S] float, mono at 16 kHz.
+            Audio files of any format libsndfile reads, or waveforms [S] float, mono at 16 kHz. A tuple is several clips
+            in one question, which may place them: "is <audio> louder than <audio>?".
         question : str or sequence of str
             One for all clips, or one each.
         fields : dict, optional
             Further fields of the model's prompt template, e.g. {"transcript": ...}.
+        history : sequence of (str, str), optional
+            Questions and answers before this one, for all clips.
         **generation
             `max_new_tokens`, and for sampling `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`
             (see `decoding.Sampling`); what is not given is as the model's folder says, greedy unless it says otherwise.
@@ -111,18 +117,20 @@ class AudioLM:
         UserWarning
             The model's tokenizer drops characters of the question.
         """
-        single = isinstance(audio, (str, Path, Tensor))
+        single = isinstance(audio, (str, Path, Tensor, tuple))
         clips = [audio] if single else list(audio)
         questions = [question] * len(clips) if isinstance(question, str) else list(question)
         if len(questions) != len(clips):
             raise ValueError(f"ask: {len(questions)} questions for {len(clips)} clips; give one, or one a clip")
         for text in dict.fromkeys(questions):
-            self._warn_of_lost_characters(text)
+            self._warn_of_lost_characters(text.replace(AUDIO_MARK, ""))
+        turns = [{"instruction": asked, "target": answered} for asked, answered in history]
+        before = {"history": turns} if turns else {}
         answers: list[str] = []
         for start in range(0, len(clips), self.batch_size):
             batch = slice(start, start + self.batch_size)
             pairs = zip(clips[batch], questions[batch])
-            items = [self._item(clip, {"instruction": text, **(fields or {})}) for clip, text in pairs]
+            items = [self._item(clip, {"instruction": text, **before, **(fields or {})}) for clip, text in pairs]
             answers += self.bundle.answer(items, generation, self._backend)
         return answers[0] if single else answers
 
@@ -138,22 +146,26 @@ class AudioLM:
             )
 
     def _item(self, audio: Audio, row: dict[str, Any]) -> Item:
-        if isinstance(audio, Tensor):
-            if audio.dim() != 1 or not audio.is_floating_point():
-                raise ValueError(
-                    f"a waveform must be one-dimensional float at 16 kHz, not {audio.dtype} {list(audio.shape)}; "
-                    "average its channels and resample it"
-                )
-            if not audio.isfinite().all():
-                raise ValueError("the waveform holds NaN or infinite samples; make it again")
-            waveform = audio.float().cpu()
-        else:
-            waveform = read_audio(audio)
-        row = {"id": "waveform" if isinstance(audio, Tensor) else str(audio), **row}
+        clips = list(audio) if isinstance(audio, tuple) else [audio]
+        row = {"id": " ".join("waveform" if isinstance(clip, Tensor) else str(clip) for clip in clips), **row}
+        waveforms = [self._waveform(clip) for clip in clips]
         model = self.bundle.model
-        tokens = model.adapter.num_tokens(model.encoder.num_frames(len(waveform)))
-        if tokens < 1:
-            seconds = len(waveform) / SAMPLE_RATE
+        tokens = [model.adapter.num_tokens(model.encoder.num_frames(len(waveform))) for waveform in waveforms]
+        if min(tokens) < 1:
+            seconds = min(map(len, waveforms)) / SAMPLE_RATE
             raise ValueError(f"{row['id']}: {seconds:.3f} s is too short for one audio token; give more audio")
         ids, labels = self.bundle.template.encode(row, self.bundle.tokenizer, tokens, with_answer=False)
-        return Item(row, ids, labels, waveform=waveform)
+        return Item(row, ids, labels, waveform=waveforms[0], further=tuple(waveforms[1:]))
+
+    @staticmethod
+    def _waveform(clip: Clip) -> Tensor:
+        if not isinstance(clip, Tensor):
+            return read_audio(clip)
+        if clip.dim() != 1 or not clip.is_floating_point():
+            raise ValueError(
+                f"a waveform must be one-dimensional float at 16 kHz, not {clip.dtype} {list(clip.shape)}; "
+                "average its channels and resample it"
+            )
+        if not clip.isfinite().all():
+            raise ValueError("the waveform holds NaN or infinite samples; make it again")
+        return clip.float().cpu()

@@ -96,10 +96,16 @@ class AudioLanguageModel(nn.Module):
         tokens, counts = self.audio_tokens(batch)
         valid = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]  # [A, N]
         tokens = tokens[valid].to(embedded.dtype)
-        if tokens.shape[0] != slots.sum():
+        rows = batch.audio_rows
+        if rows is None:
+            rows = torch.arange(len(counts), device=counts.device)
+        given = torch.zeros_like(slots.sum(1)).index_add(0, rows, counts)
+        if not torch.equal(given, slots.sum(1)):
+            row = int((given != slots.sum(1)).nonzero()[0])
             raise ValueError(
-                f"the adapter gives {tokens.shape[0]} audio tokens and the prompts have {int(slots.sum())} slots: "
-                "build the dataset with this adapter's num_tokens and this encoder's features."
+                f"{batch.ids[row]}: the adapter gives {int(given[row])} audio tokens and the prompt has "
+                f"{int(slots[row].sum())} slots: build the dataset with this adapter's num_tokens and this encoder's "
+                "features."
             )
         return embedded.masked_scatter(slots[..., None], tokens)
 

@@ -1,5 +1,6 @@
 """The user's AudioLM: files and waveforms, one and many, on every back end, with the same answers."""
 
+import json
 from dataclasses import replace
 
 import audiolm_lite  # isort: skip  (before transformers: its torchaudio stand-in)
@@ -70,6 +71,23 @@ def test_sampled_answers_depend_on_clip_and_seed_alone(folder):
     assert sampled[1] == model.ask(files[1], "what", temperature=1.5, seed=3)
     assert sampled != model.ask(files, "what", temperature=1.5, seed=4)
     assert len(model.ask(files[0], "what", max_new_tokens=1).split()) <= 1
+
+
+def test_several_clips_and_turns_in_one_question(folder):
+    experiment = json.loads((folder / "model" / "audiolm_lite.json").read_text())
+    experiment["template"] = "{bos}{turn}user : {audio} {instruction} answer : {answer}{eos}"
+    (folder / "model" / "audiolm_lite.json").write_text(json.dumps(experiment))
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    pair = (folder / "0.wav", torch.from_numpy(noise(1)))
+    both = model.ask(pair, "what <audio> dog <audio>")
+    assert isinstance(both, str)
+    items = [model._item(pair, {"instruction": text}) for text in ("what <audio> dog <audio>", "what dog")]
+    assert len(items[0].clips) == 2 and items[0].input_ids != items[1].input_ids
+    # beside others in a batch it is the same, and turns before it are part of the prompt
+    assert model.ask([pair, folder / "2.wav"], ["what <audio> dog <audio>", "rain"])[0] == both
+    model.ask(folder / "0.wav", "rain", history=[("what dog", "dog")])
+    with pytest.raises(ValueError, match="1 <audio> marks"):
+        model.ask(pair, "what <audio>")
 
 
 def test_beams_are_a_generation_setting(folder):

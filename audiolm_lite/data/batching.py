@@ -17,18 +17,36 @@ BLUR = 0.1
 
 @dataclass
 class Item:
-    """One audio and its prompt: `features` [L, T, D] or `waveform` [S], token ids with audio slots, and labels."""
+    """A prompt and what is heard in it.
+
+    Attributes
+    ----------
+    row : dict
+        The manifest row.
+    input_ids, labels : list of int
+        Token ids with audio slots, and labels.
+    features, waveform : Tensor or None
+        Of its clip: features [L, T, D] or samples [S].
+    further : tuple of Tensor
+        The same of further clips, in reading order.
+    """
 
     row: dict
     input_ids: list[int]
     labels: list[int]
     features: Tensor | None = None
     waveform: Tensor | None = None
+    further: tuple[Tensor, ...] = ()
+
+    @property
+    def clips(self) -> list[Tensor]:
+        """Features or samples of all clips."""
+        return [self.waveform if self.features is None else self.features, *self.further]
 
 
 @dataclass
 class Batch:
-    """Padded items; B rows with A audios in reading order, here one a row.
+    """Padded items; B rows with A audios in reading order.
 
     Attributes
     ----------
@@ -47,6 +65,8 @@ class Batch:
     position_ids : Tensor or None
         [B, S] int64, for layouts of publications that count padding as positions and learn from what they predict
         there. None, as `collate` leaves it: positions count tokens, and padding changes nothing.
+    audio_rows : Tensor or None
+        [A] int64, the row that each audio belongs to; None is one audio a row.
     """
 
     ids: list[str]
@@ -59,6 +79,7 @@ class Batch:
     attention_mask: Tensor
     labels: Tensor
     position_ids: Tensor | None = None
+    audio_rows: Tensor | None = None
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -99,13 +120,16 @@ def collate(items: Sequence[Item], side: str = "right") -> Batch:
         attention_mask[row, place] = True
         labels[row, place] = torch.tensor(item.labels)
     features = frames = waveforms = samples = None
+    clips = [clip for item in items for clip in item.clips]
     if items[0].features is not None:
-        features, frames = _pad([item.features for item in items], dim=1)
+        features, frames = _pad(clips, dim=1)
     else:
-        waveforms, samples = _pad([item.waveform for item in items], dim=0)
+        waveforms, samples = _pad(clips, dim=0)
     rows = [item.row for item in items]
     ids = [row["id"] for row in rows]
-    return Batch(ids, rows, features, frames, waveforms, samples, input_ids, attention_mask, labels)
+    audio_rows = torch.tensor([row for row, item in enumerate(items) for _ in item.clips])
+    batch = Batch(ids, rows, features, frames, waveforms, samples, input_ids, attention_mask, labels)
+    return replace(batch, audio_rows=audio_rows)
 
 
 class LengthBucketSampler(Sampler[list[int]]):

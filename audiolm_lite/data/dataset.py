@@ -2,6 +2,7 @@
 
 import json
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,13 @@ from audiolm_lite.data.lengths import text_tokens
 from audiolm_lite.data.manifest import audio_path
 from audiolm_lite.data.mixing import Mixture, temperature_weights
 from audiolm_lite.data.questions import Questions
-from audiolm_lite.data.rows import Rows
+from audiolm_lite.data.rows import DatasetError, Rows
 from audiolm_lite.data.table import ManifestTable
-from audiolm_lite.features.extract import feature_key
+from audiolm_lite.features.extract import clips_of, feature_key
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.prompt import PromptTemplate
 
 log = logging.getLogger(__name__)
-
-
-class DatasetError(ValueError):
-    """Manifests, features and prompts that do not make a dataset together."""
 
 
 class AudioTextDataset(Dataset):
@@ -70,6 +67,11 @@ class AudioTextDataset(Dataset):
         Share of each manifest in an epoch of training, relative to the others.
     temperature : float, optional
         Takes shares from the manifests' sizes instead: size ** (1 / temperature).
+    max_tokens : int, optional
+        Most tokens of an item. A longer one is an error, unless `shorten` says what gives way.
+    shorten : str, optional
+        A field of the template, such as "transcript", of which the end is cut; "audio", of which the end is cut; "drop"
+        leaves the row out. How many rows it happens to is logged.
 
     Attributes
     ----------
@@ -79,7 +81,9 @@ class AudioTextDataset(Dataset):
         Tokens [N] int32 of each item, audio and text; without a store the audio's are reckoned from the duration, and
         a row that draws its question counts with the longest.
     left_out : list of str
-        Ids of rows without features.
+        Ids of rows without features, and of those dropped as too long.
+    shortened : dict
+        Item -> tokens that its field or audio loses.
     mixture : Mixture or None
         Items of each epoch, where manifests are mixed; None: each item once.
 
@@ -106,6 +110,8 @@ class AudioTextDataset(Dataset):
         question_files: Sequence[str | Path] | None = None,
         weights: Sequence[float] | None = None,
         temperature: float | None = None,
+        max_tokens: int | None = None,
+        shorten: str | None = None,
     ):
         if (store is None) == (encoder_frames is None):
             raise DatasetError(
@@ -115,7 +121,8 @@ class AudioTextDataset(Dataset):
             raise DatasetError(f'dataset: audio is {audio!r}, it must be "normal", "zeros" or "shuffled".')
         self.template, self.tokenizer, self.with_answer = template, tokenizer, with_answer
         self.num_tokens, self.store, self.encoder_frames = num_tokens, store, encoder_frames
-        self.audio = audio
+        self.audio, self.shorten = audio, shorten
+        self.shortened: dict[int, int] = {}
 
         tables = [ManifestTable(path) for path in manifests]
         questions = None if question_files is None else Questions(question_files, len(tables), seed)
@@ -130,11 +137,15 @@ class AudioTextDataset(Dataset):
                 f"(task, split) there: {there}."
             )
         tokens = self._audio_tokens(frames)
+        further = self._further_clips()
         # Item -> the item whose clip it hears. Tensors, for the same reason as in `Rows`.
         self._heard = None if audio == "normal" else torch.from_numpy(self._other_clips(seed))
-        if self._heard is not None:
-            tokens = tokens[self._heard.numpy()]
-        self._lengths = torch.from_numpy(tokens + self._text_tokens())
+        lengths = self._text_tokens() + (tokens if self._heard is None else tokens[self._heard.numpy()])
+        for index, clips in further.items():
+            lengths[index] += sum(self._further_tokens(index, clips, tokens))
+        self._lengths = torch.from_numpy(lengths)
+        if max_tokens is not None:
+            self._fit(max_tokens, shorten)
         if temperature is not None:
             weights = temperature_weights(self.rows.sizes, temperature)
         self.mixture = None if weights is None else Mixture(self.rows.sizes, weights, seed)
@@ -153,21 +164,50 @@ class AudioTextDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         """Read one item; raises AudioError where its audio cannot be read."""
         row = self.rows[index]
-        heard = index if self._heard is None else int(self._heard[index])
-        heard_row = row if heard == index else self.rows[heard]
-        features = waveform = None
+        excess = self.shortened.get(index, 0)
+        heard = self._read_clips(index, row)
+        counts = [self.num_tokens(frames) for _, frames in heard]
+        if excess and self.shorten == "audio":
+            heard[-1] = self._shorter_clip(heard[-1], counts[-1] - excess)
+            counts[-1] = self.num_tokens(heard[-1][1])
+        cut = (self.shorten, excess) if excess and self.shorten != "audio" else ("", 0)
+        input_ids, labels = self.template.encode(row, self.tokenizer, counts, self.with_answer, cut)
+        first, *further = [clip for clip, _ in heard]
+        features, waveform = (None, first) if self.store is None else (first, None)
+        return Item(row, input_ids, labels, features, waveform, tuple(further))
+
+    def _read_clips(self, index: int, row: dict) -> list[tuple[torch.Tensor, int]]:
+        """Features [L, T, D] or samples [S] of each clip that an item hears, and its frames."""
+        if self._heard is None:
+            clips = [(clip, index) for clip in clips_of(row)]
+        else:  # as many clips as it has, one after the other along the cycle of all clips
+            clips, heard = [], index
+            for _ in clips_of(row):
+                heard = int(self._heard[heard])
+                clips.append((self.rows[heard], heard))
+        read = []
+        for clip, place in clips:
+            if self.store is not None:
+                heard = self.store[feature_key(clip)]
+                frames = heard.shape[1]
+            else:
+                heard = read_audio(audio_path(self.rows.table_of(place).path, clip), clip["start"], clip["duration"])
+                frames = self.encoder_frames(len(heard))
+            read.append((torch.zeros_like(heard) if self.audio == "zeros" else heard, frames))
+        return read
+
+    def _shorter_clip(self, clip: tuple[torch.Tensor, int], tokens: int) -> tuple[torch.Tensor, int]:
+        """The longest beginning of a clip that gives at most so many audio tokens."""
+        heard, frames = clip
+        if tokens < 1:
+            raise DatasetError(
+                "dataset: an item of more than max_tokens has too little audio to cut; set shorten: drop"
+            )
         if self.store is not None:
-            features = self.store[feature_key(heard_row)]  # [L, T, D]
-            frames = features.shape[1]
-        else:
-            path = audio_path(self.rows.table_of(heard).path, heard_row)
-            waveform = read_audio(path, heard_row["start"], heard_row["duration"])  # [S]
-            frames = self.encoder_frames(len(waveform))
-        if self.audio == "zeros":
-            features = None if features is None else torch.zeros_like(features)
-            waveform = None if waveform is None else torch.zeros_like(waveform)
-        input_ids, labels = self.template.encode(row, self.tokenizer, self.num_tokens(frames), self.with_answer)
-        return Item(row, input_ids, labels, features, waveform)
+            frames = largest(lambda count: self.num_tokens(count) <= tokens, frames)
+            return heard[:, :frames], frames
+        samples = largest(lambda count: self.num_tokens(self.encoder_frames(count)) <= tokens, len(heard))
+        return heard[:samples], self.encoder_frames(samples)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that questions are drawn for; before the workers of a DataLoader start."""
@@ -186,6 +226,57 @@ class AudioTextDataset(Dataset):
                     "question a line, or [] for the default question."
                 )
 
+    def _further_clips(self) -> dict[int, list[dict]]:
+        """Clips beyond the first, of the few items that have any."""
+        found, first = {}, 0
+        for table, numbers in self.rows.chosen():
+            have = pc.fill_null(pc.match_substring(table.column("further"), '"further_audio"'), False).to_numpy()
+            for place in np.flatnonzero(have[numbers]).tolist():
+                found[first + place] = clips_of(table[int(numbers[place])])[1:]
+            first += len(numbers)
+        return {index: clips for index, clips in found.items() if clips}
+
+    def _further_tokens(self, index: int, clips: list[dict], tokens: np.ndarray) -> Iterator[int]:
+        """Audio tokens of an item's clips beyond the first, of which `tokens` [N] has those of all items."""
+        heard = index if self._heard is None else int(self._heard[index])
+        for clip in clips:
+            if self._heard is not None:
+                heard = int(self._heard[heard])
+                yield int(tokens[heard])
+            elif self.store is not None:
+                yield self.num_tokens(self.store.frames(feature_key(clip)))
+            else:
+                path = audio_path(self.rows.table_of(index).path, clip)
+                seconds = clip["duration"] or audio_duration(path) - clip["start"]
+                yield self.num_tokens(self.encoder_frames(round(seconds * SAMPLE_RATE)))
+
+    def _fit(self, max_tokens: int, shorten: str | None) -> None:
+        """See to it that no item is longer, by the rule `shorten`."""
+        long = np.flatnonzero(self.lengths > max_tokens)
+        if len(long) == 0:
+            return
+        row, longest = self.rows[int(long[0])], int(self.lengths[long[0]])
+        if shorten is None:
+            raise DatasetError(
+                f'dataset: {len(long)} rows have more than max_tokens {max_tokens}, the first is "{row["id"]}" with '
+                f"{longest}; raise it, or say what gives way with shorten: a field of the template, audio or drop."
+            )
+        ways = {"drop": "they are left out", "audio": "the end of their audio is cut"}
+        way = ways.get(shorten, f'the end of their field "{shorten}" is cut')
+        log.warning("%d of %d rows have more than %d tokens: %s", len(long), len(self), max_tokens, way)
+        if shorten == "drop":
+            self.left_out += [self.rows[index]["id"] for index in long.tolist()]
+            keep = self.lengths <= max_tokens
+            self.rows, self._lengths = self.rows.keep(keep), self._lengths[torch.from_numpy(keep)]
+            return
+        self.shortened = {index: int(self.lengths[index]) - max_tokens for index in long.tolist()}
+        for index, excess in self.shortened.items():
+            if shorten != "audio":  # raises where the field is too short for that
+                row = self.rows[index]
+                counts = [0] * len(clips_of(row))
+                self.template.encode(row, self.tokenizer, counts, self.with_answer, (shorten, excess))
+            self._lengths[index] = max_tokens
+
     def _clips(self) -> Iterator[Any]:
         """What names each item's own audio: its key in the store, or (path, start, duration)."""
         for table, numbers in self.rows.chosen():
@@ -197,7 +288,7 @@ class AudioTextDataset(Dataset):
 
     def _stored_frames(self) -> np.ndarray:
         """Frames [N] int64 of each item; leaves out rows rejected at extraction, any other row without is an error."""
-        self._require_distinct_files()
+        self.rows.require_distinct_files(self.store.folder)
         store = self.store
         frames = np.fromiter((store.frames(key) if key in store else -1 for key in self._clips()), np.int64)
         missing = np.flatnonzero(frames < 0)
@@ -222,27 +313,6 @@ class AudioTextDataset(Dataset):
         )
         self.rows = self.rows.keep(frames >= 0)
         return frames[frames >= 0]
-
-    def _require_distinct_files(self) -> None:
-        """Refuse manifests in several folders whose relative paths name different files by one key."""
-        if len({table.path.parent for table in self.rows.tables}) == 1:
-            return
-        seen: list[ManifestTable] = []
-        for table in self.rows.tables:
-            audio = table.column("audio")
-            relative = audio.filter(pc.invert(pc.starts_with(audio, "/")))
-            for other in seen:
-                if other.path.parent == table.path.parent:
-                    continue
-                shared = relative.filter(pc.is_in(relative, value_set=other.column("audio").unique()))
-                if len(shared):
-                    name = shared[0].as_py()
-                    raise DatasetError(
-                        f"dataset: {table.path.parent / name} and {other.path.parent / name} share one key in "
-                        f"{self.store.folder}; put the manifests in one folder above their audio, so that their audio "
-                        "paths differ."
-                    )
-            seen.append(table)
 
     def _live_frames(self) -> np.ndarray:
         """Frames [N] int64 of each item, from the durations in the manifests or else of the files."""
@@ -295,7 +365,7 @@ class AudioTextDataset(Dataset):
             def count(row: dict, question: str | None = question) -> int:
                 if row["instruction"] is None:
                     row["instruction"] = question
-                return len(self.template.encode(row, self.tokenizer, 0, self.with_answer)[0])
+                return len(self.template.encode(row, self.tokenizer, [0] * len(clips_of(row)), self.with_answer)[0])
 
             settings = {"template": self.template.template, "with_answer": self.with_answer, "question": question}
             counts.append(text_tokens(table, numbers, count, self.tokenizer, settings))
@@ -315,6 +385,11 @@ class AudioTextDataset(Dataset):
         other = np.empty_like(order)
         other[order] = np.roll(order, -1)
         return items[other[clips]].astype(np.int32)
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, where all smaller ones do."""
+    return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
 
 
 def _of_each(function: Callable[[int], int], values: np.ndarray) -> np.ndarray:

@@ -161,10 +161,14 @@ class RowChecker:
             row["instruction"] = None
         elif not isinstance(row.get("instruction"), str):
             refuse("instruction", "write a string, or take the questions from files (question_files)")
-        if not _is_seconds(row["start"]) or row["start"] < 0:
+        if not _is_start(row["start"]):
             refuse("start", "write seconds >= 0")
-        if row["duration"] is not None and (not _is_seconds(row["duration"]) or row["duration"] <= 0):
+        if not _is_duration(row["duration"]):
             refuse("duration", "write seconds > 0, or null for all that follows the start")
+        if not _are_clips(row.get("further_audio", [])):
+            refuse("further_audio", "write a list of objects with audio (a path) and, where wanted, start and duration")
+        if not _are_turns(row.get("history", [])):
+            refuse("history", "write a list of objects with instruction and target, both strings")
         row["start"] = float(row["start"])
         row["duration"] = None if row["duration"] is None else float(row["duration"])
         references = row.setdefault("references", [row["target"]])
@@ -243,6 +247,32 @@ def _encoded(row: dict[str, Any], where: str) -> bytes:
         raise ManifestError(f"{where}: half of a surrogate pair is no text; write the whole character") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(f"{where}: no JSON value ({error}); write text, finite numbers, lists, objects") from error
+
+
+def _is_start(value: Any) -> bool:
+    return _is_seconds(value) and value >= 0
+
+
+def _is_duration(value: Any) -> bool:
+    return value is None or (_is_seconds(value) and value > 0)
+
+
+def _are_clips(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(clip, dict)
+        and isinstance(clip.get("audio"), str)
+        and clip["audio"].strip()
+        and _is_start(clip.get("start", 0.0))
+        and _is_duration(clip.get("duration"))
+        for clip in value
+    )
+
+
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("instruction"), str) and isinstance(turn.get("target"), str)
+        for turn in value
+    )
 
 
 def _is_seconds(value: Any) -> bool:

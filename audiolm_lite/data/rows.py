@@ -3,13 +3,19 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from audiolm_lite.data.questions import Questions
 from audiolm_lite.data.table import ManifestTable
+
+
+class DatasetError(ValueError):
+    """Manifests, features and prompts that do not make a dataset together."""
 
 
 class Rows(Sequence):
@@ -60,3 +66,24 @@ class Rows(Sequence):
         """The rows where the mask [N] is true."""
         masks = np.split(mask, self._ends[:-1])
         return Rows(self.tables, [numbers[m] for (_, numbers), m in zip(self.chosen(), masks)], self.questions)
+
+    def require_distinct_files(self, store: Path) -> None:
+        """Raise DatasetError where manifests in several folders name different files by one key of the store."""
+        if len({table.path.parent for table in self.tables}) == 1:
+            return
+        seen: list[ManifestTable] = []
+        for table in self.tables:
+            audio = table.column("audio")
+            relative = audio.filter(pc.invert(pc.starts_with(audio, "/")))
+            for other in seen:
+                if other.path.parent == table.path.parent:
+                    continue
+                shared = relative.filter(pc.is_in(relative, value_set=other.column("audio").unique()))
+                if len(shared):
+                    name = shared[0].as_py()
+                    raise DatasetError(
+                        f"dataset: {table.path.parent / name} and {other.path.parent / name} share one key in "
+                        f"{store}; put the manifests in one folder above their audio, so that their audio "
+                        "paths differ."
+                    )
+            seen.append(table)

@@ -53,6 +53,14 @@ def feature_key(row: dict[str, Any]) -> str:
     return f"{row['audio']}#{start}+{'' if duration is None else float(duration)}"
 
 
+def clips_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """All clips of a manifest row in reading order, as {audio, start, duration}: its own, then `further_audio`."""
+    return [
+        {"audio": clip["audio"], "start": clip.get("start", 0.0), "duration": clip.get("duration")}
+        for clip in (row, *row.get("further_audio", ()))
+    ]
+
+
 def extract(
     rows: Iterable[dict[str, Any]],
     encoder: nn.Module,
@@ -115,7 +123,9 @@ def extract(
     """
     folder, audio_root = Path(folder), Path(audio_root)
     sources = {
-        feature_key(row): Source(row["audio"], float(row.get("start", 0.0)), row.get("duration")) for row in rows
+        feature_key(clip): Source(clip["audio"], float(clip["start"]), clip["duration"])
+        for row in rows
+        for clip in clips_of(row)
     }
     # Shared out before looking at what is stored: ranks may start at different times and would see different stores.
     mine = sorted(sources)[rank::world_size]

@@ -87,6 +87,8 @@ def build_dataset(
         question_files=(hparams["question_files"] or {}).get(split),
         weights=weights,
         temperature=temperature,
+        max_tokens=hparams["max_tokens"],
+        shorten=hparams["shorten"],
         **options,
     )
 

@@ -82,6 +82,8 @@ DATA_KEYS = {
         "Feature store written by prepare.py; not needed with train_encoder.", str, None, result=False
     ),
     "tasks": Key("Tasks to keep (manifest field task); null keeps all.", list, None),
+    "max_tokens": Key("Most audio + text tokens of a row; more is an error, unless shorten is set.", int, None),
+    "shorten": Key("What gives way in longer rows: a field of the template, e.g. transcript; audio; drop.", str, None),
     "batch_tokens": Key("Padded audio + text tokens in a batch, per device.", int, 4096),
     "num_workers": Key("Processes that load data; 0 loads in the main process.", int, 0, result=False),
 }
