@@ -34,6 +34,8 @@ REQUIREMENTS = [
     "soxr>=0.5",
     # Memory-mapped tables of manifests and of the feature store's keys: millions of rows open at once.
     "pyarrow>=17",
+    # One process makes such a table while the others wait.
+    "filelock>=3.12",
     # MiniASQA's speech: the espeak-ng library and its voices as a wheel.
     "espeakng-loader>=0.2.4",
     # Progress, memory figures, statistics and loss pictures, training logs.
