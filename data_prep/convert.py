@@ -143,7 +143,11 @@ def parser() -> argparse.ArgumentParser:
     lacking.add_argument("--dataset", help="default: the name of INPUT")
     lacking.add_argument("--split", default="train", help="default: %(default)s")
     lacking.add_argument("--task", default="asr", help="default: %(default)s")
-    lacking.add_argument("--instruction", default="Transcribe the speech.", help="default: %(default)s")
+    lacking.add_argument(
+        "--instruction",
+        default="Transcribe the speech.",
+        help='default: %(default)s; "null": none, for training with question_files',
+    )
     lacking.add_argument("--language", default="en", help="default: %(default)s")
     reading = what.add_argument_group("reading")
     reading.add_argument(
@@ -183,7 +187,8 @@ def main(argv: list[str]) -> int:
             args.output,
             defaults={
                 "dataset": args.dataset or args.path.resolve().name.partition(".")[0],
-                **{name: getattr(args, name) for name in ("split", "task", "instruction", "language")},
+                **{name: getattr(args, name) for name in ("split", "task", "language")},
+                "instruction": None if args.instruction == "null" else args.instruction,
             },
             options={
                 "fields": dict(args.field) if args.field else None,

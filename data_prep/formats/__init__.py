@@ -106,11 +106,12 @@ def rows_of(
         Entry -> row; may raise FormatError or AudioError.
     report : Report
     defaults : mapping
-        Values of fields that an entry lacks, among them `dataset`, from which its `id` is made.
+        Values of fields that an entry lacks, among them `dataset`, from which its `id` is made. An `instruction` of None
+        leaves rows without one, for question files.
     unit : str
         What the source calls an entry, for messages.
     """
-    checker = RowChecker(path, unit)
+    checker = RowChecker(path, unit, instruction_required=defaults.get("instruction", "") is not None)
     for label, entry in entries:
         report.read += 1
         try:

@@ -17,5 +17,5 @@ def read(path: Path, report: Report) -> Iterator[Row]:
 
 
 def write(rows: Iterable[Row], path: Path, report: Report) -> None:
-    """Write rows as they are."""
-    write_manifest(path, items_of(rows, lambda row: row, report))
+    """Write rows as they are; one without a question is for training with question files."""
+    write_manifest(path, items_of(rows, lambda row: row, report), instruction_required=False)
