@@ -106,8 +106,8 @@ def rows_of(
         Entry -> row; may raise FormatError or AudioError.
     report : Report
     defaults : mapping
-        Values of fields that an entry lacks, among them `dataset`, from which its `id` is made. An `instruction` of None
-        leaves rows without one, for question files.
+        Values of fields that an entry lacks, among them `dataset`, from which its `id` is made. An `instruction` of
+        None leaves rows without one, for question files.
     unit : str
         What the source calls an entry, for messages.
     """
