@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -24,7 +25,10 @@ from tqdm import tqdm
 
 from audiolm_lite.audio import AudioError
 from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.features.clips import LONG_AUDIO
 from audiolm_lite.features.extract import extract, feature_key
+from audiolm_lite.features.format import DTYPES
+from audiolm_lite.features.sharing import Share, share_of, wait_for_all_ranks
 from audiolm_lite.parts import build
 from audiolm_lite.training.experiment import Key
 from data_prep.checks import Check, CheckedAudio, in_threads
@@ -45,14 +49,20 @@ PREPARE_KEYS = {
     "filters": Key("Limits: {min_seconds, max_seconds, max_characters, max_silence, duplicates}.", dict, None),
     "encoder": Key("Audio encoder block whose features are stored; null writes manifests only.", dict, None),
     "feature_folder": Key("Feature store to write.", str, result=False),
+    "feature_dtype": Key("How features are stored.", tuple(DTYPES), "float16"),
+    "long_audio": Key("What becomes of clips longer than the encoder takes.", LONG_AUDIO, "reject"),
     "batch_seconds": Key("Seconds of audio encoded at once.", float, 120.0, result=False),
-    "num_workers": Key("Processes that decode audio ahead.", int, 0, result=False),
+    "num_workers": Key("Processes that decode audio ahead.", int, 2, result=False),
+    "shard": Key("I/N: the I-th of N shares of the features and no more, without torchrun.", str, None, result=False),
     "max_rejects": Key("Share of the clips that may have faults before preparation fails.", float, 0.01, result=False),
 }
 
 
 def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
     """Write train.jsonl, valid.jsonl, test.jsonl and, where an encoder is given, the features of all clips.
+
+    Several processes share the features under `torchrun`, whose rank 0 writes the rest when all are done, or by
+    `shard`: then the same command without it finds them stored and writes the rest.
 
     Every clip ends in a manifest or as {id, audio, reason} in rejected.jsonl. Those there for a fault count against
     `max_rejects`; those that a filter left out on purpose have a further field `filter` and do not. Tables at the end
@@ -78,7 +88,8 @@ def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, 
         a larger `max_rejects` writes them within seconds.
     """
     output = Path(hparams["output_folder"])
-    work = output / "preparation"
+    share = share_of(hparams.get("shard"))
+    work = output / "preparation" / ("" if share.goes_on else f"share-{share.rank + 1}")
     work.mkdir(parents=True, exist_ok=True)
     if run_opts.get("debug"):
         clips = _few(clips)
@@ -86,7 +97,12 @@ def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, 
         total = _check(clips, hparams, output, work, aside)
         failed = {}
         if hparams["encoder"] is not None:
-            failed = _extract(_first_rows(work), output, hparams, run_opts)
+            if share.world_size > 1 or not share.goes_on:
+                _extract(share, work, output, hparams, run_opts)
+            if not share.goes_on:
+                shutil.rmtree(work)
+                return
+            failed = _extract(Share(0, 1, goes_on=True), work, output, hparams, run_opts)
             _without_features(failed, work, aside)
     listed = output / "rejected.jsonl"
     os.replace(work / "rejected.jsonl", listed)
@@ -247,20 +263,30 @@ def _first_rows(work: Path) -> Iterator[dict[str, Any]]:
 
 
 def _extract(
-    rows: Iterable[dict[str, Any]], output: Path, hparams: dict[str, Any], run_opts: dict[str, Any]
+    share: Share, work: Path, output: Path, hparams: dict[str, Any], run_opts: dict[str, Any]
 ) -> dict[str, str]:
-    """Store the features; returns the keys that have none, with the reason."""
+    """Store the features of a share, those of all after it; returns the keys that have none, with the reason."""
     folder = Path(hparams["feature_folder"])
-    extract(
-        rows,
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    summary = extract(
+        _first_rows(work),
         build("encoders", hparams["encoder"]),
         folder,
         audio_root=output,
         batch_seconds=hparams["batch_seconds"],
+        dtype=hparams["feature_dtype"],
+        long_audio=hparams["long_audio"],
+        seed=hparams["seed"],
         workers=hparams["num_workers"],
-        device=run_opts.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=run_opts.get("device") or (gpu if torch.cuda.is_available() else "cpu"),
+        rank=share.rank,
+        world_size=share.world_size,
         max_rejects=1.0,  # counted together with the other rejects
     )
+    print(f"features, share {share.rank + 1} of {share.world_size}: {summary}")
+    if share.world_size > 1:
+        wait_for_all_ranks()
+        return {}
     listed = folder / "rejected.jsonl"
     return {entry["key"]: entry["reason"] for entry in _lines(listed)} if listed.exists() else {}
 
