@@ -43,7 +43,8 @@ def log_mel(waveforms: Tensor, lengths: Tensor, filters: Tensor, n_fft: int, hop
         window = torch.hann_window(n_fft, device=padded.device)
         spectrum = torch.stft(padded, n_fft, hop, window=window, center=False, return_complex=True)
         count = -(-waveforms.shape[1] // hop)
-        power = torch.view_as_real(spectrum[..., :count]).square().sum(-1)  # [B, n_fft / 2 + 1, M]
+        spectrum = spectrum[..., :count]
+        power = spectrum.real.square() + spectrum.imag.square()  # [B, n_fft / 2 + 1, M]
         mel = (filters.to(power.device).T @ power).clamp(min=1e-10).log10()
         valid = torch.arange(count, device=mel.device) * hop < lengths[:, None]
         mel = mel.masked_fill(~valid[:, None], -torch.inf)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +46,6 @@ class FeatureStore:
             asked = json.loads(json.dumps(fingerprint))
             require_equal(self.folder, {"fingerprint": self.fingerprint}, {"fingerprint": asked})
         self.num_layers, self.feature_dim = header["num_layers"], header["feature_dim"]
-        self._itemsize = DTYPES[self.dtype].itemsize
         self._open_table()
 
     def _open_table(self) -> None:
@@ -56,7 +56,7 @@ class FeatureStore:
                     f"{self.folder / line['shard']}: {fault}; run the extraction again, which computes its clips anew"
                 )
         self._lookup = Lookup(self.folder, lines)
-        self._shards: list[Tensor | None] = [None] * len(lines)
+        self._shards: list[np.ndarray | None] = [None] * len(lines)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lookup", "_shards")}
@@ -111,31 +111,40 @@ class FeatureStore:
         data = self._shards[shard]
         if data is None:
             data = self._shards[shard] = self._map(shard)
-        size, first = frames * self.feature_dim, begin // self._itemsize
+        size, first = frames * self.feature_dim, begin // data.itemsize
         if layers is None:
-            shape, strides = (self.num_layers, frames, self.feature_dim), (size, self.feature_dim, 1)
-            features = data.as_strided(shape, strides, first).clone()
+            count, copied = self.num_layers, data[first : first + self.num_layers * size].copy()
         else:
-            if not layers or not all(-self.num_layers <= layer < self.num_layers for layer in layers):
-                raise FeatureStoreError(f"{self.folder}: layers {layers}: the store has 0 to {self.num_layers - 1}")
-            shape, strides = (1, frames, self.feature_dim), (size, self.feature_dim, 1)
-            places = [first + layer % self.num_layers * size for layer in layers]
-            features = torch.cat([data.as_strided(shape, strides, place) for place in places])
+            count, copied = len(layers), self._copy_layers(data, first, size, layers)
+        features = torch.from_numpy(copied.reshape(count, frames, self.feature_dim))
+        if self.dtype == "bfloat16":
+            return features.view(torch.bfloat16)
         if self.dtype != "int8":
             return features
-        count = 4 * self.num_layers * self.feature_dim
-        scale = data[scale_begin : scale_begin + count].view(torch.float32).view(self.num_layers, 1, self.feature_dim)
+        scale = data[scale_begin : scale_begin + 4 * self.num_layers * self.feature_dim].view(np.float32)
+        scale = torch.from_numpy(scale.reshape(self.num_layers, 1, self.feature_dim))
         return features * (scale if layers is None else scale[list(layers)])
 
-    def _map(self, shard: int) -> Tensor:
-        """The whole file as one tensor of the store's dtype; pages are read when touched.
+    def _copy_layers(self, data: np.ndarray, first: int, size: int, layers: Sequence[int]) -> np.ndarray:
+        if not layers or min(layers) < -self.num_layers or max(layers) >= self.num_layers:
+            raise FeatureStoreError(f"{self.folder}: layers {layers}: the store has 0 to {self.num_layers - 1}")
+        if len(layers) == 1:
+            first += layers[0] % self.num_layers * size
+            return data[first : first + size].copy()
+        places = [first + layer % self.num_layers * size for layer in layers]
+        return np.concatenate([data[place : place + size] for place in places])
 
-        By torch, since Python's mmap keeps a file descriptor each, and a large store has more shards than a process
-        may have of these.
+    def _map(self, shard: int) -> np.ndarray:
+        """The whole file as one array of the store's numbers; pages are read when touched.
+
+        By torch, since maps of Python and NumPy keep a file descriptor each, and a large store has more shards than a
+        process may have of these. As an array, since these are cut and copied faster than tensors.
         """
         file = self.folder / self._lookup.shards[shard]
         storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
-        return torch.empty(0, dtype=DTYPES[self.dtype]).set_(storage)
+        # NumPy has no bfloat16.
+        dtype = torch.int16 if self.dtype == "bfloat16" else DTYPES[self.dtype]
+        return torch.empty(0, dtype=dtype).set_(storage).numpy()
 
     def _find(self, key: str) -> list[int]:
         entry = self._lookup.find(key)
