@@ -4,6 +4,7 @@ As in NeMo's multi-encoder SALM (Chen et al. 2023, arXiv 2310.09424) and in SALM
 2310.13289).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,8 @@ class Fused(nn.Module):
         D, the sum over encoders of layers x dimension; and 1.
     frame_seconds : float
         Duration of one frame of the result.
+    max_seconds : float
+        Longest clip that all encoders accept.
     """
 
     def __init__(self, encoders: dict[str, dict[str, Any]], align: str = "nearest", grid: str | None = None):
@@ -62,6 +65,7 @@ class Fused(nn.Module):
             raise ConfigError(f'fused: align "pad" needs encoders of one frame rate; theirs last {seconds} s each')
         self.clock = grid or min(seconds, key=seconds.get)  # the encoder that gives the times
         self.frame_seconds = seconds[self.clock]
+        self.max_seconds = min(getattr(encoder, "max_seconds", math.inf) for encoder in self.encoders.values())
         self.feature_dim = sum(encoder.num_layers * encoder.feature_dim for encoder in self.encoders.values())
         self.num_layers = 1
 

@@ -58,7 +58,7 @@ class LongAudio:
         seed and the key alone. "chunk": they are encoded in parts of the greatest length, and the features
         concatenated; where less than a second would be left, the last two parts share their audio evenly.
     encoder : Module
-        Has `num_frames`, `frame_seconds` and, unless the rule is "reject", `max_seconds`.
+        Has `num_frames`, `frame_seconds` and, if it takes no more than that, `max_seconds`.
     seed : int
         For "random_crop".
     """
@@ -67,7 +67,7 @@ class LongAudio:
         if rule not in LONG_AUDIO:
             raise ValueError(f"long_audio is {rule!r}; it must be one of {', '.join(LONG_AUDIO)}")
         self.rule, self.encoder, self.seed = rule, encoder, seed
-        self.most = math.inf if rule == "reject" else encoder.max_seconds * SAMPLE_RATE
+        self.most = math.inf if rule == "reject" else getattr(encoder, "max_seconds", math.inf) * SAMPLE_RATE
 
     def __str__(self) -> str:
         """The rule, as a store's header names it."""

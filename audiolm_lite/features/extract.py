@@ -85,7 +85,8 @@ def extract(
         Manifest rows.
     encoder : Module
         Maps waveforms [B, S] and lengths [B] to features [B, L, T, D] and frames [B]; has `num_frames`,
-        `frame_seconds`, `identity` and, for long audio, `max_seconds`. It is moved to `device` and put into eval mode.
+        `frame_seconds`, `identity` and, if it takes no more than that, `max_seconds`. It is moved to `device` and put
+        into eval mode.
     folder : str or Path
         The feature store; `rejected.jsonl` (`rejected-<rank>.jsonl` with several ranks) in it lists what could not be
         stored, as {key, reason}, and a later run tries these again. `long_audio.jsonl` lists what was cut.

@@ -370,7 +370,7 @@ def _start_logging(folder: Path, resolved: str) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
-        temporary = folder / "hyperparams.yaml.tmp"
+        temporary = folder / f"hyperparams.yaml.{os.getpid()}.tmp"  # several processes may prepare into it
         temporary.write_text(resolved, encoding="utf-8")
         os.replace(temporary, folder / "hyperparams.yaml")
         handlers.append(logging.FileHandler(folder / "log.txt", encoding="utf-8"))
