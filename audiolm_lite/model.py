@@ -1,5 +1,6 @@
 """The audio language model: an adapter's audio tokens spliced into an LLM's prompt, and the loss on the answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ class Loss:
     Attributes
     ----------
     total : Tensor
-        Sum of the cross-entropies, float32 scalar in nats, differentiable.
+        Sum of the cross-entropies (or of what distillation has in their place), float32 scalar in nats, differentiable.
     tokens : Tensor
         Number of supervised tokens, int64 scalar.
     correct : Tensor
@@ -93,6 +94,8 @@ class AudioLanguageModel(nn.Module):
         """LLM inputs [B, S, H]: word embeddings, with the audio tokens in the audio slots in reading order."""
         slots = batch.input_ids == AUDIO_SLOT  # [B, S]
         embedded = self.embedding(batch.input_ids.masked_fill(slots, 0))
+        if batch.features is None and batch.waveforms is None:  # text alone
+            return embedded
         tokens, counts = self.audio_tokens(batch)
         valid = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]  # [A, N]
         tokens = tokens[valid].to(embedded.dtype)
@@ -120,25 +123,38 @@ class AudioLanguageModel(nn.Module):
         )
         return outputs.last_hidden_state
 
-    def loss(self, batch: Batch) -> Loss:
+    @property
+    def head(self) -> nn.Module:
+        """The LLM's output layer."""
+        return self._causal_lm.get_output_embeddings()
+
+    def supervised(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Last hidden states [K, H] of the positions whose next token is supervised, and these tokens [K]."""
+        targets = batch.labels[:, 1:]
+        # a target without a valid token before it has nothing to be predicted from, whatever padding is there
+        chosen = (targets != IGNORE) & batch.attention_mask[:, :-1]
+        return self.hidden(batch)[:, :-1][chosen], targets[chosen]
+
+    def loss(self, batch: Batch, distillation: Callable | None = None) -> Loss:
         """Next-token cross-entropy over the supervised tokens; logits exist for those alone, a chunk at a time.
 
         Batch x time x vocabulary logits would dominate the memory of training.
-        """
-        targets = batch.labels[:, 1:]
-        supervised = targets != IGNORE
-        if batch.position_ids is None:
-            # a target without a valid token before it has nothing to be predicted from, whatever padding is there
-            supervised &= batch.attention_mask[:, :-1]
-        hidden = self.hidden(batch)[:, :-1][supervised]  # [K, H]
-        head = self._causal_lm.get_output_embeddings()
-        chunk = chunk_positions(self._causal_lm.config.vocab_size, self.loss_chunk)
-        total, correct = chunked_loss(cross_entropy, head, hidden, [targets[supervised]], chunk)
-        return Loss(total=total, tokens=supervised.sum(), correct=correct)
 
-    def forward(self, batch: Batch) -> Loss:
+        Parameters
+        ----------
+        batch : Batch
+        distillation : callable, optional
+            Gives another loss function and what it needs at each position (see `training.distillation`).
+        """
+        function, more = (cross_entropy, []) if distillation is None else distillation(self, batch)
+        hidden, targets = self.supervised(batch)
+        chunk = chunk_positions(self._causal_lm.config.vocab_size, self.loss_chunk)
+        total, correct = chunked_loss(function, self.head, hidden, [targets, *more], chunk)
+        return Loss(total=total, tokens=torch.full_like(correct, len(targets)), correct=correct)
+
+    def forward(self, batch: Batch, distillation: Callable | None = None) -> Loss:
         """The loss: what wrappers for distributed training call."""
-        return self.loss(batch)
+        return self.loss(batch, distillation)
 
 
 def _set_mode(module: nn.Module, mode: bool) -> None:

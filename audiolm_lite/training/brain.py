@@ -31,6 +31,7 @@ from audiolm_lite.training.checkpoint import (
     seed_process,
     set_random_state,
 )
+from audiolm_lite.training.distillation import Distillation, require_frozen_llm
 from audiolm_lite.training.experiment import settings
 from audiolm_lite.training.feed import Feed
 from audiolm_lite.training.log import TrainingLog, progress_bar
@@ -84,6 +85,7 @@ class AudioLMBrain(sb.Brain):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.saved_step = Progress(), 0
         self.signals = StopSignals()
+        self.distillation: Distillation | None = None
         self.carried: list[str] = []
         self.summary: dict = {}
 
@@ -99,7 +101,7 @@ class AudioLMBrain(sb.Brain):
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> Loss:
         """Sums of loss, answer tokens and correct ones over a batch."""
-        return self.modules.model(batch)
+        return self.modules.model(batch, self.distillation if stage == sb.Stage.TRAIN else None)
 
     def compute_objectives(self, predictions: Loss, batch: Batch, stage: sb.Stage) -> Tensor:
         """Sum of the cross-entropies; the mean is taken over a whole accumulation window."""
@@ -118,6 +120,9 @@ class AudioLMBrain(sb.Brain):
             A signal asked for it (see `stopping`); the run is saved.
         """
         began = time.monotonic()
+        if self.hparams.distillation is not None:
+            require_frozen_llm(self.model)
+            self.distillation = Distillation(train.template, train.tokenizer, **self.hparams.distillation)
         epochs = min(self.hparams.epochs, self.debug_epochs) if self.debug else self.hparams.epochs
         checkpoint = self._newest_checkpoint(len(train))
         self.ranks = checkpoint.state["ranks"] if checkpoint else distributed.size()

@@ -118,6 +118,11 @@ TRAINING_KEYS = {
     "epochs": Key("Passes over the training set.", int, 1),
     "grad_accumulation_factor": Key("Batches in one optimiser step; the mean is over all their answer tokens.", int, 1),
     "max_grad_norm": Key("Norm over all groups to which gradients are clipped.", float, 1.0),
+    "distillation": Key(
+        "Learn the LLM's own answers to the text in a clip's place: {text: manifest field, weight: 1, temperature: 2}.",
+        dict,
+        None,
+    ),
     "precision": Key("Autocast precision of training.", ("fp32", "bf16", "fp16"), "fp32"),
     "loss_chunk": Key("Positions whose logits exist at a time; 0: as many as fit in 256 MB.", int, 0, False),
     "gradient_checkpointing": Key(

@@ -107,4 +107,4 @@ class Feed:
 
 
 def _without_answers(batch: Batch) -> Batch:
-    return replace(batch, ids=[], rows=[], labels=torch.full_like(batch.labels, IGNORE))
+    return replace(batch, ids=[], labels=torch.full_like(batch.labels, IGNORE))

@@ -1,0 +1,132 @@
+"""Distillation from text (as in Ultravox): with a clip, the model shall answer as its LLM does with the clip's text.
+
+The teacher is the LLM itself as it was pretrained, without its LoRA, reading the same prompt with words (a transcript,
+a caption) in the place of the audio. Nothing else is loaded and nothing is prepared beforehand.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from audiolm_lite.chunked import cross_entropy
+from audiolm_lite.data.batching import Batch
+from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE, PromptTemplate
+from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.parts import ConfigError
+
+
+class Distillation:
+    """The objective of a batch, for `AudioLanguageModel.loss`.
+
+    `(1 - weight) * cross-entropy + weight * temperature ** 2 * KL(teacher || student)`, both at the temperature (Hinton
+    et al. 2015, arXiv 1503.02531), summed over the answers' tokens.
+
+    Parameters
+    ----------
+    template : PromptTemplate
+    tokenizer : PreTrainedTokenizerBase
+    text : str
+        Field of a manifest row with the words that stand for its audio.
+    weight : float
+        Share of the divergence, 0 to 1.
+    temperature : float
+        Above 0; larger values also teach which wrong answers are likely ones.
+
+    Raises
+    ------
+    ConfigError
+        A value out of its range.
+    """
+
+    def __init__(
+        self,
+        template: PromptTemplate,
+        tokenizer: PreTrainedTokenizerBase,
+        text: str,
+        weight: float = 1.0,
+        temperature: float = 2.0,
+    ):
+        if not 0 <= weight <= 1 or temperature <= 0:
+            raise ConfigError(
+                f"distillation: weight is {weight}, temperature {temperature}; "
+                "the weight lies between 0 and 1, the temperature above 0"
+            )
+        self.template, self.tokenizer, self.text = template, tokenizer, text
+        self.weight, self.temperature = weight, temperature
+
+    def __call__(self, model: AudioLanguageModel, batch: Batch) -> tuple[Callable, list[Tensor]]:
+        """Loss function of a chunk's logits, targets and teacher states; and the teacher's states [K, H]."""
+        with torch.no_grad(), without_lora(model.llm):
+            states, _ = model.supervised(self.text_batch(batch))
+        if not batch.ids:  # one that only makes up the number of another process's batches
+            states = states[:0]
+
+        def loss(logits: Tensor, targets: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad(), without_lora(model.llm):
+                teacher = (model.head(states).float() / self.temperature).log_softmax(dim=-1)
+            student = (logits.float() / self.temperature).log_softmax(dim=-1)
+            divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
+            total, correct = cross_entropy(logits, targets)
+            return (1 - self.weight) * total + self.weight * self.temperature**2 * divergence, correct
+
+        return loss, [states]
+
+    def text_batch(self, batch: Batch) -> Batch:
+        """The batch's prompts with words in place of audio.
+
+        Raises
+        ------
+        ConfigError
+            A row has no such words.
+        """
+        ids, labels = [], []
+        for row in batch.rows:
+            if not isinstance(row.get(self.text), str) or not row[self.text].strip():
+                raise ConfigError(
+                    f'distillation: row "{row["id"]}" has no text in its field "{self.text}": add it to the manifest, '
+                    "or name the field that has it (distillation.text)"
+                )
+            # as text, whatever special tokens it may spell
+            words = self.tokenizer.encode(row[self.text], add_special_tokens=False, split_special_tokens=True)
+            row_ids, row_labels = self.template.encode(row, self.tokenizer, len(words))
+            words = iter(words)
+            ids.append(torch.tensor([next(words) if token == AUDIO_SLOT else token for token in row_ids]))
+            labels.append(torch.tensor(row_labels))
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in ids], batch_first=True)
+        padded = pad_sequence(ids, batch_first=True), mask, pad_sequence(labels, batch_first=True, padding_value=IGNORE)
+        return Batch(batch.ids, batch.rows, None, None, None, None, *padded).to(batch.input_ids.device)
+
+
+@contextmanager
+def without_lora(llm: nn.Module) -> Iterator[None]:
+    """Let an LLM compute with its pretrained weights alone.
+
+    PEFT's own `disable_adapter` also switches what is trainable, and makes every LoRA trainable at its end.
+    """
+    layers = [module for module in llm.modules() if hasattr(module, "_disable_adapters")]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before):
+            layer._disable_adapters = value
+
+
+def require_frozen_llm(model: AudioLanguageModel) -> None:
+    """Refuse a teacher that would change while it teaches: weights of the LLM beside its LoRA that train.
+
+    Raises
+    ------
+    ConfigError
+        Names such a weight.
+    """
+    for name, parameter in model.llm.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            raise ConfigError(f"distillation: the teacher is the pretrained LLM, and llm.{name} is trainable; use LoRA")
