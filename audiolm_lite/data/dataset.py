@@ -72,6 +72,8 @@ class AudioTextDataset(Dataset):
     shorten : str, optional
         A field of the template, such as "transcript", of which the end is cut; "audio", of which the end is cut; "drop"
         leaves the row out. How many rows it happens to is logged.
+    augmentation : Augmentation, optional
+        Changes each clip that is read, and with its length the prompt; `lengths` stay those of the unchanged clips.
 
     Attributes
     ----------
@@ -112,6 +114,7 @@ class AudioTextDataset(Dataset):
         temperature: float | None = None,
         max_tokens: int | None = None,
         shorten: str | None = None,
+        augmentation: Callable[[torch.Tensor, str], torch.Tensor] | None = None,
     ):
         if (store is None) == (encoder_frames is None):
             raise DatasetError(
@@ -121,7 +124,7 @@ class AudioTextDataset(Dataset):
             raise DatasetError(f'dataset: audio is {audio!r}, it must be "normal", "zeros" or "shuffled".')
         self.template, self.tokenizer, self.with_answer = template, tokenizer, with_answer
         self.num_tokens, self.store, self.encoder_frames = num_tokens, store, encoder_frames
-        self.audio, self.shorten = audio, shorten
+        self.audio, self.shorten, self.augmentation = audio, shorten, augmentation
         self.shortened: dict[int, int] = {}
 
         tables = [ManifestTable(path) for path in manifests]
@@ -189,10 +192,11 @@ class AudioTextDataset(Dataset):
         for clip, place in clips:
             if self.store is not None:
                 heard = self.store[feature_key(clip)]
-                frames = heard.shape[1]
             else:
                 heard = read_audio(audio_path(self.rows.table_of(place).path, clip), clip["start"], clip["duration"])
-                frames = self.encoder_frames(len(heard))
+            if self.augmentation is not None:
+                heard = self.augmentation(heard, f"{row['id']}/{len(read)}")
+            frames = heard.shape[1] if self.store is not None else self.encoder_frames(len(heard))
             read.append((torch.zeros_like(heard) if self.audio == "zeros" else heard, frames))
         return read
 
@@ -210,7 +214,9 @@ class AudioTextDataset(Dataset):
         return heard[:samples], self.encoder_frames(samples)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that questions are drawn for; before the workers of a DataLoader start."""
+        """Choose the epoch of questions that are drawn and of augmentation; before a DataLoader's workers start."""
+        if self.augmentation is not None:
+            self.augmentation.epoch = epoch
         if self.rows.questions is not None:
             self.rows.questions.epoch = epoch
 

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.mixing import split_entries
 from audiolm_lite.features.store import FeatureStore
@@ -75,13 +76,17 @@ def build_dataset(
     if weights and (split != "train" or temperature is not None):
         raise ConfigError(f"manifests.{split} has weights: they are for training alone, and without mixing_temperature")
     live = model.encoder is not None
+    encoder_frames = model.encoder.num_frames if live else None
+    augmentation = None
+    if split == "train" and hparams["augmentation"] is not None:
+        augmentation = Augmentation(hparams["augmentation"], hparams["seed"], encoder_frames)
     return AudioTextDataset(
         manifests,
         PromptTemplate(hparams["template"]),
         tokenizer,
         model.adapter.num_tokens,
         store=None if live else open_store(hparams),
-        encoder_frames=model.encoder.num_frames if live else None,
+        encoder_frames=encoder_frames,
         tasks=hparams["tasks"],
         seed=hparams["seed"],
         question_files=(hparams["question_files"] or {}).get(split),
@@ -89,6 +94,7 @@ def build_dataset(
         temperature=temperature,
         max_tokens=hparams["max_tokens"],
         shorten=hparams["shorten"],
+        augmentation=augmentation,
         **options,
     )
 

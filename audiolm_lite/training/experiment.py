@@ -118,6 +118,12 @@ TRAINING_KEYS = {
     "epochs": Key("Passes over the training set.", int, 1),
     "grad_accumulation_factor": Key("Batches in one optimiser step; the mean is over all their answer tokens.", int, 1),
     "max_grad_norm": Key("Norm over all groups to which gradients are clipped.", float, 1.0),
+    "augmentation": Key(
+        "Changes to clips of training: stored features {time_masks, time_share, layer_mask}, live audio {speeds, "
+        "time_masks, frequency_masks}; {} takes the defaults, null changes nothing.",
+        dict,
+        None,
+    ),
     "distillation": Key(
         "Learn the LLM's own answers to the text in a clip's place: {text: manifest field, weight: 1, temperature: 2}.",
         dict,
