@@ -105,8 +105,9 @@ class AudioLanguageModel(nn.Module):
         given = torch.zeros_like(slots.sum(1)).index_add(0, rows, counts)
         if not torch.equal(given, slots.sum(1)):
             row = int((given != slots.sum(1)).nonzero()[0])
+            name = ", ".join(batch.ids) if batch.packed else batch.ids[row]
             raise ValueError(
-                f"{batch.ids[row]}: the adapter gives {int(given[row])} audio tokens and the prompt has "
+                f"{name}: the adapter gives {int(given[row])} audio tokens and the prompt has "
                 f"{int(slots[row].sum())} slots: build the dataset with this adapter's num_tokens and this encoder's "
                 "features."
             )
@@ -114,10 +115,11 @@ class AudioLanguageModel(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [B, S, H]; positions count valid tokens unless the batch says otherwise."""
-        mask = batch.attention_mask
-        positions = batch.position_ids
+        mask, positions = batch.attention_mask, batch.position_ids
         if positions is None:
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        if batch.packed:
+            mask = None  # transformers then tells items apart by where positions start anew, whatever the kernel
         outputs = self._causal_lm.base_model(
             inputs_embeds=self.embed(batch), attention_mask=mask, position_ids=positions, use_cache=False
         )
@@ -131,8 +133,12 @@ class AudioLanguageModel(nn.Module):
     def supervised(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Last hidden states [K, H] of the positions whose next token is supervised, and these tokens [K]."""
         targets = batch.labels[:, 1:]
-        # a target without a valid token before it has nothing to be predicted from, whatever padding is there
-        chosen = (targets != IGNORE) & batch.attention_mask[:, :-1]
+        chosen = targets != IGNORE
+        # a target without a valid token before it has nothing to be predicted from, whatever stands there
+        if batch.packed:
+            chosen &= batch.position_ids[:, 1:] > 0
+        elif batch.position_ids is None:
+            chosen &= batch.attention_mask[:, :-1]
         return self.hidden(batch)[:, :-1][chosen], targets[chosen]
 
     def loss(self, batch: Batch, distillation: Callable | None = None) -> Loss:

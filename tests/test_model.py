@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from audiolm_lite.adapters.linear import LinearStack
 from audiolm_lite.adapters.tltr import TLTR
-from audiolm_lite.data.batching import Item, collate
+from audiolm_lite.data.batching import Item, collate, pack
 from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE
 from audiolm_lite.model import AudioLanguageModel
 
@@ -81,6 +81,28 @@ def test_logits_and_loss_do_not_depend_on_padding_or_batch(kind, shapes, side):
     torch.testing.assert_close(loss.total, sum(single.total for single in alone), rtol=1e-5, atol=1e-5)
     assert loss.tokens == sum(single.tokens for single in alone) == sum(answer for _, _, answer in shapes)
     assert loss.correct == sum(single.correct for single in alone)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@settings(max_examples=6, deadline=None)
+@given(shapes=shapes)
+def test_packing_changes_neither_loss_nor_gradient(kind, attention, shapes):
+    model = make_model(kind)
+    model.llm.set_attn_implementation(attention)
+    batch = collate([make_item(*shape, seed=i) for i, shape in enumerate(shapes)])
+    batch.labels[:, 0] = batch.input_ids[:, 0]  # a first token that nothing comes before
+    results = []
+    for form in (batch, pack(batch)):
+        model.zero_grad()
+        loss = model.loss(form)
+        loss.total.backward()
+        results.append((loss, model.adapter.projection.weight.grad.clone()))
+    (padded, gradient), (packed, other) = results
+    torch.testing.assert_close(padded.total, packed.total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-4)
+    assert padded.tokens == packed.tokens and padded.correct == packed.correct
+    assert pack(batch).input_ids.shape == (1, batch.attention_mask.sum())
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

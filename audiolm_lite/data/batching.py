@@ -67,6 +67,9 @@ class Batch:
         there. None, as `collate` leaves it: positions count tokens, and padding changes nothing.
     audio_rows : Tensor or None
         [A] int64, the row that each audio belongs to; None is one audio a row.
+    packed : bool
+        All items stand one after the other in a single row without padding; `position_ids` start anew with each, and
+        none sees another.
     """
 
     ids: list[str]
@@ -80,6 +83,7 @@ class Batch:
     labels: Tensor
     position_ids: Tensor | None = None
     audio_rows: Tensor | None = None
+    packed: bool = False
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -132,6 +136,19 @@ def collate(items: Sequence[Item], side: str = "right") -> Batch:
     return replace(batch, audio_rows=audio_rows)
 
 
+def pack(batch: Batch) -> Batch:
+    """Put the items of a padded batch one after the other in a row [1, tokens]; audio stays as it is."""
+    mask = batch.attention_mask
+    positions = mask.long().cumsum(dim=1) - 1
+    return replace(
+        batch,
+        **{name: getattr(batch, name)[mask][None] for name in ("input_ids", "attention_mask", "labels")},
+        position_ids=positions[mask][None],
+        audio_rows=torch.zeros_like(batch.samples if batch.frames is None else batch.frames),
+        packed=True,
+    )
+
+
 class LengthBucketSampler(Sampler[list[int]]):
     """Batches of items of similar length, the same number of batches on every rank.
 
@@ -143,7 +160,7 @@ class LengthBucketSampler(Sampler[list[int]]):
     lengths : sequence of int
         Tokens of each item, audio and text.
     batch_tokens : int
-        Largest items x longest item of a batch: tokens with padding.
+        Largest items x longest item of a batch: tokens with padding; of a packed one, the sum of its items' tokens.
     shuffle : bool
         False: the same batches every epoch, longest first (what does not fit in memory fails at once).
     seed : int
@@ -151,6 +168,8 @@ class LengthBucketSampler(Sampler[list[int]]):
         This process and the number of processes.
     mixture : Mixture, optional
         Chooses the items of each epoch.
+    packed : bool
+        Batches are packed (see `pack`).
 
     Raises
     ------
@@ -167,6 +186,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         mixture: Mixture | None = None,
+        packed: bool = False,
     ):
         self.lengths = np.asarray(lengths, dtype=np.int64)
         if len(self.lengths) == 0:
@@ -183,6 +203,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.mixture = mixture
+        self.packed = packed
         self._position = (0, 0)  # epoch, first batch
         self._plan: tuple[int, list[list[int]]] = (-1, [])
 
@@ -196,24 +217,29 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of this rank in an epoch, as lists of item indices."""
+        return [step[self.rank] for step in self.steps(epoch)]
+
+    def steps(self, epoch: int) -> list[list[list[int]]]:
+        """Batches of all ranks in an epoch, step by step."""
         rng = np.random.default_rng((self.seed, epoch if self.shuffle else 0))
         items = np.arange(len(self.lengths)) if self.mixture is None else self.mixture.epoch(epoch)
         lengths = self.lengths[items]
         blurred = lengths * (1 + BLUR * rng.random(len(lengths))) if self.shuffle else lengths
         order = np.argsort(-blurred, kind="stable")
         batches: list[list[int]] = []
-        longest = 0
+        longest = total = 0
         for index, length in zip(items[order].tolist(), lengths[order].tolist()):
-            longest = max(longest, length)
-            if not batches or longest * (len(batches[-1]) + 1) > self.batch_tokens:
+            longest, total = max(longest, length), total + length
+            size = total if self.packed else longest * (len(batches[-1]) + 1 if batches else 1)
+            if not batches or size > self.batch_tokens:
                 batches.append([])
-                longest = length
+                longest = total = length
             batches[-1].append(index)
         batches = self._split_to_multiple(batches)
         steps = [batches[i : i + self.world_size] for i in range(0, len(batches), self.world_size)]
         if self.shuffle:
             steps = [steps[i] for i in rng.permutation(len(steps))]
-        return [step[self.rank] for step in steps]
+        return steps
 
     def _split_to_multiple(self, batches: list[list[int]]) -> list[list[int]]:
         """Halve the batches of most items until their number is a multiple of the ranks."""

@@ -5,6 +5,8 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from audiolm_lite.parts import ConfigError
+
 
 def blocks(module: nn.Module) -> list[nn.Module]:
     """Blocks of a transformer, first to last: the list of modules with the most parameters; empty where there is none.
@@ -29,3 +31,19 @@ def compile_blocks(module: nn.Module) -> None:
     """Compile each block on its own: they share one graph, which is ready in a fraction of the whole model's time."""
     for block in blocks(module):
         block.compile(dynamic=True)  # batches differ in size and length
+
+
+def use_attention(llm: nn.Module, name: str) -> None:
+    """Let an LLM of transformers compute attention by another implementation, e.g. "flash_attention_2".
+
+    Raises
+    ------
+    ConfigError
+        What it needs is not installed, or the LLM does not have it.
+    """
+    llm = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+    try:
+        llm.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        hint = ": pip install flash-attn, on an NVIDIA GPU" if name.startswith("flash") else ""
+        raise ConfigError(f"attention {name} does not work here{hint}. {error}") from error

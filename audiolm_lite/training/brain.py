@@ -22,7 +22,7 @@ from audiolm_lite.hub import save_model
 from audiolm_lite.model import Loss
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.training import distributed, handover
-from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks
+from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks, use_attention
 from audiolm_lite.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -76,6 +76,8 @@ class AudioLMBrain(sb.Brain):
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if self.scaler.is_enabled() and any(p.dtype == torch.float16 for p in self.trained.values()):
             raise ConfigError("precision fp16 trains float32 parameters: set the llm's dtype to float32, or use bf16")
+        if hparams["attention"] is not None:
+            use_attention(model.llm, hparams["attention"])
         for part in filter(None, (model.encoder, model.llm)):
             if hparams["gradient_checkpointing"]:
                 checkpoint_blocks(part, hparams["gradient_checkpointing"])
@@ -297,6 +299,7 @@ class AudioLMBrain(sb.Brain):
             limit=self.debug_batches if self.debug else None,
             num_workers=self.hparams.num_workers,
             pin_memory=self.device_type == "cuda",
+            packed=self.hparams.packing,
         )
 
     def _settings(self) -> dict:

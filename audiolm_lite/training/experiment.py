@@ -134,6 +134,17 @@ TRAINING_KEYS = {
     "gradient_checkpointing": Key(
         "Recompute the activations of every n-th block in the backward pass; 1: of all, 0: of none.", int, 0, False
     ),
+    "packing": Key(
+        "Batches without padding: all items in one row; for flash_attention_2, since other kernels compare all tokens.",
+        bool,
+        False,
+    ),
+    "attention": Key(
+        "The LLM's attention in training; null: transformers' choice.",
+        ("sdpa", "flash_attention_2", "flex_attention", "eager"),
+        None,
+        False,
+    ),
     "compile": Key("Compile the blocks of LLM and encoder with torch.compile.", bool, False, False),
     "parallel": Key(
         "With several processes: the whole model in each (ddp) or shares of it (fsdp).", ("ddp", "fsdp"), "ddp", False

@@ -5,13 +5,13 @@ processes that the run was started with, and on nothing else: with more or fewer
 out otherwise, so that a run can go on with another number and take the same steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from audiolm_lite.data.batching import Batch, LengthBucketSampler, collate
+from audiolm_lite.data.batching import Batch, Item, LengthBucketSampler, collate, pack
 from audiolm_lite.language.prompt import IGNORE
 from audiolm_lite.training import distributed
 
@@ -36,6 +36,8 @@ class Feed:
     num_workers : int
         Processes that read items; 0: this one.
     pin_memory : bool
+    packed : bool
+        Batches without padding (see `pack`).
     """
 
     def __init__(
@@ -50,29 +52,26 @@ class Feed:
         limit: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        packed: bool = False,
     ):
         self.dataset, self.seed, self.limit = dataset, seed, limit
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.window = accumulation * ranks
         self.shuffle = shuffle
-        mixture = dataset.mixture if shuffle else None
-        self.samplers = [
-            LengthBucketSampler(
-                dataset.lengths,
-                batch_tokens,
-                shuffle=shuffle,
-                seed=seed,
-                rank=rank,
-                world_size=ranks,
-                mixture=mixture,
-            )
-            for rank in range(ranks)
-        ]
+        self.packed = packed
+        self.sampler = LengthBucketSampler(
+            dataset.lengths,
+            batch_tokens,
+            shuffle=shuffle,
+            seed=seed,
+            world_size=ranks,
+            mixture=dataset.mixture if shuffle else None,
+            packed=packed,
+        )
 
     def windows(self, epoch: int) -> list[list[list[int]]]:
         """Item indices of the batches of each window of an epoch, of all processes."""
-        together = zip(*(sampler.batches(epoch) for sampler in self.samplers))
-        batches = [batch for step in together for batch in step]
+        batches = [batch for step in self.sampler.steps(epoch) for batch in step]
         return [batches[i : i + self.window] for i in range(0, len(batches), self.window)][: self.limit]
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
@@ -94,7 +93,7 @@ class Feed:
                 for window, share, count in zip(windows, shares, fillers)
                 for batch in [*share, *window[:1] * count]
             ],
-            collate_fn=collate,
+            collate_fn=_collate_packed if self.packed else collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             # its own generator: making the loader must not draw from the one that dropout uses, or a resumed
@@ -104,6 +103,10 @@ class Feed:
         batches = iter(loader)
         for share, count in zip(shares, fillers):
             yield [next(batches) for _ in share] + [_without_answers(next(batches)) for _ in range(count)]
+
+
+def _collate_packed(items: Sequence[Item]) -> Batch:
+    return pack(collate(items))
 
 
 def _without_answers(batch: Batch) -> Batch:

@@ -97,8 +97,12 @@ def test_a_run_learns_from_the_teacher(tmp_path):
         template, tokenizer = TEMPLATE, Letters()
         mixture = None
 
-        def length(self, index):
-            return len(self[index].input_ids)
+        @property
+        def lengths(self):
+            return [len(item.input_ids) for item in self]
+
+        def set_epoch(self, epoch):
+            pass
 
     def data(*words):
         rows = [{"id": w, "transcript": w, "instruction": "ab", "target": w[::-1]} for w in words]
