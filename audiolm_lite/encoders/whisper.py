@@ -46,8 +46,8 @@ class WhisperEncoder(nn.Module):
     source : str or dict
         Name or folder of a `WhisperModel`, or of a Voxtral, in transformers' format (safetensors weights, `config.json`
         and `preprocessor_config.json`; number of mels, hop, FFT size and length come from there), or an openai-whisper
-        name ("large-v3") or `.pt` file. A mapping holds entries of `transformers.WhisperConfig`; weights are random
-        then.
+        name ("large-v3") or `.pt` file. A mapping holds entries of `transformers.WhisperConfig`, and under
+        `preprocessor` those of `transformers.WhisperFeatureExtractor`; weights are random then.
     padding : {"exact", "window", "full"}
         "exact": only the clip's own frames are computed, one for every 2 hops of audio begun.
         "window": clips are padded with silence to `window_seconds`. "full": to all that the encoder has positions for
@@ -236,10 +236,10 @@ def _load(
     if isinstance(source, dict):
         if quantized is not None:
             raise ConfigError("whisper: quantization needs pretrained weights, and source is a configuration")
-        config = transformers.WhisperConfig(**source)
+        config = transformers.WhisperConfig(**{name: value for name, value in source.items() if name != "preprocessor"})
         seconds = config.max_source_positions * 2 * _HOP // SAMPLE_RATE
-        extractor = transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
-        return _encoder(config), extractor
+        preprocessor = {"feature_size": config.num_mel_bins, "chunk_length": seconds, **source.get("preprocessor", {})}
+        return _encoder(config), transformers.WhisperFeatureExtractor(**preprocessor)
     source = str(source)
     if source.endswith(".pt") or ("/" not in source and not Path(source).is_dir()):
         if quantized is not None:

@@ -1,0 +1,68 @@
+"""The batches that need most memory: as many items as the token budget allows, all but one equally long."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from audiolm_lite.audio import SAMPLE_RATE
+from audiolm_lite.data.batching import Batch, Item, collate
+from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE
+from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.parts import ConfigError
+from audiolm_lite.training.build import build_dataset
+
+
+def bucket_items(hparams: Mapping, model: AudioLanguageModel, tokenizer: Any) -> dict[str, Item]:
+    """The longest, the middle and the shortest item of the training set: the ends of the length buckets."""
+    dataset = build_dataset(hparams, "train", model, tokenizer)
+    order = sorted(range(len(dataset)), key=dataset.length)
+    places = {"longest": order[-1], "middle": order[len(order) // 2], "shortest": order[0]}
+    return {name: dataset[place] for name, place in places.items()}
+
+
+def assumed_item(
+    model: AudioLanguageModel,
+    source: FeatureStore | nn.Module,
+    audio_seconds: float,
+    text_tokens: int,
+    answer_tokens: int,
+) -> Item:
+    """An item of given lengths, for data that is not prepared yet; what it holds is zero."""
+    samples = round(audio_seconds * SAMPLE_RATE)
+    if isinstance(source, FeatureStore):
+        frames = max(1, round(audio_seconds / source.fingerprint["frame_seconds"]))
+    else:
+        frames = source.num_frames(samples)
+    ids = [AUDIO_SLOT] * model.adapter.num_tokens(frames) + [0] * (text_tokens + answer_tokens)
+    labels = [IGNORE] * (len(ids) - answer_tokens) + [0] * answer_tokens
+    if model.encoder is not None:
+        return Item({"id": "assumed"}, ids, labels, waveform=torch.zeros(samples))
+    features = torch.zeros(source.num_layers, frames, source.feature_dim, dtype=torch.float16)
+    return Item({"id": "assumed"}, ids, labels, features=features)
+
+
+def fullest_batch(item: Item, batch_tokens: int) -> Batch:
+    """As many copies of an item as fit into the budget; the last one lacks a token, since padding takes a mask.
+
+    Raises
+    ------
+    ConfigError
+        Not even one does.
+    """
+    rows = batch_tokens // len(item.input_ids)
+    if rows < 1:
+        raise ConfigError(
+            f"batch_tokens is {batch_tokens}, and item {item.row['id']} alone has {len(item.input_ids)} tokens: "
+            "raise batch_tokens, or leave out items that are so long"
+        )
+    return padded_rows(item, rows)
+
+
+def padded_rows(item: Item, rows: int) -> Batch:
+    """`rows` copies of an item; the last of several lacks its last token."""
+    shorter = replace(item, input_ids=item.input_ids[:-1], labels=item.labels[:-1])
+    return collate([*[item] * (rows - 1), shorter if rows > 1 else item])
