@@ -19,6 +19,7 @@ import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torc
 import torch
 
 from audiolm_lite.data.batching import Item
+from audiolm_lite.data.mixing import split_entries
 from audiolm_lite.language.prompt import AUDIO_SLOT
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.plan import measure
@@ -149,7 +150,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def _items(hparams: Mapping, options: argparse.Namespace) -> tuple[dict[str, Item], str]:
     """Items to plan for, by name, and in words where they come from."""
     model, tokenizer, source = outline_model(hparams)
-    manifests = hparams["manifests"].get("train") or []
+    manifests = split_entries(hparams["manifests"].get("train") or [])[0]
     prepared = manifests and all(Path(manifest).is_file() for manifest in manifests)
     if prepared and (hparams["train_encoder"] or hasattr(source, "fingerprint")):
         return bucket_items(hparams, model, tokenizer), f"items of {', '.join(map(str, manifests))}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from audiolm_lite.training.build import build_dataset
 def bucket_items(hparams: Mapping, model: AudioLanguageModel, tokenizer: Any) -> dict[str, Item]:
     """The longest, the middle and the shortest item of the training set: the ends of the length buckets."""
     dataset = build_dataset(hparams, "train", model, tokenizer)
-    order = sorted(range(len(dataset)), key=dataset.length)
+    order = np.argsort(dataset.lengths, kind="stable").tolist()
     places = {"longest": order[-1], "middle": order[len(order) // 2], "shortest": order[0]}
     return {name: dataset[place] for name, place in places.items()}
 

@@ -113,8 +113,8 @@ class KnownMasks(TorchFunctionMode):
             tensor, mask = args
             chosen = torch.zeros(self.counts.get(tuple(mask.shape), mask.numel()), dtype=torch.int64)
             return tensor.flatten(0, mask.dim() - 1)[chosen]
-        if function is Tensor.__bool__:
-            return False
+        if function in (Tensor.__bool__, torch.equal):  # "is anything wrong?", "is all as it should be?"
+            return function is torch.equal
         return function(*args, **(kwargs or {}))
 
 
