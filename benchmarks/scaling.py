@@ -3,9 +3,9 @@
     python benchmarks/scaling.py
 
 Processes: the same windows of batches, so the same global batch, by one process and by two of torchrun on the CPU, one
-thread each; where the machine has fewer free cores than processes the gain cannot show. Dataset: the processor time that
-planning an epoch takes for each row and making a batch for each sample, with 1, 10 and 100 times the rows; features are
-made, not read. The last line of standard output is one JSON object.
+thread each; where the machine has fewer free cores than processes the gain cannot show. Dataset: processor time to plan
+an epoch, for each row, and to make a batch, for each sample, with 1, 10 and 100 times the rows; features are made, not
+read. The last line of standard output is one JSON object.
 """
 
 import argparse
