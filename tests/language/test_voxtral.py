@@ -9,6 +9,7 @@ from transformers import VoxtralConfig, VoxtralForConditionalGeneration, Whisper
 
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptError, PromptTemplate
+from audiolm_lite.language.voxtral import load_tekken
 from audiolm_lite.parts import build
 
 TEXT = {
@@ -83,3 +84,22 @@ def test_the_tokenizer_knows_its_special_tokens_and_spells_korean(folder):
     assert tokenizer.decode(answer[:-1]) == "안녕 하세요"
     with pytest.raises(PromptError, match=r"becomes the special token \[INST\]"):
         template.encode({"id": "a", "target": "[INST]"}, tokenizer, 2)
+
+
+def test_pieces_merge_as_in_the_library(folder, tmp_path):
+    """Longer pieces, some of which can be put together in two ways, unused entries and unnamed special tokens."""
+    integration = pytest.importorskip(
+        "transformers.integrations.mistral.tokenizer", reason="needs a later transformers"
+    )
+    tekken = json.loads((folder / "tekken.json").read_text())
+    for number, piece in enumerate([b"ab", b"bc", b"abc", b" a", b"abcab", "안".encode(), b"unused"]):
+        tekken["vocab"].append({"rank": 256 + number, "token_bytes": base64.b64encode(piece).decode()})
+    tekken["special_tokens"].append({"rank": 8, "token_str": "<pad>", "is_control": True})
+    tekken["config"] |= {"default_vocab_size": 256 + 6 + 12, "default_num_special_tokens": 12}
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken))
+    ours, theirs = load_tekken(str(tmp_path)), integration.convert_tekken_tokenizer(str(tmp_path / "tekken.json"))
+    assert ours.get_vocab() == theirs.get_vocab()
+    for text in ("abc", "abcabcab", "x abcab  bca", "안녕 하세요\n", "[INST]abc</s>"):
+        ids = ours.encode(text, add_special_tokens=False)
+        assert ids == theirs.encode(text, add_special_tokens=False)
+        assert ours.decode(ids) == text
