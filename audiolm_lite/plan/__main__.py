@@ -169,7 +169,7 @@ def _memory_table(hparams: Mapping, item: Item, name: str, needed: Estimate) -> 
     rows += [
         (f"optimiser ({hparams['optimizer']})", needed.optimizer),
         ("gradients", needed.gradients),
-        ("batch, and activations kept for the backward pass", needed.kept),
+        *((f"kept for the backward pass, {part}", size) for part, size in needed.kept.items()),
         ("temporary, less what is not there at the worst moment", needed.temporary),
         ("CUDA context (an allowance, not computed)", CUDA_ALLOWANCE),
         ("total", needed.total + CUDA_ALLOWANCE),
@@ -192,6 +192,8 @@ def _advice(hparams: Mapping, item: Item, needed: Estimate, vram: float) -> str:
     lines.append(f"{'total':>11}  {'largest batch_tokens':>20}  with")
     for label, setting in [("the file's settings", hparams), *alternatives(hparams)]:
         estimated, budget = largest_budget(setting, item, limit)
+        if setting is not hparams and estimated.total > 0.99 * needed.total:
+            continue  # not worth a line
         fits = "fits" if estimated.total <= limit else "    "
         total = (estimated.total + CUDA_ALLOWANCE) / GIB
         lines.append(f"{total:>7.2f} GiB  {budget or 'none':>20}  {fits}  {label}")

@@ -9,8 +9,8 @@ GPU's fused kernels do.
 """
 
 import weakref
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,8 @@ class Estimate:
         By part.
     optimizer, gradients : int
         AdamW's moments; one gradient for each trainable parameter.
-    kept : int
-        The batch, and the activations kept for its backward pass.
+    kept : dict of str to int
+        The batch, and the activations that each part keeps for the backward pass.
     temporary : int
         What else exists at the worst moment, less what no longer or not yet exists then; so it can be negative.
     """
@@ -49,13 +49,13 @@ class Estimate:
     weights: dict[str, int]
     optimizer: int
     gradients: int
-    kept: int
+    kept: dict[str, int]
     temporary: int
 
     @property
     def step(self) -> int:
         """What comes and goes with each step: all but weights and optimiser."""
-        return self.gradients + self.kept + self.temporary
+        return self.gradients + sum(self.kept.values()) + self.temporary
 
     @property
     def total(self) -> int:
@@ -145,21 +145,24 @@ def estimate(model: AudioLanguageModel, batch: Batch, hparams: Mapping) -> Estim
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
         before = allocations.live
-        with KnownMasks(counts), nullcontext() if dtype is None else torch.autocast("cpu", dtype):
+        parts = {"encoder": model.encoder, "adapter": model.adapter}
+        autocast = nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+        with KnownMasks(counts), _growth_of(parts, allocations) as kept, autocast:
             loss = model(batch).total
-        kept = allocations.live - before
+        kept["LLM and loss"] = allocations.live - before - sum(kept.values())
         loss.backward()
         for parameter in trained:
             parameter.grad = None
     inputs = sum(tensor.nbytes for tensor in vars(batch).values() if isinstance(tensor, Tensor))
+    activations = sum(kept.values())
     # the optimiser's own temporary tensors (a denominator for every parameter) meet no activations
     peak = max(allocations.peak, gradients + (0 if hparams["optimizer"].endswith("8bit") else gradients))
     return Estimate(
         weights=sizes,
         optimizer=optimizer_bytes(model, hparams["optimizer"]),
         gradients=gradients,
-        kept=kept + inputs,
-        temporary=peak - kept - gradients + _largest_quantised(model, hparams),
+        kept={"batch": inputs, **kept},
+        temporary=peak - activations - gradients + _largest_quantised(model, hparams),
     )
 
 
@@ -178,6 +181,29 @@ def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
                         made = nn.Parameter(made, requires_grad=tensor.requires_grad) if parameter else made
                     replaced[id(tensor)] = made
                 tensors[name] = replaced[id(tensor)]
+
+
+@contextmanager
+def _growth_of(parts: Mapping[str, nn.Module | None], allocations: Allocations) -> Iterator[dict[str, int]]:
+    """Bytes by which allocations grow in the forward pass of each part."""
+    grown: dict[str, int] = {}
+    hooks = []
+    for name, part in parts.items():
+        if part is not None:
+            grown[name] = 0
+
+            def begin(*_: object, name: str = name) -> None:
+                grown[name] -= allocations.live
+
+            def end(*_: object, name: str = name) -> None:
+                grown[name] += allocations.live
+
+            hooks += [part.register_forward_pre_hook(begin), part.register_forward_hook(end)]
+    try:
+        yield grown
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _largest_quantised(model: AudioLanguageModel, hparams: Mapping) -> int:
