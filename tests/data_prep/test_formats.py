@@ -456,8 +456,8 @@ def test_questions_can_be_left_to_question_files(tmp_path):
     ]
     (tmp_path / "nemo.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     source, output = tmp_path / "nemo.json", tmp_path / "out.jsonl"
-    for given, expected in ((["--instruction", "null"], [None, "b?"]), ([], ["Transcribe the speech.", "b?"])):
-        assert main(["nemo", "manifest", str(source), str(output), *given]) == 0
+    for options, expected in ((["--instruction", "null"], [None, "b?"]), ([], ["Transcribe the speech.", "b?"])):
+        assert main(["nemo", "manifest", str(source), str(output), *options]) == 0
         assert [row["instruction"] for row in read_manifest(output, instruction_required=False)] == expected
     assert main(["nemo", "slam", str(source), str(tmp_path / "slam.jsonl"), "--instruction", "null", "--absolute"]) == 0
 
