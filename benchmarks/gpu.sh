@@ -6,6 +6,6 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 PYTHON="${PYTHON:-python3}"
-timeout 150 "$PYTHON" benchmarks/decode.py | tail -n 1
-timeout 200 "$PYTHON" benchmarks/train_step.py --items 128 --rounds 2 | tail -n 1
-cd recipes/MiniASQA/ltu_as && timeout 240 "$PYTHON" quickstart.py --device cuda | tail -n 1
+timeout 130 "$PYTHON" benchmarks/decode.py | tail -n 1
+timeout 250 "$PYTHON" benchmarks/train_step.py --items 64 --rounds 2 | tail -n 1
+cd recipes/MiniASQA/ltu_as && timeout 215 "$PYTHON" quickstart.py --device cuda | tail -n 1

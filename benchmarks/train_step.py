@@ -313,10 +313,11 @@ def main() -> None:
             missing = {"4 bits": "needs bitsandbytes: pip install bitsandbytes"}
         else:
             runs += [(name, True) for name in large]
-    results = [
-        benchmark(argparse.Namespace(**{**vars(options), "geometry": name, "quantised": quantised}), device)
-        for name, quantised in runs
-    ]
+    results = []
+    for name, quantised in runs:
+        run = argparse.Namespace(**{**vars(options), "geometry": name, "quantised": quantised})
+        results.append(benchmark(run, device))
+        print(json.dumps(results[-1]), flush=True)  # what there is, should time run out
     keys = ("throughput_ratio", "peak_memory_ratio", "checkpoint_bytes_ratio", "loss_difference")
     print(
         json.dumps(
