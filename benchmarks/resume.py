@@ -1,9 +1,9 @@
 """Does a killed run end like one that was left alone? python benchmarks/resume.py --rounds 50 [--seed 0]
 
-Each round trains a tiny model (windows of two batches, dropout, two epochs with validation), kills the process with
-SIGKILL at random moments and starts it again until it ends, then compares losses and final weights with those of the
-uninterrupted run, bit for bit. Checkpoints are written after every step, so that many kills hit one. The last line of
-the output is JSON.
+Each round trains a tiny model (two sets mixed, windows of two batches, dropout, two epochs with validation), kills the
+process with SIGKILL at random moments and starts it again until it ends, then compares losses and final weights with
+those of the uninterrupted run, bit for bit. Checkpoints are written after every step, so that many kills hit one. The
+last line of the output is JSON.
 """
 
 import argparse

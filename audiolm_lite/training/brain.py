@@ -79,10 +79,10 @@ class AudioLMBrain(sb.Brain):
         if hparams["attention"] is not None:
             use_attention(model.llm, hparams["attention"])
         for part in filter(None, (model.encoder, model.llm)):
-            if hparams["gradient_checkpointing"]:
-                checkpoint_blocks(part, hparams["gradient_checkpointing"])
             if hparams["compile"]:
                 compile_blocks(part)
+            if hparams["gradient_checkpointing"]:
+                checkpoint_blocks(part, hparams["gradient_checkpointing"])
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.saved_step = Progress(), 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from audiolm_lite.training.blocks import blocks, checkpoint_blocks
+from audiolm_lite.training.blocks import blocks, checkpoint_blocks, compile_blocks
 
 peft = pytest.importorskip("peft")
 
@@ -42,6 +42,30 @@ def test_recomputed_blocks_give_the_same_gradients(every, again, lora):
     assert own_calls == [0, 1, 2, *again]
     assert torch.equal(inputs, own_inputs)
     assert all(torch.equal(first, second) for first, second in zip(weights, own_weights, strict=True))
+
+
+def test_blocks_share_compiled_graphs_and_are_recomputed(monkeypatch):
+    """Compiled by a back end that only counts, since a real one takes minutes."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def gradient(llm, embedded):
+        embedded = embedded.clone().requires_grad_()
+        llm(inputs_embeds=embedded, use_cache=False).logits.square().sum().backward()
+        return embedded.grad
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: compile_(*args, backend=count, **options))
+    plain, llm = make_llm(layers=3, lora=False), make_llm(layers=3, lora=False)
+    compile_blocks(llm)
+    checkpoint_blocks(llm, 1)
+    for length in (5, 7, 9):
+        embedded = torch.randn(2, length, 8)
+        torch.testing.assert_close(gradient(llm, embedded), gradient(plain, embedded))
+    assert len(graphs) == 1  # for three blocks and three lengths
 
 
 def test_blocks_are_the_outermost_list():

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.adapters.tltr import TLTR
 from audiolm_lite.data.batching import Item
+from audiolm_lite.data.mixing import Mixture
 from audiolm_lite.language.prompt import AUDIO_SLOT
 from audiolm_lite.model import AudioLanguageModel
 from audiolm_lite.training import checkpoint
@@ -122,9 +123,12 @@ def assert_same_weights(first, second):
 
 
 def train_in(folder):
-    """Train in this process, as a command of its own would."""
+    """Train on a mixture of two sets in this process, as a command of its own would."""
     torch.set_num_threads(1)
-    train(folder)
+    torch.manual_seed(1)
+    data = ToyData(20)
+    data.mixture = Mixture([14, 6], weights=[1, 1])
+    make_brain(folder).fit_stage(data, ToyData(6, seed=1))
 
 
 def outcome(folder):
