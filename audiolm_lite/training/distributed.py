@@ -118,8 +118,7 @@ def share_out(model: nn.Module, parallel: str, device: torch.device | str, cpu_o
     if size() == 1:
         return model
     if parallel == "ddp":
-        # buffers (rotary frequencies, statistics) are not worth a broadcast before every batch
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model)
     mesh = init_device_mesh(torch.device(device).type, (size(),))
     state = model.state_dict() if is_main() else {}
     options = {
