@@ -20,7 +20,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from statistics import median
 
@@ -107,6 +107,7 @@ class Timed(torch.nn.Module):
 def start_process(source: Path, threads: int) -> None:
     """Load our encoders in a process of the extraction."""
     torch.set_num_threads(threads)
+    set_start_method("fork", force=True)  # of the processes that decode: inherited is "spawn", which imports torch anew
     global encoders
     encoders = {name: Timed(WhisperEncoder(str(source), pool=POOL, **padding)) for name, padding in PADDINGS.items()}
 
@@ -132,8 +133,11 @@ def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: 
             processes, get_context("spawn"), initializer=start_process, initargs=(root / "whisper", threads)
         )
         stack.enter_context(pool)
-        settings = {"audio_root": root, "device": device, "workers": options.workers, "world_size": processes}
-        settings["batch_seconds"] = options.cpu_batch_seconds if device == "cpu" else options.batch_seconds
+        settings = {"audio_root": root, "device": device, "world_size": processes}
+        if device == "cpu":  # every core has an encoder already
+            settings |= {"workers": 0, "batch_seconds": options.cpu_batch_seconds}
+        else:
+            settings |= {"workers": options.workers, "batch_seconds": options.batch_seconds}
         speeds: dict[str, list[float]] = {name: [] for name in ("reference", *PADDINGS)}
         inside = total = 0.0
         warm_up, parts = rows[:4], [rows[i :: options.rounds] for i in range(options.rounds)]
@@ -178,7 +182,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch_seconds", type=float, default=120)
     parser.add_argument("--cpu_batch_seconds", type=float, default=10)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2, help="that decode ahead, for the GPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides on the CPU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

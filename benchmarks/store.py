@@ -6,9 +6,9 @@ Random features [L, T, D] of 32 layers, 25 frames and dimension 1280 (LTU-AS: 10
 are written as a feature store, as a compressed .npz and a .npy a clip, as one raw file under `np.memmap`, and with
 SpeechBrain's `CachedHDF5DynamicItem`. All are read in the same random order, whole items and single layers, each
 reading ending in memory of its own. They take turns every ten items, since other work on a machine changes its speed;
-figures are medians over rounds, of warm files; a ratio says how many times as fast the store is. Also measured: bytes a
-clip in each dtype, the error of int8 as a share of each channel's size, and how long a store of many keys takes to
-open. The last line of standard output is one JSON object.
+figures are medians over these runs, of warm files; a ratio says how many times as fast the store is. Also measured:
+bytes a clip in each dtype, the error of int8 as a share of each channel's size, and how long a store of many keys takes
+to open. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -87,30 +87,31 @@ def make_readers(folder: Path, keys: list[str]) -> dict[str, tuple[Callable, Cal
     return readers
 
 
-def seconds_per_item(readers: dict, keys: list[str], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Of every reader and round, for whole items and for one layer; readers take turns every few items."""
+def seconds_per_item(readers: dict, keys: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians over runs of ten items, for whole items and for one layer; readers take turns from run to run.
+
+    Of so short runs most are not interrupted, however busy the machine is.
+    """
     chance = np.random.default_rng(0)
     taken: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in readers} for kind in ("item", "layer")}
-    for warm_up in (True, *[False] * rounds):
+    for _ in range(rounds):
         order = [keys[i] for i in chance.permutation(len(keys))]
         layers = chance.integers(LAYERS, size=len(keys)).tolist()
-        sums = {kind: dict.fromkeys(readers, 0.0) for kind in taken}
         for first in range(0, len(keys), 10):
             part, part_layers = order[first : first + 10], layers[first : first + 10]
             for name in chance.permutation(list(readers)).tolist():
                 read, read_layer = readers[name]
+                for key in part:
+                    read(key)  # a machine short of memory has put these pages away meanwhile
                 started = time.perf_counter()
                 for key in part:
                     read(key)
                 middle = time.perf_counter()
                 for key, layer in zip(part, part_layers):
                     read_layer(key, layer)
-                sums["item"][name] += middle - started
-                sums["layer"][name] += time.perf_counter() - middle
-        for kind, by_name in sums.items() if not warm_up else ():
-            for name, seconds in by_name.items():
-                taken[kind][name].append(seconds / len(keys))
-    return taken
+                taken["item"][name].append((middle - started) / len(part))
+                taken["layer"][name].append((time.perf_counter() - middle) / len(part))
+    return {kind: {name: median(values) for name, values in by_name.items()} for kind, by_name in taken.items()}
 
 
 def sizes_and_error(folder: Path, clips: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -157,14 +158,10 @@ def main() -> None:
         result = {
             "shape": [LAYERS, FRAMES, DIM],
             "items_per_second": {
-                kind: {name: 1 / median(seconds) for name, seconds in by_name.items()}
-                for kind, by_name in taken.items()
+                kind: {name: 1 / seconds for name, seconds in by_name.items()} for kind, by_name in taken.items()
             },
             **{
-                f"ratio_{other}": {
-                    kind: median(theirs / ours for ours, theirs in zip(taken[kind]["store"], taken[kind][other]))
-                    for kind in taken
-                }
+                f"ratio_{other}": {kind: taken[kind][other] / taken[kind]["store"] for kind in taken}
                 for other in taken["item"]
                 if other != "store"
             },
