@@ -204,10 +204,11 @@ def test_every_encoder_inside_a_fused_one_travels(sources, make_experiment, make
     experiment = make_experiment(lora=False)
     whisper = experiment["encoder"]
     encoders = {"speech": whisper, "audio": whisper | {"layers": [0]}}
-    experiment["encoder"] = {"type": "fused", "encoders": encoders, "layer_norm": True}
+    experiment["encoder"] = {"type": "fused", "encoders": encoders}
     model = make_model(experiment)
-    model.encoder.norms["audio"].weight.data += 1
-    save_model(model, experiment, sources / "model", trained=["encoder.norms.audio.weight"], bundle=True)
+    model.encoder.encoders["audio"].model.conv1.weight.data += 1
+    trained = ["encoder.encoders.audio.model.conv1.weight"]
+    save_model(model, experiment, sources / "model", trained=trained, bundle=True)
     (sources / "whisper").rename(tmp_path / "gone")
     bundle = load_model((sources / "model").rename(tmp_path / "elsewhere"))
     assert equal_states(model, bundle.model, "encoder.")

@@ -21,7 +21,7 @@ from audiolm_lite.features.extract import feature_key
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.parts import build
 from data_prep.clips import Clip, CorpusError
-from data_prep.prepare import SPLITS, prepare
+from data_prep.prepare import PREPARE_KEYS, SPLITS, prepare
 
 RATE = 16000
 
@@ -235,7 +235,7 @@ def corpus(tmp_path: Path, monkeypatch) -> Corpus:
 
 def test_everything_ends_as_features_or_as_a_reason(corpus, sources, tmp_path, capfd):
     output, encoder = tmp_path / "out", {"type": "whisper", "source": str(sources / "whisper")}
-    hparams = {
+    hparams = {name: key.default for name, key in PREPARE_KEYS.items()} | {
         "output_folder": output, "feature_folder": output / "features", "encoder": encoder, "seed": 1,
         "wordings": "varied", "max_rejects": 1.0, "batch_seconds": 10.0, "num_workers": 0,
     }  # fmt: skip

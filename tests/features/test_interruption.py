@@ -52,15 +52,18 @@ def test_killed_and_restarted_25_times(run, tmp_path):
     started = time.monotonic()
     run(whole)
     took = time.monotonic() - started
-    chance = random.Random(0)
+    chance, longest = random.Random(0), took / 5
     counts = set()
     for _ in range(KILLS):
         child = start(run, folder)
-        time.sleep(chance.uniform(0, took / 5))
+        time.sleep(chance.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        before = len(counts)
         if (folder / "store.json").exists():
             counts.add(len(FeatureStore(folder)))  # readable at any moment
+        if len(counts) == before:
+            longest *= 1.2  # on a busy machine a restart takes longer than the first run did
     assert len(counts) > 3  # kills came while there was something to lose
     summary = run(folder)
     assert (summary.stored + summary.skipped, summary.rejected) == (CLIPS, 0)
