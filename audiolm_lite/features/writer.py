@@ -96,7 +96,7 @@ class FeatureWriter:
             self.header = stored
 
         self.index = self.folder / f"index-{rank:02d}.jsonl"
-        self._drop_what_was_interrupted()
+        self._drop_what_was_interrupted(alone=world_size == 1)
         lines = read_index(self.folder)
         for line in lines:
             mine = _rank_of(line["shard"]) % world_size == rank
@@ -238,9 +238,10 @@ class FeatureWriter:
             ) from error
         return file
 
-    def _drop_what_was_interrupted(self) -> None:
+    def _drop_what_was_interrupted(self, alone: bool) -> None:
         """Delete the last index line if it has no end, shards without their line, and files without their final name.
 
+        Files that any rank may write are left to a writer that is alone, since others may be about to rename theirs.
         Sets `number`, that of the next shard, above any that ever was in an index: one given up is not used again.
         """
         if self.index.exists():
@@ -251,6 +252,8 @@ class FeatureWriter:
         for file in self.folder.glob(f"{mine}*"):
             if file.name not in known:
                 file.unlink()
+        for file in self.folder.glob("*.tmp") if alone else ():
+            file.unlink(missing_ok=True)
         indexes = "".join(file.read_text(encoding="utf-8") for file in self.folder.glob("index-*.jsonl"))
         self.number = 1 + max(map(int, re.findall(rf'"{mine}(\d+)\.safetensors"', indexes)), default=-1)
 

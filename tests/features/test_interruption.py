@@ -47,6 +47,15 @@ def start(run, folder) -> int:
     return child
 
 
+def test_unfinished_files_of_dead_processes_go(run, tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for name in ("store.json", "keys.safetensors", "rejected.jsonl"):
+        (folder / f"{name}.4711.tmp").write_text("{")
+    run(folder)
+    assert not list(folder.glob("*.tmp")) and len(FeatureStore(folder)) == CLIPS
+
+
 def test_killed_and_restarted_25_times(run, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     started = time.monotonic()
