@@ -31,8 +31,8 @@ from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE  # noqa: E402
 from audiolm_lite.model import AudioLanguageModel  # noqa: E402
 from audiolm_lite.training import distributed  # noqa: E402
 from audiolm_lite.training.brain import AudioLMBrain  # noqa: E402
-from audiolm_lite.training.experiment import TRAINING_KEYS  # noqa: E402
 from audiolm_lite.training.feed import Feed  # noqa: E402
+from audiolm_lite.training.keys import TRAINING_KEYS  # noqa: E402
 
 IMPORTED = time.perf_counter()
 LAYERS, DIM, VOCABULARY, BATCH_TOKENS = 4, 64, 4000, 1600

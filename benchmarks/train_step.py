@@ -40,7 +40,7 @@ from audiolm_lite.plan.measure import RETURN_MEMORY, reset_resident_peak, reside
 from audiolm_lite.quantization import bitsandbytes_config
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.checkpoint import CheckpointFolder, random_state
-from audiolm_lite.training.experiment import TRAINING_KEYS
+from audiolm_lite.training.keys import TRAINING_KEYS
 
 LLAMA = {"vocab_size": 128256, "max_position_embeddings": 2048, "tie_word_embeddings": True}
 # name -> LLM, and layers L, dimension D and most frames of the features

@@ -30,7 +30,7 @@ from audiolm_lite.features.extract import extract, feature_key
 from audiolm_lite.features.format import DTYPES
 from audiolm_lite.features.sharing import Share, share_of, wait_for_all_ranks
 from audiolm_lite.parts import build
-from audiolm_lite.training.experiment import Key
+from audiolm_lite.training.keys import Key
 from data_prep.checks import Check, CheckedAudio, in_threads
 from data_prep.clips import Clip, CorpusError
 from data_prep.filters import Dropped, Filters

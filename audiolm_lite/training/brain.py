@@ -51,7 +51,7 @@ class AudioLMBrain(sb.Brain):
     model : nn.Module
         AudioLanguageModel; exactly the parameters named by `trainable` are made trainable.
     hparams : dict
-        Every key of `experiment.TRAINING_KEYS`.
+        Every key of `keys.TRAINING_KEYS`.
     run_opts : dict, optional
         `device`, `debug` and others of SpeechBrain's run options.
     """

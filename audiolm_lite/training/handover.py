@@ -18,7 +18,8 @@ from torch import nn
 from audiolm_lite.hub import CONFIG, load_trained, read_config
 from audiolm_lite.parts import ConfigError, with_defaults
 from audiolm_lite.training.checkpoint import copy_tensors, file_hash, save_tensors
-from audiolm_lite.training.experiment import REQUIRED, TRAINING_KEYS, settings
+from audiolm_lite.training.experiment import settings
+from audiolm_lite.training.keys import REQUIRED, TRAINING_KEYS
 from audiolm_lite.training.parts import trainable_names
 
 logger = logging.getLogger(__name__)

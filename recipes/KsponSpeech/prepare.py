@@ -2,7 +2,8 @@
 
 import sys
 
-from audiolm_lite.training.experiment import Key, load_experiment
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.keys import Key
 from data_prep.corpora.ksponspeech import read_ksponspeech
 from data_prep.prepare import PREPARE_KEYS, prepare
 

@@ -3,7 +3,8 @@
 import pytest
 
 from audiolm_lite.parts import ConfigError
-from audiolm_lite.training.experiment import REQUIRED, TRAINING_KEYS, Key, load_experiment, settings
+from audiolm_lite.training.experiment import load_experiment, settings
+from audiolm_lite.training.keys import REQUIRED, TRAINING_KEYS, Key
 
 KEYS = {
     "seed": Key("Seed.", int, 7),

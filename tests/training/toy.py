@@ -17,7 +17,7 @@ from audiolm_lite.language.prompt import AUDIO_SLOT
 from audiolm_lite.model import AudioLanguageModel
 from audiolm_lite.training import checkpoint
 from audiolm_lite.training.brain import AudioLMBrain
-from audiolm_lite.training.experiment import TRAINING_KEYS
+from audiolm_lite.training.keys import TRAINING_KEYS
 
 LAYERS, DIM, HIDDEN, VOCABULARY = 2, 8, 16, 30
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from audiolm_lite.evaluation.report import markdown_table, write_report
 from audiolm_lite.evaluation.runner import PREDICTIONS, evaluate
 from audiolm_lite.evaluation.setup import control_sets, load_bundle
-from audiolm_lite.training.experiment import EVALUATION_KEYS, load_experiment
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.keys import EVALUATION_KEYS
 
 
 def main(argv: list[str]) -> dict:

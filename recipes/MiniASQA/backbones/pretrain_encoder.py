@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from audiolm_lite.encoders.whisper import WhisperEncoder
-from audiolm_lite.training.experiment import Key, load_experiment
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.keys import Key
 
 KEYS = {
     "seed": Key("Seed of data, weights and batches.", int),

@@ -26,7 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE, PromptTemplate
-from audiolm_lite.training.experiment import Key, load_experiment
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.keys import Key
 from audiolm_lite.training.soft_text import SoftText, soft_text
 from data_prep.miniasqa.corpus import make_plans
 from data_prep.miniasqa.questions import rows_for, spoken_labels

@@ -14,7 +14,8 @@ from audiolm_lite.data.batching import collate
 from audiolm_lite.deploy.backends import available_backends, make_backend
 from audiolm_lite.deploy.latency import Prompt, measure, write_latency
 from audiolm_lite.evaluation.setup import control_sets, load_bundle
-from audiolm_lite.training.experiment import EVALUATION_KEYS, load_experiment
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.keys import EVALUATION_KEYS
 
 
 def choose_backend(name: str, device: str) -> str:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.features.extract import extract
 from audiolm_lite.parts import build
-from audiolm_lite.training.experiment import Key, load_experiment
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.keys import Key
 from data_prep.miniasqa import VERSION
 from data_prep.miniasqa.corpus import RATE, SHARD, Clip, make_plans, render
 from data_prep.miniasqa.questions import rows_for, spoken_labels

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterable
 
 from audiolm_lite.parts import ConfigError
-from audiolm_lite.training.experiment import Key, load_experiment
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.keys import Key
 from data_prep.clips import Clip, keep_apart
 from data_prep.corpora.audiocaps import read_audiocaps
 from data_prep.corpora.audioset import read_audioset

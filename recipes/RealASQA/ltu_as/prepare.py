@@ -5,7 +5,8 @@ Folders are given as --an4_folder, --esc50_folder and --speechocean762_folder.
 
 import sys
 
-from audiolm_lite.training.experiment import Key, load_experiment
+from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.keys import Key
 from data_prep.corpora.an4 import read_an4
 from data_prep.corpora.esc50 import read_esc50
 from data_prep.corpora.speechocean762 import read_speechocean762
