@@ -58,7 +58,7 @@ PREPARE_KEYS = {
 }
 
 
-def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, Any]) -> None:
+def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, Any]) -> int:
     """Write train.jsonl, valid.jsonl, test.jsonl and, where an encoder is given, the features of all clips.
 
     Several processes share the features under `torchrun`, whose rank 0 writes the rest when all are done, or by
@@ -79,6 +79,11 @@ def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, 
         Values of PREPARE_KEYS.
     run_opts : dict
         `device`; `debug` keeps a few clips of each split.
+
+    Returns
+    -------
+    int
+        Exit status for the script: 0, or 3 where clips were set aside for faults (as `data_prep.convert` has it).
 
     Raises
     ------
@@ -101,7 +106,7 @@ def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, 
                 _extract(share, work, output, hparams, run_opts)
             if not share.goes_on:
                 shutil.rmtree(work)
-                return
+                return 0
             failed = _extract(Share(0, 1, goes_on=True), work, output, hparams, run_opts)
             _without_features(failed, work, aside)
     listed = output / "rejected.jsonl"
@@ -120,6 +125,7 @@ def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, 
     _write_manifests(failed, output, work)
     count = aside.reasons.total()
     print(f"set aside: {count} of {total} clips, {aside.faults} for faults{f', see {listed}' if count else ''}")
+    return 3 if aside.faults else 0
 
 
 class SetAside:

@@ -15,14 +15,14 @@ KEYS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     hparams, run_opts = load_experiment(argv, KEYS)
     clotho, aqa = hparams["data_folder"], hparams["aqa_folder"]
     corpora = [lambda: read_clotho(clotho)]
     if aqa is not None:
         corpora.append(lambda: read_clotho_aqa(aqa, clotho))
-    prepare(keep_apart(corpora), hparams, run_opts)
+    return prepare(keep_apart(corpora), hparams, run_opts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

@@ -17,13 +17,13 @@ KEYS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     hparams, run_opts = load_experiment(argv, KEYS)
     folder = hparams["data_folder"]
     root = hparams["audio_root"] or folder
     clips = read_kaldi(folder, hparams["parts"], root, hparams["dataset"], hparams["language"])
-    prepare(clips, hparams, run_opts)
+    return prepare(clips, hparams, run_opts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

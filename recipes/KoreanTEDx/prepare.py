@@ -14,11 +14,11 @@ KEYS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     hparams, run_opts = load_experiment(argv, KEYS)
     clips = read_korean_tedx(hparams["data_folder"], hparams["valid_share"], hparams["test_share"], hparams["seed"])
-    prepare(clips, hparams, run_opts)
+    return prepare(clips, hparams, run_opts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

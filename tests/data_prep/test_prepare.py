@@ -61,7 +61,7 @@ def test_a_generator_is_read_a_little_ahead_and_tables_are_printed(corpus, tmp_p
             yield clip
 
     monkeypatch.setattr(checks.CheckedAudio, "first_with", first_with)
-    prepare(stream(), settings(tmp_path), {})
+    assert prepare(stream(), settings(tmp_path), {}) == 0
     assert most <= 5
     assert results(tmp_path) == (sorted(clip.id for clip in corpus), [])
     printed = capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_what_is_set_aside_is_counted_by_reason(corpus, tmp_path, capsys):
     ]
     bad = [clip if i == 1 else replace(clip, id=f"b{i}") for i, clip in enumerate(bad)]
     clips = [*corpus[:8], *bad]
-    prepare(clips, settings(tmp_path, max_rejects=0.6), {})
+    assert prepare(clips, settings(tmp_path, max_rejects=0.6), {}) == 3
     ids, rejected = results(tmp_path)
     assert ids == ["c1", "c2", "c4", "c5", "c6", "c7"]
     reasons = {entry["id"]: entry["reason"] for entry in rejected}
@@ -111,7 +111,7 @@ def test_filters_do_not_count_as_faults(corpus, tmp_path, capsys):
     corpus[4] = replace(corpus[4], text=corpus[7].text)
     corpus[5].audio.write_bytes(corpus[8].audio.read_bytes())  # another text: no duplicate
     limits = {"min_seconds": 0.1, "max_seconds": 0.9, "max_characters": 50, "max_silence": 0.8, "duplicates": "drop"}
-    prepare(corpus, settings(tmp_path, filters=limits), {})
+    assert prepare(corpus, settings(tmp_path, filters=limits), {}) == 0
     ids, rejected = results(tmp_path)
     assert ids == sorted(["c4", "c5", "c6", "c8", "c9", "c10", "c11"])
     assert {entry["id"]: entry["filter"] for entry in rejected} == {

@@ -10,11 +10,11 @@ from data_prep.prepare import PREPARE_KEYS, prepare
 KEYS = {**PREPARE_KEYS, "data_folder": Key("The unpacked corpus, with etc/ and wav/.", str, result=False)}
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     hparams, run_opts = load_experiment(argv, KEYS)
     clips = read_an4(hparams["data_folder"], hparams["valid_share"], hparams["seed"])
-    prepare(clips, hparams, run_opts)
+    return prepare(clips, hparams, run_opts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

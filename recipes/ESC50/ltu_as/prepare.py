@@ -15,11 +15,11 @@ KEYS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     hparams, run_opts = load_experiment(argv, KEYS)
     options = {name: hparams[name] for name in ("esc10", "test_fold", "valid_share", "seed")}
-    prepare(read_esc50(hparams["data_folder"], **options), hparams, run_opts)
+    return prepare(read_esc50(hparams["data_folder"], **options), hparams, run_opts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

@@ -47,14 +47,14 @@ KEYS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     hparams, run_opts = load_experiment(argv, KEYS)
     folders = {name: hparams[f"{name}_folder"] for name in READERS if hparams[f"{name}_folder"] is not None}
     if not folders:
         raise ConfigError(f"no corpus: give at least one of {', '.join(f'--{name}_folder' for name in READERS)}")
     corpora = [lambda name=name, folder=folder: READERS[name](folder, hparams) for name, folder in folders.items()]
-    prepare(keep_apart(corpora), hparams, run_opts)
+    return prepare(keep_apart(corpora), hparams, run_opts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

@@ -23,14 +23,14 @@ KEYS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     hparams, run_opts = load_experiment(argv, KEYS)
     share, seed = hparams["valid_share"], hparams["seed"]
     clips = read_an4(hparams["an4_folder"], share, seed)
     clips += read_esc50(hparams["esc50_folder"], hparams["esc10"], hparams["test_fold"], share, seed)
     clips += read_speechocean762(hparams["speechocean762_folder"], share, hparams["test_share"], seed)
-    prepare(clips, hparams, run_opts)
+    return prepare(clips, hparams, run_opts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

@@ -14,11 +14,11 @@ KEYS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     hparams, run_opts = load_experiment(argv, KEYS)
     options = {name: hparams[name] for name in ("valid_share", "test_share", "seed")}
-    prepare(read_speechocean762(hparams["data_folder"], **options), hparams, run_opts)
+    return prepare(read_speechocean762(hparams["data_folder"], **options), hparams, run_opts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))
