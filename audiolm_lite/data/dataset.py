@@ -2,7 +2,6 @@
 
 import json
 import logging
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.audio import SAMPLE_RATE, audio_duration, read_audio
 from audiolm_lite.data.batching import Item
-from audiolm_lite.data.lengths import text_tokens
+from audiolm_lite.data.lengths import largest, of_each, text_tokens
 from audiolm_lite.data.manifest import audio_path
 from audiolm_lite.data.mixing import Mixture, temperature_weights
 from audiolm_lite.data.questions import Questions
@@ -147,6 +146,8 @@ class AudioTextDataset(Dataset):
         for index, clips in further.items():
             lengths[index] += sum(self._further_tokens(index, clips, tokens))
         self._lengths = torch.from_numpy(lengths)
+        if shorten is not None and (max_tokens is None or audio != "normal"):
+            raise DatasetError("dataset: shorten goes with max_tokens, and not with the controls of what is heard.")
         if max_tokens is not None:
             self._fit(max_tokens, shorten)
         if temperature is not None:
@@ -343,11 +344,11 @@ class AudioTextDataset(Dataset):
                 row = self.rows[int(np.argmax(samples == count))]
                 raise DatasetError(f'dataset: row "{row["id"]}", {row["audio"]}: {error}') from error
 
-        return _of_each(frames, samples)
+        return of_each(frames, samples)
 
     def _audio_tokens(self, frames: np.ndarray) -> np.ndarray:
         """Audio tokens [N] int32 of each item's own clip."""
-        tokens = _of_each(self.num_tokens, frames).astype(np.int32)
+        tokens = of_each(self.num_tokens, frames).astype(np.int32)
         if (tokens < 1).any():
             index = int(np.argmax(tokens < 1))
             row = self.rows[index]
@@ -391,14 +392,3 @@ class AudioTextDataset(Dataset):
         other = np.empty_like(order)
         other[order] = np.roll(order, -1)
         return items[other[clips]].astype(np.int32)
-
-
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to `most` that fits, where all smaller ones do."""
-    return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
-
-
-def _of_each(function: Callable[[int], int], values: np.ndarray) -> np.ndarray:
-    """`function` of each of the values [N], called once for all equal ones."""
-    unique, places = np.unique(values, return_inverse=True)
-    return np.array([function(value) for value in unique.tolist()], dtype=np.int64)[places]

@@ -1,8 +1,9 @@
-"""Text tokens of every row, counted once and kept beside the manifest's table."""
+"""Text tokens of every row, counted once and kept beside the manifest's table; small helpers for counts."""
 
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Callable
 from glob import escape
 from pathlib import Path
@@ -102,3 +103,14 @@ def _open_counts(table: ManifestTable, key: str) -> np.ndarray:
         return np.load(file, mmap_mode="r+")
     except PermissionError:
         return np.load(file, mmap_mode="c")  # another user's: what is missing is counted for this run alone
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, where all smaller ones do."""
+    return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
+
+
+def of_each(function: Callable[[int], int], values: np.ndarray) -> np.ndarray:
+    """`function` of each of the values [N], called once for all equal ones."""
+    unique, places = np.unique(values, return_inverse=True)
+    return np.array([function(value) for value in unique.tolist()], dtype=np.int64)[places]

@@ -160,6 +160,11 @@ class PromptTemplate:
         if not with_answer:
             answers = [index for index, piece in enumerate(pieces) if (piece.kind, piece.value) == ("slot", "answer")]
             pieces = pieces[: answers[-1]]
+        slots = {_FIELDS.get(p.value, p.value) for p in pieces if p.kind == "slot" and p.turn == last}
+        if cut[1] and cut[0] not in slots:
+            raise PromptError(
+                f'row "{row.get("id")}" is too long by {cut[1]} tokens, and the prompt has no field "{cut[0]}" to cut.'
+            )
         ids: list[int] = []
         labels: list[int] = []
         for piece in pieces:

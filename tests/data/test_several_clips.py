@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from audiolm_lite.data.batching import collate
-from audiolm_lite.data.dataset import AudioTextDataset, DatasetError, largest
+from audiolm_lite.data.dataset import AudioTextDataset, DatasetError
+from audiolm_lite.data.lengths import largest
 from audiolm_lite.data.manifest import ManifestError, write_manifest
 from audiolm_lite.features.extract import clips_of, feature_key
 from audiolm_lite.features.store import FeatureStore
@@ -153,6 +154,11 @@ def test_long_rows_are_an_error_or_give_way_by_the_rule(dataset, tokenizer, capl
 def test_what_cannot_be_cut_enough_is_refused(dataset):
     with pytest.raises(PromptError, match='field "heard" has only 8'):
         dataset(LONG, WITH_FIELD, max_tokens=16, shorten="heard")
+    with pytest.raises(PromptError, match='no field "speaker" to cut'):
+        dataset(LONG, WITH_FIELD, max_tokens=20, shorten="speaker")
+    for options in ({}, {"max_tokens": 20, "audio": "zeros"}):
+        with pytest.raises(DatasetError, match="shorten goes with max_tokens"):
+            dataset(LONG, WITH_FIELD, shorten="heard", **options)
     with pytest.raises(DatasetError, match="too little audio"):
         dataset(LONG, WITH_FIELD, max_tokens=16, shorten="audio")[1]
 
