@@ -20,7 +20,7 @@ def test_kills_at_random_moments_leave_no_trace(tmp_path):
     seconds = time.monotonic() - began
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "timed")
     rng = random.Random(0)
-    kills = run_killed(train_in, tmp_path / "killed", [rng.uniform(0.1, 0.9) * seconds for _ in range(6)])
+    kills = run_killed(train_in, tmp_path / "killed", [rng.uniform(0.05, 0.5) * seconds for _ in range(6)])
     assert kills["kills"] >= 1
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
