@@ -5,6 +5,7 @@ A plan is drawn from a seed alone; rendering turns plans into samples, shard by 
 interrupted run stopped.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -102,8 +103,12 @@ def render(plans: list[Plan], finish: Callable[[list[Clip]], Any], processes: in
     `finish` runs in the rendering process and must be picklable.
     """
     shards = [plans[i : i + SHARD] for i in range(0, len(plans), SHARD)]
-    # Each worker is forked from a server that has imported everything once and has never spoken.
+    # Each worker is forked from a server that has imported everything once and has never spoken. What to import is
+    # named, because the server forgets the main module (https://github.com/python/cpython/issues/137996), and workers
+    # would spend longer on its imports than on a shard.
     context = get_context("forkserver")
+    own = ("audiolm_lite", "data_prep")
+    context.set_forkserver_preload([name for name in sys.modules if name.split(".")[0] in own])
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
         yield from pool.map(_render_and_finish, shards, [finish] * len(shards))
 
