@@ -22,7 +22,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from audiolm_lite.data.mixing import split_entries
 from audiolm_lite.parts import ConfigError, map_sources
 from audiolm_lite.training import distributed
-from audiolm_lite.training.keys import REQUIRED, RUN_OPTIONS, TRAINING_KEYS, Key
+from audiolm_lite.training.keys import REQUIRED, RUN_OPTIONS, STAGES_OPTION, TRAINING_KEYS, Key
 
 
 def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS) -> tuple[dict, dict]:
@@ -51,16 +51,9 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
     if "--help" in argv or "-h" in argv:
         print(help_text(keys))
         raise SystemExit(0)
-    path, overrides, run_opts = _parse_arguments(argv, keys)
+    hparams, run_opts, resolved = read_experiment(argv, keys)
     if keys is TRAINING_KEYS and (device := distributed.start(run_opts.get("device"))):
         run_opts["device"] = device
-    stream = _overridden_yaml(path, overrides, keys)
-    try:
-        resolved = resolve_references(stream).getvalue()
-        hparams = load_hyperpyyaml(resolved)
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        raise ConfigError(f"{path}: {error} Give it in the file or on the command line (--key value).") from error
-    hparams = _check_values(path, hparams, keys)
     if "seed" in hparams:
         _seed_everything(hparams["seed"])
     if "output_folder" in hparams:
@@ -68,10 +61,29 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
     return hparams, run_opts
 
 
+def read_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS) -> tuple[dict, dict, str]:
+    """Parse and check as `load_experiment` does, and do nothing else.
+
+    Returns
+    -------
+    tuple
+        hparams, run_opts and the resolved YAML text.
+    """
+    path, overrides, run_opts = parse_arguments(argv, keys)
+    stream = _overridden_yaml(path, overrides, keys)
+    try:
+        resolved = resolve_references(stream).getvalue()
+        hparams = load_hyperpyyaml(resolved)
+    except (ValueError, ImportError, FileNotFoundError) as error:
+        raise ConfigError(f"{path}: {error} Give it in the file or on the command line (--key value).") from error
+    return _check_values(path, hparams, keys), run_opts, resolved
+
+
 def help_text(keys: Mapping[str, Key]) -> str:
     """Describe the command line: run options and documented keys with their defaults."""
     lines = ["usage: python SCRIPT.py FILE.yaml [--key value ...]", "", "run options:"]
-    lines += [f"  {f'--{name} {value}':<34} {text}" for name, (value, text) in RUN_OPTIONS.items()]
+    options = {**RUN_OPTIONS, **(STAGES_OPTION if keys is TRAINING_KEYS else {})}
+    lines += [f"  {f'--{name} {value}':<34} {text}" for name, (value, text) in options.items()]
     lines += ["", "keys of the YAML file, each also an option (--key value, --block.key value):"]
     for name, key in keys.items():
         kind = "|".join(key.kind) if isinstance(key.kind, tuple) else key.kind.__name__
@@ -106,7 +118,7 @@ def _qualified_name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _parse_arguments(argv: Sequence[str], keys: Mapping[str, Key]) -> tuple[Path, dict, dict]:
+def parse_arguments(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS) -> tuple[Path, dict, dict]:
     """Split the command line into file, nested overrides and run options."""
     path, overrides, run_opts = None, {}, {}
     rest = list(argv)

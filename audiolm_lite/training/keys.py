@@ -174,3 +174,8 @@ RUN_OPTIONS = {
     "device": ("DEVICE", "Where to run, e.g. cpu or cuda:0 (default: a GPU where there is one)."),
     "debug": ("", "Two batches, two epochs: shows that everything runs."),
 }
+
+# Of train.py alone (see `stages`).
+STAGES_OPTION = {
+    "stages": ("FIRST-LAST", "Several stages one after the other: the file's neighbours whose names end so."),
+}

@@ -1,13 +1,20 @@
-"""Train one stage: python train.py hparams/stage_1.yaml"""
+"""Train stages: python train.py hparams/stage_1.yaml, or with --stages 1-3 this one and its neighbours."""
 
 import sys
 
 from audiolm_lite.training.build import align_projection, build_datasets, build_model
 from audiolm_lite.training.experiment import load_experiment
 from audiolm_lite.training.handover import is_finished
+from audiolm_lite.training.stages import stage_commands
 
 
 def main(argv: list[str]) -> None:
+    """Train the stages that a command line names, one after the other."""
+    for command in stage_commands(argv):
+        train_stage(command)
+
+
+def train_stage(argv: list[str]) -> None:
     """Train, unless this very stage is trained already, and export the best model."""
     hparams, run_opts = load_experiment(argv)
     if is_finished(hparams, run_opts):
