@@ -16,8 +16,10 @@ def read_ksponspeech(folder: str | Path, parts: tuple[str, ...] = tuple(PARTS)) 
     ----------
     folder : str or Path
         Holds KsponSpeech_01 ... KsponSpeech_05, KsponSpeech_eval and KsponSpeech_scripts/<part>.trn, whose lines are
-        "KsponSpeech_01/KsponSpeech_0001/KsponSpeech_000001.pcm :: transcript". Audio is headerless PCM, 16 kHz, 16 bit,
-        little endian; files converted to .wav or .flac in the same place are not looked for.
+        "KsponSpeech_01/KsponSpeech_0001/KsponSpeech_000001.pcm :: transcript". The archives of the lists and of the
+        evaluation audio hold no folder of their own name, so <part>.trn and eval_clean/, eval_other/ may lie in the
+        folder itself. Audio is headerless PCM, 16 kHz, 16 bit, little endian; files converted to .wav or .flac in the
+        same place are not looked for.
     parts : tuple of str
         Of train, dev, eval_clean, eval_other.
 
@@ -34,13 +36,15 @@ def read_ksponspeech(folder: str | Path, parts: tuple[str, ...] = tuple(PARTS)) 
         A list is missing or a line is not in its format.
     """
     folder = Path(folder)
-    require(folder, [f"KsponSpeech_scripts/{part}.trn" for part in parts], "KsponSpeech", SOURCE)
+    place = "" if any((folder / f"{part}.trn").exists() for part in parts) else "KsponSpeech_scripts/"
+    require(folder, [f"{place}{part}.trn" for part in parts], "KsponSpeech", SOURCE)
+    bare_eval = not (folder / "KsponSpeech_eval").is_dir()
     for part in parts:
-        for path, text in _lines(folder / f"KsponSpeech_scripts/{part}.trn"):
+        for path, text in _lines(folder / f"{place}{part}.trn"):
             yield Clip(
                 dataset=f"KsponSpeech-{part}",
                 id=Path(path).stem,
-                audio=folder / path,
+                audio=folder / (path.removeprefix("KsponSpeech_eval/") if bare_eval else path),
                 split=PARTS[part],
                 group=Path(path).stem,
                 language="ko",

@@ -81,6 +81,19 @@ def test_ksponspeech(tmp_path):
     assert {clip.dataset for clip in only} == {"KsponSpeech-eval_other"}
 
 
+def test_ksponspeech_archives_unpacked_into_one_folder(tmp_path):
+    """Two of the publisher's archives hold no folder of their own name."""
+    miniatures.ksponspeech(tmp_path)
+    for name in ("KsponSpeech_scripts", "KsponSpeech_eval"):
+        for entry in (tmp_path / name).iterdir():
+            entry.rename(tmp_path / entry.name)
+        (tmp_path / name).rmdir()
+    assert [len(members) for members in by_split(list(read_ksponspeech(tmp_path))).values()] == [2, 2, 4]
+    (tmp_path / "dev.trn").unlink()
+    with pytest.raises(CorpusError, match="expected dev.trn in"):
+        list(read_ksponspeech(tmp_path))
+
+
 def test_ksponspeech_command_keeps_what_is_said(tmp_path):
     folder = miniatures.ksponspeech(tmp_path / "corpus")
     run_recipe("KsponSpeech", "--data_folder", folder, "--output_folder", tmp_path / "out")
