@@ -100,7 +100,7 @@ def open_audio(source: str | Path | BinaryIO) -> soundfile.SoundFile:
         if head[offset:].startswith(pattern):
             return _through_ffmpeg(source, f"{name}, which libsndfile does not decode")
     try:
-        options = _HEADERLESS if _is_headerless(source, head, size) else {}
+        options = _HEADERLESS if _is_headerless(source, head) else {}
         file = _SoundFile(str(source) if isinstance(source, Path) else source, **options)
     except UnicodeEncodeError as error:
         raise AudioError(source, "its name is not valid Unicode; rename it") from error
@@ -152,13 +152,12 @@ def _why_missing(path: Path) -> str:
     return "no such file; check the path and the folder it is relative to"
 
 
-def _is_headerless(source: Path | BinaryIO, head: bytes, size: int) -> bool:
-    """Whether a file is bare samples: named .pcm, and not a WAV under that name."""
-    if Path(source.name).suffix.lower() != ".pcm" or head.startswith(b"RIFF"):
-        return False
-    if size % 2:
-        raise AudioError(source, "an odd number of bytes cannot be 16-bit samples; fetch the file again")
-    return True
+def _is_headerless(source: Path | BinaryIO, head: bytes) -> bool:
+    """Whether a file is bare samples: named .pcm, and not a WAV under that name.
+
+    KsponSpeech is published with files of an odd number of bytes; the last one, half a sample, is not read.
+    """
+    return Path(source.name).suffix.lower() == ".pcm" and not head.startswith(b"RIFF")
 
 
 def _samples_of_mp3(source: Path | BinaryIO) -> int | None:

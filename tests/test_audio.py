@@ -61,9 +61,11 @@ def test_headerless_pcm(tmp_path):
     (tmp_path / "a.bin").write_bytes(samples.tobytes())
     with pytest.raises(AudioError, match="not readable as audio"):
         read_audio(tmp_path / "a.bin")
-    (tmp_path / "odd.pcm").write_bytes(samples.tobytes()[:-1])
-    with pytest.raises(AudioError, match="odd number of bytes"):
-        read_audio(tmp_path / "odd.pcm")
+    (tmp_path / "odd.pcm").write_bytes(samples.tobytes()[:-1])  # as some of KsponSpeech's evaluation files
+    np.testing.assert_allclose(read_audio(tmp_path / "odd.pcm"), samples[:-1] / 32768, atol=1e-7)
+    (tmp_path / "one.pcm").write_bytes(b"\x00")
+    with pytest.raises(AudioError, match="holds no audio"):
+        read_audio(tmp_path / "one.pcm")
     soundfile.write(tmp_path / "wav.wav", sine(8000), 8000)
     (tmp_path / "wav.wav").rename(tmp_path / "wav.pcm")
     assert audio_header(tmp_path / "wav.pcm") == (8000, 8000, 1)

@@ -112,7 +112,7 @@ def korean_tedx(folder: Path) -> Path:
 
 
 def ksponspeech(folder: Path) -> Path:
-    """Lists in both encodings that are about."""
+    """Lists in both encodings that are about, and evaluation files with half a sample at the end."""
     parts = {
         "train": "KsponSpeech_01/KsponSpeech_0001/KsponSpeech_00000",
         "dev": "KsponSpeech_05/KsponSpeech_0623/KsponSpeech_62000",
@@ -125,6 +125,9 @@ def ksponspeech(folder: Path) -> Path:
         write_lines(folder / f"KsponSpeech_scripts/{part}.trn", *lines, encoding=encoding)
         for n in (1, 2):
             write_audio(folder / f"{stem}{n}.pcm")
+            if part.startswith("eval"):
+                with (folder / f"{stem}{n}.pcm").open("ab") as file:
+                    file.write(b"\x00")
     return folder
 
 
