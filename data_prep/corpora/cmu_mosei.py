@@ -1,10 +1,13 @@
 """CMU-MOSEI (Zadeh et al. 2018, ACL): sentences of YouTube monologues with sentiment and emotions."""
 
 import ast
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.clips import Clip, CorpusError, Label, read_lines, require
+
+log = logging.getLogger(__name__)
 
 SOURCE = (
     "http://multicomp.cs.cmu.edu/resources/cmu-mosei-dataset/ (CMU_MOSEI.zip, CMU_MOSEI_Labels.csd) and "
@@ -26,14 +29,14 @@ def read_cmu_mosei(folder: str | Path) -> Iterator[Clip]:
     folder : str or Path
         Holds Raw/ of CMU_MOSEI.zip, CMU_MOSEI_Labels.csd (HDF5: for each video its segments' times and seven numbers)
         and cmu_mosei_std_folds.py (three lists of videos, which are read and not executed). Transcripts are lines
-        video___number___start___end___text.
+        video___number___start___end___text; some releases have damaged ones, whose lines are passed over and logged.
 
     Yields
     ------
     Clip
         A segment of a video: its sentiment (negative below 0, positive above), the strongest emotion where one is
-        stronger than all others, and the transcript whose start is within half a second. Videos in no fold, which the
-        publisher leaves out as well, are left out.
+        stronger than all others, and the transcript whose start is within a fifth of a second. Videos in no fold,
+        which the publisher leaves out as well, are left out.
 
     Raises
     ------
@@ -84,19 +87,21 @@ def _texts(file: Path) -> list[tuple[float, str]]:
     """Start and text of each segment of a video; none where the video has no transcript."""
     if not file.exists():
         return []
-    texts = []
-    for number, line in read_lines(file, "utf-8-sig", "cp1252"):  # typed by many people on many computers
+    texts, damaged = [], 0
+    for _, line in read_lines(file, "utf-8-sig", "cp1252", "latin-1"):  # typed by many people on many computers
         try:
             _, _, start, _, text = line.split("___", 4)
             texts.append((float(start), text.strip()))
-        except ValueError as error:
-            raise CorpusError(f"{file}, line {number}: not video___number___start___end___text") from error
+        except ValueError:
+            damaged += 1
+    if damaged:
+        log.warning("%s: %d lines are not video___number___start___end___text and are passed over", file, damaged)
     return texts
 
 
 def _text_at(start: float, texts: list[tuple[float, str]]) -> str | None:
     distance, text = min(((abs(begin - start), text) for begin, text in texts), default=(1.0, ""))
-    return text if distance <= 0.5 and text else None
+    return text if distance <= 0.2 and text else None
 
 
 def _folds(file: Path) -> dict[str, str]:

@@ -178,7 +178,7 @@ def test_voxceleb2_other_layouts(tmp_path):
         list(read_voxceleb2(tmp_path, True, 0.3, 1))
 
 
-def test_cmu_mosei(tmp_path):
+def test_cmu_mosei(tmp_path, caplog):
     pytest.importorskip("h5py")
     clips = list(read_cmu_mosei(miniatures.cmu_mosei(tmp_path)))
     splits = by_split(clips)
@@ -191,6 +191,11 @@ def test_cmu_mosei(tmp_path):
     assert told["20345_1"] == ["negative"]  # two emotions are equally strong
     assert told["b_video_3_1"] == ["neutral", "fearful"]
     assert all(clip.text is None for clip in splits["valid"])
+    damaged = tmp_path / "Raw/Transcript/Segmented/Combined/a-video1.txt"
+    damaged.write_bytes(damaged.read_bytes().replace(b"a-video1___0___0.1___", b"12 \x81 "))
+    again = {clip.id: clip.text for clip in read_cmu_mosei(tmp_path)}
+    assert again["a-video1_0"] is None and again["a-video1_1"] == "so much___yes"
+    assert "a-video1.txt: 1 lines are not" in caplog.text
     miniatures.write_lines(tmp_path / "cmu_mosei_std_folds.py", "import os", "standard_train_fold = []")
     with pytest.raises(CorpusError, match="no list standard_test_fold, standard_valid_fold"):
         list(read_cmu_mosei(tmp_path))
