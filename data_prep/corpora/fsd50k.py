@@ -21,7 +21,7 @@ def read_fsd50k(folder: str | Path) -> Iterator[Clip]:
     ------
     Clip
         With its classes as events without times: the specific ones and all above them in the ontology, as published.
-        The publisher keeps uploaders apart between dev and eval, and between train and val.
+        The publisher keeps uploaders apart between dev and eval; some have clips both in train and in val.
 
     Raises
     ------
