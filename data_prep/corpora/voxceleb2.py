@@ -10,7 +10,10 @@ from pathlib import Path
 from data_prep.audio_index import AUDIO_ENDINGS, walk
 from data_prep.clips import Clip, CorpusError, drawn, number_in, read_rows, require
 
-SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html (vox2_meta.csv; audio on request)"
+SOURCE = (
+    "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html (vox2_meta.csv) and "
+    "https://mm.kaist.ac.kr/datasets/voxceleb/ (audio, on request)"
+)
 AGE_SOURCE = "https://github.com/hechmik/voxceleb_enrichment_age_gender (dataset/final_dataframe_extended.csv)"
 AGES = "final_dataframe_extended.csv"
 # Where the archives are unpacked differs, so all usual places are looked at; converted files come before the originals.
@@ -26,7 +29,7 @@ def read_voxceleb2(folder: str | Path, ages: bool, valid_share: float, seed: int
     folder : str or Path
         Holds vox2_meta.csv and the audio as {dev,test}/{aac,wav}/<speaker>/<video>/<number>.m4a, or without one of the
         first two levels. vox2_meta.csv is published with commas and with tabs, and blanks around values: both are read.
-        libsndfile reads no .m4a: convert to WAV or FLAC first.
+        libsndfile reads no .m4a and ffmpeg is slow at it: convert to WAV or FLAC first.
     ages : bool
         Read the speakers' ages, by video, from final_dataframe_extended.csv in the same folder.
     valid_share : float
