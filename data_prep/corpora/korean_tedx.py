@@ -1,4 +1,4 @@
-"""Korean talks cut into utterances, in LibriSpeech's layout: <speaker>/<talk>/*.flac with *.trans.txt."""
+"""Pansori-TEDxKR (Choi and Lee 2018, arXiv 1812.09798): Korean talks as <speaker>/<talk>/*.flac with *.trans.txt."""
 
 from pathlib import Path
 
