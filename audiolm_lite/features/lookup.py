@@ -14,11 +14,11 @@ made from. Where these have changed the table is made anew, from the headers of 
 
 import hashlib
 import json
-import mmap
 import struct
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from audiolm_lite.features.format import SCALE, write_atomically
+from audiolm_lite.mapped import arrays_of, map_file, metadata_of
 
 FILE = "keys.safetensors"
 _ENTRY = struct.Struct("<6Q")
@@ -50,22 +51,18 @@ class Lookup:
     def __init__(self, folder: Path, lines: list[dict[str, Any]]):
         wanted = hashlib.sha256("".join(json.dumps(line) + "\n" for line in lines).encode()).hexdigest()
         data = _map(folder / FILE)
-        if data is None or _header(data)["__metadata__"]["index"] != wanted:
+        if data is None or metadata_of(data)["index"] != wanted:
             made = _table(folder, [line["shard"] for line in lines], wanted)
             try:
                 write_atomically(folder / FILE, made)
                 data = _map(folder / FILE)
             except OSError:  # a store that this user may only read, or a full disk: the table lives in memory then
                 data = made
-        header, view = _header(data), memoryview(data)
-        start = 8 + struct.unpack("<Q", view[:8])[0]
-
-        def bytes_of(name: str) -> memoryview:
-            begin, end = header[name]["data_offsets"]
-            return view[start + begin : start + end]
-
-        self.shards: list[str] = json.loads(header["__metadata__"]["shards"])
-        self._codes, self._entries, self._names = bytes_of("crc32").cast("I"), bytes_of("entries"), bytes_of("names")
+        self.shards: list[str] = json.loads(metadata_of(data)["shards"])
+        self._arrays = arrays_of(data)
+        # One key is looked up faster in these than in arrays.
+        self._codes, self._names = memoryview(self._arrays["crc32"]), memoryview(self._arrays["names"])
+        self._entries = memoryview(self._arrays["entries"].reshape(-1).view(np.uint8))
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -88,18 +85,32 @@ class Lookup:
             place += 1
         return None
 
+    def frames_of(self, keys: Sequence[str]) -> np.ndarray:
+        """Frames [N] int64 of many keys, -1 for unknown ones."""
+        names = [key.encode("utf-8", "surrogatepass") for key in keys]
+        codes = np.fromiter(map(zlib.crc32, names), np.uint32, len(names))
+        frames = np.full(len(names), -1, np.int64)
+        if len(self) == 0:
+            return frames
+        # In ascending order, a binary search finds most of its way in the processor's caches.
+        order = np.argsort(codes)
+        places = np.empty(len(names), np.int64)
+        places[order] = np.searchsorted(self._arrays["crc32"], codes[order])
+        entries = self._arrays["entries"][np.minimum(places, len(self) - 1)]
+        begins, ends = entries[:, 4].tolist(), entries[:, 5].tolist()
+        same = [self._names[begin:end] == name for begin, end, name in zip(begins, ends, names)]
+        frames[same] = entries[same, 1]
+        for place in np.flatnonzero(np.logical_not(same)).tolist():  # unknown, or the first of several with its code
+            if entry := self.find(keys[place]):
+                frames[place] = entry[1]
+        return frames
 
-def _map(file: Path) -> mmap.mmap | None:
+
+def _map(file: Path) -> mmap | None:
     if not file.is_file():
         return None
     with file.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _header(data: bytes | mmap.mmap) -> dict[str, Any]:
-    """Header of a safetensors file: name -> dtype, shape, data_offsets (from the header's end)."""
-    length = struct.unpack("<Q", data[:8])[0]
-    return json.loads(data[8 : 8 + length])
+        return map_file(stream)
 
 
 def _table(folder: Path, shards: list[str], index: str) -> bytes:

@@ -83,6 +83,10 @@ class FeatureStore:
         """Frames T of a clip, from the table alone."""
         return self._find(key)[1]
 
+    def frames_of(self, keys: Sequence[str]) -> np.ndarray:
+        """Frames [N] int64 of many clips at once, -1 for those that have no features."""
+        return self._lookup.frames_of(keys)
+
     def __getitem__(self, key: str) -> Tensor:
         """Features [L, T, D] of a clip; see `read`."""
         return self.read(key)

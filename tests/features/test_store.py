@@ -45,6 +45,8 @@ def check(folder, seeds, dtype=torch.float16):
         features = store[f"clip {seed}"]
         assert features.dtype == dtype and store.frames(f"clip {seed}") == features.shape[1]
         assert torch.equal(features, clip(seed).to(dtype))
+    asked = ["none", *(f"clip {seed}" for seed in seeds), "nor this"]
+    assert store.frames_of(asked).tolist() == [-1, *(clip(seed).shape[1] for seed in seeds), -1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -273,6 +275,7 @@ def test_keys_of_equal_crc_are_told_apart(tmp_path, monkeypatch):
     fill(tmp_path, range(6))
     check(tmp_path, range(6))
     assert "clip 7" not in FeatureStore(tmp_path)
+    assert FeatureStore(tmp_path).frames_of(["clip 7"]).tolist() == [-1]
 
 
 def test_a_full_disk_leaves_a_usable_store(tmp_path, monkeypatch):
