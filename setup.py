@@ -32,9 +32,9 @@ REQUIREMENTS = [
     # Reading (0.13 brings a libsndfile with MP3 and Opus) and resampling; torchcodec is not needed.
     "soundfile>=0.13",
     "soxr>=0.5",
-    # Memory-mapped tables of manifests and of the feature store's keys: millions of rows open at once.
+    # Parquet files and data sets of Hugging Face.
     "pyarrow>=17",
-    # One process makes such a table while the others wait.
+    # One process makes the table of a manifest while the others wait.
     "filelock>=3.12",
     # MiniASQA's speech: the espeak-ng library and its voices as a wheel.
     "espeakng-loader>=0.2.4",

@@ -1,6 +1,6 @@
 """How long does it take to open a manifest of millions of rows, and what do four DataLoader workers add to it?
 
-    python benchmarks/manifest.py                     # 5 million rows, about 6 GB of disk for the time it runs
+    python benchmarks/manifest.py                     # 5 million rows, about 2 GB of disk for the time it runs
 
 Rows here (`ManifestTable` and the choice of half of the rows by task) against SpeechBrain's
 `DynamicItemDataset.from_json` on the same rows, of which it gets the first --reference_rows, since it holds them all as
@@ -135,7 +135,7 @@ def main() -> None:
         speechbrain = fresh("speechbrain", folder / "rows.json")
         sizes = {
             "manifest_mb": round((folder / "rows.jsonl").stat().st_size / 2**20),
-            "table_mb": round((folder / ".rows.jsonl.arrow").stat().st_size / 2**20),
+            "table_mb": round((folder / ".rows.jsonl.rows").stat().st_size / 2**20),
         }
     finally:
         shutil.rmtree(folder)

@@ -3,11 +3,11 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +25,8 @@ from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.prompt import PromptTemplate
 
 log = logging.getLogger(__name__)
+
+_PORTION = 1 << 16  # keys looked up at once
 
 
 class AudioTextDataset(Dataset):
@@ -225,7 +227,7 @@ class AudioTextDataset(Dataset):
         if self.rows.questions is not None:
             return
         for table, numbers in self.rows.chosen():
-            without = numbers[pc.is_null(table.column("instruction")).to_numpy()[numbers]]
+            without = numbers[~table.column("questioned")[numbers]]
             if len(without):
                 raise DatasetError(
                     f"dataset: {len(without)} rows of {table.path} have no instruction, the first is "
@@ -237,11 +239,10 @@ class AudioTextDataset(Dataset):
         """Clips beyond the first, of the few items that have any."""
         found, first = {}, 0
         for table, numbers in self.rows.chosen():
-            have = pc.fill_null(pc.match_substring(table.column("further"), '"further_audio"'), False).to_numpy()
-            for place in np.flatnonzero(have[numbers]).tolist():
+            for place in np.flatnonzero(table.column("several")[numbers]).tolist():
                 found[first + place] = clips_of(table[int(numbers[place])])[1:]
             first += len(numbers)
-        return {index: clips for index, clips in found.items() if clips}
+        return found
 
     def _further_tokens(self, index: int, clips: list[dict], tokens: np.ndarray) -> Iterator[int]:
         """Audio tokens of an item's clips beyond the first, of which `tokens` [N] has those of all items."""
@@ -287,7 +288,7 @@ class AudioTextDataset(Dataset):
     def _clips(self) -> Iterator[Any]:
         """What names each item's own audio: its key in the store, or (path, start, duration)."""
         for table, numbers in self.rows.chosen():
-            for audio, start, duration in table.values(numbers, "audio", "start", "duration"):
+            for audio, start, duration in table.clips(numbers):
                 if self.store is not None:
                     yield feature_key({"audio": audio, "start": start, "duration": duration})
                 else:
@@ -296,12 +297,13 @@ class AudioTextDataset(Dataset):
     def _stored_frames(self) -> np.ndarray:
         """Frames [N] int64 of each item; leaves out rows rejected at extraction, any other row without is an error."""
         self.rows.require_distinct_files(self.store.folder)
-        store = self.store
-        frames = np.fromiter((store.frames(key) if key in store else -1 for key in self._clips()), np.int64)
+        clips = self._clips()
+        portions = iter(lambda: list(islice(clips, _PORTION)), [])
+        frames = np.concatenate([np.empty(0, np.int64), *map(self.store.frames_of, portions)])
         missing = np.flatnonzero(frames < 0)
         if len(missing) == 0:
             return frames
-        folder = Path(store.folder)
+        folder = Path(self.store.folder)
         lines = [line for file in sorted(folder.glob("rejected*.jsonl")) for line in file.open(encoding="utf-8")]
         rejected = {json.loads(line)["key"] for line in lines}
         rows = [self.rows[index] for index in missing.tolist()]

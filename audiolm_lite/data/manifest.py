@@ -20,6 +20,8 @@ _NEVER_EMPTY = ("id", "audio", "task", "dataset", "split")
 # What json.loads takes and JSON or UTF-8 does not have: NaN, infinities, half of a surrogate pair.
 _SUSPECT = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]")
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 
 class ManifestError(ValueError):
     """A manifest that breaks the schema; the message names file, line, field and remedy."""
@@ -51,10 +53,21 @@ def iterate_manifest(
     ManifestError
         The file cannot be read, or, without `rejects`, a row breaks the schema.
     """
+    for row, _, _ in iterate_lines(path, rejects, instruction_required=instruction_required):
+        yield row
+
+
+def iterate_lines(
+    path: str | Path, rejects: list[dict[str, Any]] | None = None, *, instruction_required: bool = True
+) -> Iterator[tuple[dict[str, Any], int, bytes]]:
+    """Yield rows as `iterate_manifest` does, each with its line and the place of the line's first byte in the file.
+
+    `completed(json.loads(line))` is the row.
+    """
     path = Path(path)
     checker = RowChecker(path, "line", instruction_required)
     with open_manifest(path) as file:
-        for number, line in _lines(file):
+        for number, begin, line in _lines(file):
             row = None
             try:
                 row = _parsed(line, f"{path}, line {number}")
@@ -65,7 +78,17 @@ def iterate_manifest(
                 known = {"id": row["id"]} if isinstance(row, dict) and isinstance(row.get("id"), str) else {}
                 rejects.append({"line": number, **known, "reason": str(error)})
             else:
-                yield checked
+                yield checked, begin, line
+
+
+def completed(row: dict[str, Any]) -> dict[str, Any]:
+    """Row with its defaults; it must be one that `RowChecker` takes."""
+    row = {**_DEFAULTS, **row}
+    row.setdefault("instruction", None)
+    row["start"] = float(row["start"])
+    row["duration"] = None if row["duration"] is None else float(row["duration"])
+    row.setdefault("references", [row["target"]])
+    return row
 
 
 def read_manifest(path: str | Path, *, instruction_required: bool = True) -> list[dict[str, Any]]:
@@ -157,9 +180,9 @@ class RowChecker:
                 refuse(field, "write a string that is not empty")
         if "\0" in row["audio"]:
             refuse("audio", "no path has a NUL character; correct it")
-        if row.get("instruction") is None and not self.instruction_required:
-            row["instruction"] = None
-        elif not isinstance(row.get("instruction"), str):
+        if not isinstance(row.get("instruction"), str) and (
+            self.instruction_required or row.get("instruction") is not None
+        ):
             refuse("instruction", "write a string, or take the questions from files (question_files)")
         if not _is_start(row["start"]):
             refuse("start", "write seconds >= 0")
@@ -169,15 +192,13 @@ class RowChecker:
             refuse("further_audio", "write a list of objects with audio (a path) and, where wanted, start and duration")
         if not _are_turns(row.get("history", [])):
             refuse("history", "write a list of objects with instruction and target, both strings")
-        row["start"] = float(row["start"])
-        row["duration"] = None if row["duration"] is None else float(row["duration"])
-        references = row.setdefault("references", [row["target"]])
+        references = row.get("references", [row["target"]])
         if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
             refuse("references", "write a list of at least one string")
         first = self.ids.first_line(row["id"], number)
         if first != number:
             refuse("id", f"{self.unit} {first} has the same; make every id unique")
-        return row
+        return completed(row)
 
 
 def open_manifest(path: Path) -> BinaryIO:
@@ -194,18 +215,20 @@ def open_manifest(path: Path) -> BinaryIO:
         ) from error
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank; of one that is too long, MAX_LINE_BYTES + 1 bytes."""
-    number = 0
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Number, first byte and bytes of lines that are not blank; of one that is too long, MAX_LINE_BYTES + 1 bytes."""
+    number = place = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
-        end = line[-1:]
-        while len(line) > MAX_LINE_BYTES and end not in (b"", b"\n"):
-            end = file.readline(1 << 20)[-1:]
+        begin, place = place, place + len(line)
+        last = line
+        while len(line) > MAX_LINE_BYTES and last and not last.endswith(b"\n"):
+            last = file.readline(1 << 20)
+            place += len(last)
         # At the start of any line, since files with a mark are often concatenated.
-        line = line.removeprefix(b"\xef\xbb\xbf")
-        if line and not line.isspace():
-            yield number, line
+        text = line.removeprefix(_BYTE_ORDER_MARK)
+        if text and not text.isspace():
+            yield number, begin + len(line) - len(text), text
 
 
 def _parsed(line: bytes, where: str) -> Any:

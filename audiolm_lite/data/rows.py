@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 
 from audiolm_lite.data.questions import Questions
@@ -43,13 +42,14 @@ class Rows(Sequence):
         self._numbers = torch.from_numpy(np.concatenate(chosen).astype(np.int32, copy=False))
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        index %= len(self)
-        row = self.table_of(index)[int(self._numbers[index])]
+        count = self._ends[-1]
+        if not -count <= index < count:
+            raise IndexError(f"row {index} of {count}")
+        index %= count
+        row = self.table_of(index)[self._numbers[index].item()]
         if row["instruction"] is None and self.questions is not None:
             row["instruction"] = self.questions.draw(bisect_right(self._ends, index), row["id"])
         return row
@@ -71,19 +71,21 @@ class Rows(Sequence):
         """Raise DatasetError where manifests in several folders name different files by one key of the store."""
         if len({table.path.parent for table in self.tables}) == 1:
             return
-        seen: list[ManifestTable] = []
+        relative: dict[Path, np.ndarray] = {}  # folder -> hashes of audio paths that start from it
         for table in self.tables:
-            audio = table.column("audio")
-            relative = audio.filter(pc.invert(pc.starts_with(audio, "/")))
-            for other in seen:
-                if other.path.parent == table.path.parent:
-                    continue
-                shared = relative.filter(pc.is_in(relative, value_set=other.column("audio").unique()))
-                if len(shared):
-                    name = shared[0].as_py()
+            hashes = np.unique(np.fromiter((hash(name) for name in _relative_audio(table)), np.int64))
+            folder = table.path.parent
+            for other, seen in relative.items():
+                shared = set(np.intersect1d(hashes, seen).tolist()) if other != folder else ()
+                if shared:
+                    name = next(name for name in _relative_audio(table) if hash(name) in shared)
                     raise DatasetError(
-                        f"dataset: {table.path.parent / name} and {other.path.parent / name} share one key in "
-                        f"{store}; put the manifests in one folder above their audio, so that their audio "
-                        "paths differ."
+                        f"dataset: {folder / name} and {other / name} share one key in {store}; put the manifests in "
+                        "one folder above their audio, so that their audio paths differ."
                     )
-            seen.append(table)
+            relative[folder] = np.union1d(hashes, relative.get(folder, hashes))
+
+
+def _relative_audio(table: ManifestTable) -> Iterator[str]:
+    clips = table.clips(np.arange(len(table), dtype=np.int32))
+    return (audio for audio, _, _ in clips if not audio.startswith("/"))

@@ -1,48 +1,66 @@
-"""Manifests as memory-mapped tables: millions of rows open at once, and all processes of a machine share them.
+"""Where each row of a manifest is, and what rows are chosen by: millions of rows open at once, shared by processes.
 
-Beside `train.jsonl` lies `.train.jsonl.arrow`, an Arrow IPC file with the same rows, made and checked when the
-manifest is first opened, and again when it has changed. Its schema's metadata says of which manifest it is.
+Beside `train.jsonl` lies `.train.jsonl.rows`, a safetensors file that is made, and all rows checked, when the manifest
+is first opened, and again when it has changed. It is memory-mapped; rows themselves are read from the manifest:
+
+    begin    [N] uint64      first byte of the row's line in the manifest
+    start, duration  [N] float64   of the row; NaN where the duration is null
+    audio_end  [N] uint64    end in `audio`
+    size     [N] uint32      bytes of the line
+    crc32    [N] uint32      of the line
+    kind     [N] uint32      task and split: the place in the metadata's "kinds"
+    questioned, several  [N] bool  whether the row has an instruction, and clips after the first
+    audio    uint8           the rows' audio paths, UTF-8
+
+The metadata has "manifest", of which manifest it is, and "kinds", a JSON list of [task, split].
 """
 
 import errno
 import hashlib
 import json
 import logging
+import math
 import os
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from filelock import FileLock
 
 from audiolm_lite.cache import cache_folder
-from audiolm_lite.data.manifest import ManifestError, iterate_manifest, open_manifest
+from audiolm_lite.data.manifest import ManifestError, completed, iterate_lines, open_manifest
+from audiolm_lite.mapped import arrays_of, map_file, metadata_of, write_columns
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-_TEXTS = ("id", "audio", "task", "instruction", "target", "dataset", "split", "language", "speaker")
-# "references" is null where it is the target alone, "further" null or a JSON object with all other fields.
-_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in _TEXTS]
-    + [("start", pa.float64()), ("duration", pa.float64())]
-    + [("references", pa.list_(pa.string())), ("further", pa.string())]
-)
-_BATCH_ROWS, _BATCH_CHARACTERS = 1 << 16, 1 << 26  # the second keeps a column far below Arrow's 2 GB a batch
+FORMAT = 2
+_COLUMNS = {
+    "begin": np.uint64,
+    "start": np.float64,
+    "duration": np.float64,
+    "audio_end": np.uint64,
+    "size": np.uint32,
+    "crc32": np.uint32,
+    "kind": np.uint32,
+    "questioned": np.bool_,
+    "several": np.bool_,
+    "audio": np.uint8,
+}
+_PORTION = 1 << 16  # rows handled at once
 _END_BYTES = 1 << 16
 
 
 class ManifestTable(Sequence):
-    """Rows of a manifest, read one at a time from a table that is memory-mapped.
+    """Rows of a manifest, read one at a time by a table of their places that is memory-mapped.
 
     The table counts as the manifest's while size, modification time (ns) and the first and last 64 kB are those of
-    the manifest it was made from. Whatever writes to a file changes size or time; the two ends catch a copy of another
-    version whose time was set back. An edit that keeps all of these would be missed: delete the table then.
+    the manifest it was made from. Whatever replaces a file changes size or time; the two ends catch a copy of another
+    version whose time was set back. An edit that keeps all of these is noticed when one of its rows is read: each line
+    has its checksum in the table.
 
     Parameters
     ----------
@@ -54,93 +72,95 @@ class ManifestTable(Sequence):
     path : Path
         The manifest.
     file : Path
-        The Arrow file: beside the manifest or, where that folder cannot be written, in the user's cache folder.
+        The table: beside the manifest or, where that folder cannot be written, in the user's cache folder.
     content : str
         Hash of the manifest's bytes.
 
     Raises
     ------
     ManifestError
-        As `iterate_manifest`, when the table is made.
+        As `iterate_manifest`, when the table is made; when a row is read and the manifest has been written to since.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        stamp = _stamp(self.path)
+        self._manifest = open_manifest(self.path)
+        stamp = _stamp(self._manifest)
         self.file = made_once(
-            self.path, ".arrow", lambda file: _source(file).get("stamp") == stamp, lambda file: _write(self.path, file)
+            self.path,
+            ".rows",
+            lambda file: _source(file).get("stamp") == stamp,
+            lambda file: _write(self.path, stamp, file),
         )
         self.content = _source(self.file)["content"]
         self._map()
 
-    def _open(self) -> pa.ipc.RecordBatchFileReader:
-        """Map the file anew; another process may have replaced it by the table of a changed manifest."""
-        reader = pa.ipc.open_file(pa.memory_map(str(self.file)))
-        if json.loads(reader.schema.metadata[b"manifest"])["content"] != self.content:
-            raise ManifestError(f"{self.path}: has changed since it was opened; start again")
-        return reader
-
     def _map(self) -> None:
-        reader = self._open()
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        self._columns = [dict(zip(_SCHEMA.names, batch.columns)) for batch in batches]
-        self._ends = list(accumulate(batch.num_rows for batch in batches))
+        self._table = self.file.open("rb")
+        data = map_file(self._table)
+        metadata = metadata_of(data)
+        source = json.loads(metadata["manifest"])
+        if source["content"] != self.content or source["stamp"] != _stamp(self._manifest):
+            raise self._changed()
+        self._kinds = [tuple(kind) for kind in json.loads(metadata["kinds"])]
+        arrays = arrays_of(data)
+        # Rows are looked up one by one, which is faster in these than in arrays.
+        self._begins, self._sizes, self._codes = (memoryview(arrays[name]) for name in ("begin", "size", "crc32"))
+
+    def _changed(self) -> ManifestError:
+        return ManifestError(f"{self.path}: has changed since it was opened; start again")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "file": self.file, "content": self.content}  # each process maps the file itself
+        return {"path": self.path, "file": self.file, "content": self.content}  # each process opens the files itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path, self.file, self.content = state["path"], state["file"], state["content"]
+        self._manifest = open_manifest(self.path)
         self._map()
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._begins)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a row as `read_manifest` gives it."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.path}: row {index} of {len(self)}")
-        index %= len(self)
-        batch = bisect_right(self._ends, index)
-        place = index - (self._ends[batch - 1] if batch else 0)
-        row = {name: column[place].as_py() for name, column in self._columns[batch].items()}
-        further = row.pop("further")
-        if row["references"] is None:
-            row["references"] = [row["target"]]
-        return row if further is None else row | json.loads(further)
+        # Not mapped: it shall not count as this process's memory, and a file cut short while mapped ends a process.
+        line = os.pread(self._manifest.fileno(), self._sizes[index], self._begins[index])
+        if zlib.crc32(line) != self._codes[index]:
+            raise self._changed()
+        return completed(json.loads(line.decode()))
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """One field of all rows, without a copy."""
-        return pa.chunked_array([columns[name] for columns in self._columns], _SCHEMA.field(name).type)
+    def column(self, name: str) -> np.ndarray:
+        """One field [N] of all rows; `audio` is read by `clips`."""
+        # Its own mapping, which ends with the array: the pages would stay resident in the one that lasts.
+        return arrays_of(map_file(self._table))[name]
 
-    def values(self, numbers: np.ndarray, *names: str) -> Iterator[tuple]:
-        """Yield some fields of some rows, whose numbers ascend; of one batch of the table at a time."""
-        begin = first = 0
-        for columns, end in zip(self._columns, self._ends):
-            stop = int(np.searchsorted(numbers, end))
-            chosen = pa.array(numbers[begin:stop] - first)
-            yield from zip(*(columns[name].take(chosen).to_pylist() for name in names))
-            begin, first = stop, end
+    def clips(self, numbers: np.ndarray) -> Iterator[tuple[str, float, float | None]]:
+        """Yield audio, start and duration of some rows, whose numbers [N] ascend."""
+        for first in range(0, len(self), _PORTION):
+            arrays = arrays_of(map_file(self._table))
+            here = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + _PORTION)]
+            ends = arrays["audio_end"]
+            begins = np.where(here > 0, ends[here - 1], 0)
+            audio = memoryview(arrays["audio"])
+            names = (str(audio[begin:end], "utf-8") for begin, end in zip(begins.tolist(), ends[here].tolist()))
+            durations = arrays["duration"][here].tolist()
+            seconds = (None if math.isnan(duration) else duration for duration in durations)
+            yield from zip(names, arrays["start"][here].tolist(), seconds)
 
     def select(self, tasks: Sequence[str] | None = None, split: str | None = None) -> np.ndarray:
         """Numbers [N] int32 of the rows with one of these tasks and this split; None takes all."""
-        allowed = {"task": tasks, "split": None if split is None else [split]}
-        values = {name: pa.array(names, pa.string()) for name, names in allowed.items() if names is not None}
-        chosen, first = [np.empty(0, dtype=np.int32)], 0
-        for end in self._ends:
-            keep = np.ones(end - first, dtype=bool)
-            # Its own mapping, which ends here: the columns would stay resident in the one that lasts.
-            batch = self._open().get_batch(len(chosen) - 1) if values else None
-            for name, value_set in values.items():
-                keep &= pc.is_in(batch.column(name), value_set=value_set).to_numpy(zero_copy_only=False)
-            chosen.append((np.flatnonzero(keep) + first).astype(np.int32))
-            first = end
-        return np.concatenate(chosen)
+        wanted = [(tasks is None or task in tasks) and split in (None, of) for task, of in self._kinds]
+        if all(wanted):
+            return np.arange(len(self), dtype=np.int32)
+        kinds, found = self.column("kind"), [np.empty(0, np.int32)]
+        for first in range(0, len(self), _PORTION):
+            chosen = np.flatnonzero(np.array(wanted)[kinds[first : first + _PORTION]])
+            found.append((chosen + first).astype(np.int32))
+        return np.concatenate(found)
 
     def tasks_and_splits(self) -> set[tuple[str, str]]:
         """All (task, split) that rows have."""
-        pairs = pa.table({name: self.column(name) for name in ("task", "split")}).group_by(["task", "split"])
-        return {(pair["task"], pair["split"]) for pair in pairs.aggregate([]).to_pylist()}
+        return set(self._kinds)
 
 
 def made_once(manifest: Path, suffix: str, is_good: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
@@ -189,12 +209,10 @@ def made_once(manifest: Path, suffix: str, is_good: Callable[[Path], bool], make
     return file
 
 
-def _stamp(path: Path) -> dict[str, Any]:
-    with open_manifest(path) as file:
-        status = os.fstat(file.fileno())
-        ends = file.read(_END_BYTES)
-        file.seek(max(0, status.st_size - _END_BYTES))
-        ends += file.read()
+def _stamp(manifest: BinaryIO) -> dict[str, Any]:
+    status = os.fstat(manifest.fileno())
+    ends = os.pread(manifest.fileno(), _END_BYTES, 0)
+    ends += os.pread(manifest.fileno(), _END_BYTES, max(0, status.st_size - _END_BYTES))
     return {
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
@@ -205,42 +223,53 @@ def _stamp(path: Path) -> dict[str, Any]:
 def _source(file: Path) -> dict[str, Any]:
     """What a table says of its manifest; nothing where there is no sound table of this format."""
     try:
-        with pa.memory_map(str(file)) as source:
-            schema = pa.ipc.open_file(source).schema
-        found = json.loads(schema.metadata[b"manifest"])
-        return found if found["format"] == FORMAT and schema.equals(_SCHEMA) else {}
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        with file.open("rb") as stream:
+            data = map_file(stream)
+        found = json.loads(metadata_of(data)["manifest"])
+        return found if found["format"] == FORMAT and arrays_of(data).keys() == _COLUMNS.keys() else {}
+    except (OSError, KeyError, TypeError, ValueError, struct.error):
         return {}
 
 
-def _write(path: Path, file: Path) -> None:
+def _write(path: Path, stamp: dict[str, Any], file: Path) -> None:
     log.info("%s: making its table, once", path)
-    stamp, content = _stamp(path), hashlib.blake2b(digest_size=16)
+    content = hashlib.blake2b(digest_size=16)
     with open_manifest(path) as source:
         while block := source.read(1 << 20):
             content.update(block)
     about = {"format": FORMAT, "stamp": stamp, "content": content.hexdigest()}
-    schema = _SCHEMA.with_metadata({"manifest": json.dumps(about)})
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for rows in _portions(iterate_manifest(path, instruction_required=False)):
-            arrays = [pa.array(values, field.type) for values, field in zip(zip(*rows), schema)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
-    if _stamp(path) != stamp:
-        raise ManifestError(f"{path}: changed while it was read; start again when it is finished")
+    kinds: dict[tuple[str, str], int] = {}
+    write_columns(
+        file,
+        _COLUMNS,
+        _portions(iterate_lines(path, instruction_required=False), kinds),
+        lambda: {"manifest": json.dumps(about), "kinds": json.dumps(list(kinds))},
+    )
+    with open_manifest(path) as source:
+        if _stamp(source) != stamp:
+            raise ManifestError(f"{path}: changed while it was read; start again when it is finished")
 
 
-def _portions(rows: Iterable[dict[str, Any]]) -> Iterator[list[list[Any]]]:
-    """Rows as lists of their columns' values, in portions that become one batch each."""
-    portion, characters = [], 0
-    for row in rows:
-        values = [row.pop(name) for name in _SCHEMA.names[:-1]]
-        if values[-1] == [values[_TEXTS.index("target")]]:
-            values[-1] = None
-        values.append(json.dumps(row) if row else None)
-        portion.append(values)
-        characters += sum(len(value) for value in values if isinstance(value, str)) + sum(map(len, values[-2] or ()))
-        if len(portion) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
-            yield portion
-            portion, characters = [], 0
-    if portion:
-        yield portion
+def _portions(
+    lines: Iterator[tuple[dict[str, Any], int, bytes]], kinds: dict[tuple[str, str], int]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of some rows at a time; adds the place of each task and split to `kinds`."""
+    audio_end = 0
+    while portion := [_facts(*line, kinds) for line in islice(lines, _PORTION)]:
+        *numbers, names = zip(*portion)
+        columns = {name: np.array(values, _COLUMNS[name]) for name, values in zip(_NUMBERS, numbers)}
+        columns["audio_end"] = audio_end + np.cumsum([len(name) for name in names], dtype=np.uint64)
+        columns["audio"] = np.frombuffer(b"".join(names), np.uint8)
+        audio_end = columns["audio_end"][-1]
+        yield columns
+
+
+_NUMBERS = ("begin", "size", "crc32", "start", "duration", "kind", "questioned", "several")
+
+
+def _facts(row: dict[str, Any], begin: int, line: bytes, kinds: dict[tuple[str, str], int]) -> tuple:
+    """Values of _NUMBERS, and the audio path."""
+    duration = math.nan if row["duration"] is None else row["duration"]
+    kind = kinds.setdefault((row["task"], row["split"]), len(kinds))
+    asked, several = row["instruction"] is not None, bool(row.get("further_audio"))
+    return begin, len(line), zlib.crc32(line), row["start"], duration, kind, asked, several, row["audio"].encode()

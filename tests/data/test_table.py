@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from audiolm_lite.data import table as table_module
-from audiolm_lite.data.manifest import ManifestError, read_manifest, write_manifest
+from audiolm_lite.data.manifest import ManifestError, iterate_lines, read_manifest, write_manifest
 from audiolm_lite.data.table import ManifestTable
 
 text = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -40,7 +41,7 @@ rows = st.fixed_dictionaries(
         "references": st.lists(text, min_size=1, max_size=3),
         "language": text,
         "speaker": text,
-        "further": values,  # the name of the table's own column
+        "begin": values,  # the name of a column of the table's own
         "words": values,
         "label": values,
     },
@@ -58,15 +59,20 @@ def test_rows_are_those_of_the_manifest(tmp_path_factory, found, batch):
     file = tmp_path_factory.mktemp("table") / "m.jsonl"
     write_manifest(file, ({"id": str(i), **row} for i, row in enumerate(found)), instruction_required=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_module, "_BATCH_ROWS", batch)
+        patch.setattr(table_module, "_PORTION", batch)
         table = ManifestTable(file)
+        odd = np.arange(1, len(found), 2)
+        clips, every = list(table.clips(odd)), list(table.clips(np.arange(len(found))))
     expected = read_manifest(file, instruction_required=False)
     assert list(table) == expected and len(table) == len(expected)
     assert [table[i - len(table)] for i in range(len(table))] == expected
     copied = pickle.loads(pickle.dumps(table))
     assert list(copied) == expected
-    odd = np.arange(1, len(expected), 2)
-    assert list(table.values(odd, "id", "start")) == [(r["id"], r["start"]) for r in expected[1::2]]
+    assert every == [(r["audio"], r["start"], r["duration"]) for r in expected] and clips == every[1::2]
+    stored = load_file(table.file)  # for programs other than this
+    assert stored.keys() == table_module._COLUMNS.keys()
+    assert all(np.array_equal(column, table.column(name), equal_nan=True) for name, column in stored.items())
+    assert table.column("questioned").tolist() == [r["instruction"] is not None for r in expected]
     for tasks, split in (({r["task"] for r in expected[:2]}, None), (None, "train"), ({"x"}, "y")):
         numbers = table.select(tasks and sorted(tasks), split)
         kept = [r for r in expected if (tasks is None or r["task"] in tasks) and split in (None, r["split"])]
@@ -83,7 +89,7 @@ def test_the_table_is_built_once_and_again_when_the_manifest_changes(tmp_path, m
     write_manifest(file, [row("a"), row("b")])
     first = ManifestTable(file)
     assert ManifestTable(file)[1]["id"] == "b" and len(builds) == 1
-    assert first.file == tmp_path / ".m.jsonl.arrow"
+    assert first.file == tmp_path / ".m.jsonl.rows"
 
     status = file.stat()
     write_manifest(file, [row("a"), row("c")])  # same size, and the time set back: the ends tell
@@ -92,10 +98,31 @@ def test_the_table_is_built_once_and_again_when_the_manifest_changes(tmp_path, m
     assert first[1]["id"] == "b"  # what is open stays what it was
     with pytest.raises(ManifestError, match="has changed since it was opened"):
         pickle.loads(pickle.dumps(first))
-    with pytest.raises(ManifestError, match="has changed since it was opened"):
-        first.select(["asr"])  # would give numbers of other rows
+    assert first.select(["asr"]).tolist() == [0, 1]
     write_manifest(file, [row("a")])
     assert len(ManifestTable(file)) == 1 and len(builds) == 3
+
+
+def test_a_row_that_was_written_over_in_place_is_noticed(tmp_path):
+    """Where rows lie is known of the file as it was; what is read there now could be half of two other rows."""
+    file = tmp_path / "m.jsonl"
+    write_manifest(file, [row("a"), row("b")])
+    table = ManifestTable(file)
+    with file.open("r+b") as out:
+        out.write(file.read_bytes().replace(b'"b"', b'"c"'))
+    assert table[0]["id"] == "a"
+    with pytest.raises(ManifestError, match="has changed since it was opened"):
+        table[1]
+    file.write_bytes(b"")
+    with pytest.raises(ManifestError, match="has changed since it was opened"):
+        table[0]
+
+
+def test_marks_blank_lines_and_line_ends_of_other_systems_are_passed_over(tmp_path):
+    lines = [json.dumps(row(name)).encode() for name in "abc"]
+    (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf%s\r\n\r\n  \n\xef\xbb\xbf%s\n%s" % tuple(lines))
+    table = ManifestTable(tmp_path / "m.jsonl")
+    assert list(table) == read_manifest(tmp_path / "m.jsonl") and [r["id"] for r in table] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 99])
@@ -111,7 +138,7 @@ def test_faults_are_found_when_the_table_is_built_and_leave_nothing(tmp_path):
     file.write_text(json.dumps(row("a")) + "\n" + json.dumps(row("b", start=-1)) + "\n")
     with pytest.raises(ManifestError, match='m.jsonl, line 2, field "start": -1'):
         ManifestTable(file)
-    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith((".arrow", ".tmp"))]
+    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith((".rows", ".tmp"))]
     with pytest.raises(ManifestError, match="no such manifest"):
         ManifestTable(tmp_path / "none.jsonl")
 
@@ -121,11 +148,11 @@ def test_a_manifest_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch
     write_manifest(file, [row("a")])
 
     def growing(path, **options):
-        yield from read_manifest(path, **options)
+        yield from iterate_lines(path, **options)
         with file.open("a") as out:
             out.write(json.dumps(row("b")) + "\n")
 
-    monkeypatch.setattr(table_module, "iterate_manifest", growing)
+    monkeypatch.setattr(table_module, "iterate_lines", growing)
     with pytest.raises(ManifestError, match="changed while it was read"):
         ManifestTable(file)
 
