@@ -59,6 +59,8 @@ EXTRAS = {
     # The RTX flavour installs from the Python package index alone and is made for small GPUs; versions follow torch's.
     "tensorrt": ["torch-tensorrt-rtx>=2.11,<2.14"],
     "quantization": ["torchao>=0.14", "bitsandbytes>=0.48"],
+    # Runs on Weights & Biases' site, beside TensorBoard.
+    "wandb": ["wandb>=0.18"],
     "demo": ["gradio>=5"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9"],
     # DDP and FSDP come with torch; this adds ZeRO.

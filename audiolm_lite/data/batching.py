@@ -29,6 +29,8 @@ class Item:
         Of its clip: features [L, T, D] or samples [S].
     further : tuple of Tensor
         The same of further clips, in reading order.
+    seconds : float
+        Duration of all clips.
     """
 
     row: dict
@@ -37,6 +39,7 @@ class Item:
     features: Tensor | None = None
     waveform: Tensor | None = None
     further: tuple[Tensor, ...] = ()
+    seconds: float = 0.0
 
     @property
     def clips(self) -> list[Tensor]:
@@ -70,6 +73,8 @@ class Batch:
     packed : bool
         All items stand one after the other in a single row without padding; `position_ids` start anew with each, and
         none sees another.
+    seconds : float
+        Duration of all clips, without padding.
     """
 
     ids: list[str]
@@ -84,6 +89,7 @@ class Batch:
     position_ids: Tensor | None = None
     audio_rows: Tensor | None = None
     packed: bool = False
+    seconds: float = 0.0
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -133,7 +139,7 @@ def collate(items: Sequence[Item], side: str = "right") -> Batch:
     ids = [row["id"] for row in rows]
     audio_rows = torch.tensor([row for row, item in enumerate(items) for _ in item.clips])
     batch = Batch(ids, rows, features, frames, waveforms, samples, input_ids, attention_mask, labels)
-    return replace(batch, audio_rows=audio_rows)
+    return replace(batch, audio_rows=audio_rows, seconds=sum(item.seconds for item in items))
 
 
 def pack(batch: Batch) -> Batch:

@@ -1,5 +1,6 @@
 """Rows of manifests as items: audio (or its stored features) and a tokenised prompt."""
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -180,7 +181,9 @@ class AudioTextDataset(Dataset):
         input_ids, labels = self.template.encode(row, self.tokenizer, counts, self.with_answer, cut)
         first, *further = [clip for clip, _ in heard]
         features, waveform = (None, first) if self.store is None else (first, None)
-        return Item(row, input_ids, labels, features, waveform, tuple(further))
+        units = sum(clip.shape[-1] if self.store is None else frames for clip, frames in heard)
+        seconds = units * (1 / SAMPLE_RATE if self.store is None else self.store.fingerprint["frame_seconds"])
+        return Item(row, input_ids, labels, features, waveform, tuple(further), seconds)
 
     def _read_clips(self, index: int, row: dict) -> list[tuple[torch.Tensor, int]]:
         """Features [L, T, D] or samples [S] of each clip that an item hears, and its frames."""
@@ -215,6 +218,17 @@ class AudioTextDataset(Dataset):
             return heard[:, :frames], frames
         samples = largest(lambda count: self.num_tokens(self.encoder_frames(count)) <= tokens, len(heard))
         return heard[:samples], self.encoder_frames(samples)
+
+    def prompts(self) -> "AudioTextDataset":
+        """The same items, each of which ends before its answer; `lengths` still have room for it."""
+        prompts = copy.copy(self)
+        prompts.with_answer = False
+        return prompts
+
+    def own_clip(self, index: int) -> torch.Tensor:
+        """Samples [S] of an item's own clip, as in its file; AudioError where that cannot be read (any more)."""
+        row = self.rows[index]
+        return read_audio(audio_path(self.rows.table_of(index).path, row), row["start"], row["duration"])
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of questions that are drawn and of augmentation; before a DataLoader's workers start."""

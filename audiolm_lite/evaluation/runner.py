@@ -111,7 +111,7 @@ def evaluate(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tasks = sorted({row["task"] for dataset in datasets.values() for row in dataset.rows})
-    _check_metrics(metrics, tasks)
+    check_metrics(metrics, tasks)
     settings = {
         "model": bundle.identity,
         "generation": {**bundle.generation, **(generation or {})},
@@ -137,7 +137,10 @@ def evaluate(
     _write(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (folder / f".{PREDICTIONS}.partial").unlink()
     controls = {
-        control: {name: _score(rows, metrics, answers, control) for name, rows in _groups(dataset.rows, tasks)}
+        control: {
+            name: score_task(rows, [answers[control, row["id"]] for row in rows], metrics[rows[0]["task"]])
+            for name, rows in _groups(dataset.rows, tasks)
+        }
         for control, dataset in datasets.items()
     }
     result = {"controls": controls, "items": len(lines), **settings}
@@ -156,11 +159,11 @@ def _groups(rows: Sequence[dict], tasks: Sequence[str]) -> Iterator[tuple[str, l
             yield f"{task}, {name}", [row for row in of_task if row["dataset"] == name]
 
 
-def _score(rows: list[dict], metrics: Mapping, answers: Mapping, control: str) -> dict:
-    """Scores of rows of one task."""
-    options = dict(metrics[rows[0]["task"]])
+def score_task(rows: Sequence[dict], answers: Sequence[str], options: Mapping[str, Any]) -> dict:
+    """Scores of the answers to rows of one task; `options` are its entry of `metrics` (see `evaluate`)."""
+    options = dict(options)
     kind = options.pop("type")
-    return {"type": kind, **SCORERS[kind](rows, [answers[control, row["id"]] for row in rows], **options)}
+    return {"type": kind, **SCORERS[kind](rows, answers, **options)}
 
 
 def _answers(bundle, dataset, todo, batch_tokens, generation, backend, num_workers, control):
@@ -178,8 +181,8 @@ def _answers(bundle, dataset, todo, batch_tokens, generation, backend, num_worke
                 bar.update(len(part))
 
 
-def _check_metrics(metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> None:
-    """Refuse before hours of generation what scoring would refuse after them."""
+def check_metrics(metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> None:
+    """Refuse before hours of generation what scoring would refuse after them: EvaluationError names it."""
     for task in tasks:
         where = f"metrics, task {task!r}"
         if task not in metrics:

@@ -22,6 +22,7 @@ from audiolm_lite.hub import save_model
 from audiolm_lite.model import Loss
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.training import distributed, handover
+from audiolm_lite.training.answers import AnswerValidation
 from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks, use_attention
 from audiolm_lite.training.checkpoint import (
     Checkpoint,
@@ -37,7 +38,7 @@ from audiolm_lite.training.feed import Feed
 from audiolm_lite.training.log import TrainingLog, progress_bar
 from audiolm_lite.training.optimisation import build_optimizer, set_learning_rates
 from audiolm_lite.training.parts import parameter_groups, parts_table, select_trainable
-from audiolm_lite.training.step import Progress, average_and_clip, count_bad_step
+from audiolm_lite.training.step import Progress, amounts, average_and_clip, count_bad_step
 from audiolm_lite.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class AudioLMBrain(sb.Brain):
         self.model = model
         defaults = {name: hparams[name] for name in ("weight_decay", "schedule", "warmup_steps")}
         groups = parameter_groups(model, hparams["learning_rates"], defaults)
+        self.patterns = [group["pattern"] for group in groups]
         if self.sharded and hparams["optimizer"] != "adamw":
             raise ConfigError(
                 f"optimizer {hparams['optimizer']} cannot share out its state: use adamw, or parallel ddp"
@@ -131,24 +133,18 @@ class AudioLMBrain(sb.Brain):
         feed = self._feed(train, shuffle=True)
         self.total_steps = sum(len(feed.windows(epoch)) for epoch in range(1, epochs + 1))
         self._begin(checkpoint)
-        title = f"stage {self.hparams.stage}"
-        place = (self.folder, self.progress.step, self.total_steps, title, self.noprogressbar)
-        with self.signals, TrainingLog(*place, active=distributed.is_main()) as log:
-            while self.progress.epoch <= epochs:
-                epoch = self.progress.epoch
-                self.on_stage_start(sb.Stage.TRAIN, epoch)
-                for record in self._train_epoch(feed):
-                    log.step(record)
-                train_stats = {"loss": self.progress.loss_sum / max(1.0, self.progress.tokens)}
-                train_stats["skipped steps"] = self.progress.skipped
-                self.on_stage_end(sb.Stage.TRAIN, train_stats["loss"], epoch)
-                self.on_stage_start(sb.Stage.VALID, epoch)
-                metrics = self.validate(valid)
-                self.on_stage_end(sb.Stage.VALID, metrics["loss"], epoch)
-                rate = max(group["lr"] for group in self.optimizer.param_groups)
-                log.epoch({"epoch": epoch, "step": self.progress.step, "lr": rate}, train_stats, metrics)
-                self.progress = Progress(epoch=epoch + 1, step=self.progress.step)
-                self._save(metrics)
+        answers = None
+        if self.hparams.valid_answers is not None:
+            answers = AnswerValidation(self.model, valid, self.experiment, together=self.sharded)
+        place = (self.folder, self.progress, self.total_steps, f"stage {self.hparams.stage}")
+        options = {"quiet": self.noprogressbar, "wandb": self.hparams.wandb, "settings": self._settings()}
+        with self.signals, TrainingLog(*place, **options, active=distributed.is_main()) as log:
+            while self.progress.epoch <= epochs and not self._stale:
+                self._run_epoch(feed, valid, answers, log, last=self.progress.epoch == epochs)
+            if self._stale:
+                count, metric = self.progress.stale, self.hparams.valid_metric
+                logger.info("Stopped early: %d validations in a row without a better %s", count, metric)
+            log.draw()
         best = self.checkpoints.best()
         if self.sharded:  # what is handed over is whole again
             distributed.make_whole(self.model, handover.handed_over_names(self.model, self.carried))
@@ -165,8 +161,9 @@ class AudioLMBrain(sb.Brain):
         Returns
         -------
         dict
-            step, epoch, loss (mean per token, nats), lr (the largest), grad_norm (before clipping), tokens, samples;
-            over all processes.
+            step, epoch, loss (mean per token, nats), lr (the largest), grad_norm (before clipping), tokens (of
+            answers), samples, audio_seconds, input_tokens (audio and text), padding (share of the batches' places), and
+            `groups`: lr and grad_norm of each pattern of `learning_rates`. Over all processes.
         """
         sums = []
         for index, batch in enumerate(window):
@@ -179,10 +176,12 @@ class AudioLMBrain(sb.Brain):
             sums.append(torch.stack([objective.detach(), loss.tokens]))
         self.scaler.unscale_(self.optimizer)
         sums = torch.stack(sums)  # [W, 2] float32
-        samples = sums.new_tensor([sum(len(batch.ids) for batch in window)])
-        everything = distributed.add_up(torch.cat([sums.sum(dim=0), samples]))
-        norm = average_and_clip(self.trained.values(), everything[1], self.max_grad_norm)
-        total, tokens, samples, norm = torch.cat([everything, norm[None].float().to(everything.device)]).tolist()
+        everything = distributed.add_up(torch.cat([sums.sum(dim=0), sums.new_tensor(amounts(window))]))
+        groups: dict[str, list[Tensor]] = {pattern: [] for pattern in self.patterns}
+        for pattern, group in zip(self.patterns, self.optimizer.param_groups):
+            groups[pattern] += group["params"]
+        norms = average_and_clip(list(groups.values()), everything[1], self.max_grad_norm)
+        total, tokens, samples, seconds, filled, places, norm, *norms = torch.cat([everything, norms]).tolist()
 
         set_learning_rates(self.optimizer.param_groups, self.progress.step, self.total_steps)
         # With fp16 an overflowing gradient is the scaler's daily business: it skips the step and lowers its scale.
@@ -199,14 +198,19 @@ class AudioLMBrain(sb.Brain):
             self.progress.tokens += tokens
         elif not overflow:
             count_bad_step(self.progress, window, sums[:, 0].tolist(), self.nonfinite_patience)
+        rates = {pattern: group["lr"] for pattern, group in zip(self.patterns, self.optimizer.param_groups)}
         return {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
             "loss": total / tokens if tokens else math.nan,
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "lr": max(rates.values()),
             "grad_norm": norm,
             "tokens": int(tokens),
             "samples": int(samples),
+            "audio_seconds": round(seconds, 2),
+            "input_tokens": int(filled),
+            "padding": round(1 - filled / places, 4),
+            "groups": {name: {"lr": rates[name], "grad_norm": norm} for name, norm in zip(groups, norms)},
         }
 
     @torch.no_grad()
@@ -246,6 +250,38 @@ class AudioLMBrain(sb.Brain):
             except Exception as raised:
                 error = raised
         distributed.agree(error)
+
+    @property
+    def _stale(self) -> bool:
+        """Whether validation has not been better for so long that training stops."""
+        return self.hparams.patience is not None and self.progress.stale >= self.hparams.patience
+
+    def _run_epoch(
+        self, feed: Feed, valid: Dataset, answers: AnswerValidation | None, log: TrainingLog, last: bool
+    ) -> None:
+        """Train what is left of an epoch, validate and save."""
+        epoch = self.progress.epoch
+        self.on_stage_start(sb.Stage.TRAIN, epoch)
+        log.start_epoch()
+        for record in self._train_epoch(feed):
+            log.step(record)
+        train_stats = {"loss": self.progress.loss_sum / max(1.0, self.progress.tokens)}
+        train_stats["skipped steps"] = self.progress.skipped
+        self.on_stage_end(sb.Stage.TRAIN, train_stats["loss"], epoch)
+        self.on_stage_start(sb.Stage.VALID, epoch)
+        metrics = self.validate(valid)
+        answering = answers is not None and (last or epoch % answers.every == 0)
+        if answering:
+            scores, samples = answers.run(self._save_and_stop_if_asked)
+            metrics |= scores
+            log.samples(self.progress.step, samples)
+        self.on_stage_end(sb.Stage.VALID, metrics["loss"], epoch)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        log.epoch({"epoch": epoch, "step": self.progress.step, "lr": rate}, train_stats, metrics)
+        # an epoch without answers cannot be the best by a metric of theirs
+        ranked = metrics if answers is None or answering or self.checkpoints.metric in metrics else None
+        self.progress = self.progress.next_epoch(self.checkpoints.cost(ranked) if ranked else None)
+        self._save(ranked)
 
     def _train_epoch(self, feed: Feed) -> Iterator[dict]:
         """Take the epoch's remaining optimiser steps, yielding each one's record and saving in between."""

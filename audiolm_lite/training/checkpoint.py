@@ -65,12 +65,22 @@ class CheckpointFolder:
         for leftover in self.folder.glob(".*-step_*"):
             shutil.rmtree(leftover)
 
+    def cost(self, metrics: Mapping[str, float]) -> float:
+        """What ranks a validation: the least is the best, NaN the worst.
+
+        Raises
+        ------
+        ConfigError
+            Validation does not give the metric.
+        """
+        if self.metric not in metrics:
+            raise ConfigError(f"valid_metric: validation gives {', '.join(metrics)}, and no {self.metric}")
+        cost = self.sign * metrics[self.metric]
+        return math.inf if math.isnan(cost) else cost
+
     def save(self, tensors: Mapping[str, Tensor], state: Mapping, info: Mapping) -> Path:
         """Write one checkpoint atomically, then remove those that are neither best nor among the newest."""
-        metrics = info.get("metrics")
-        if metrics and self.metric not in metrics:
-            raise ConfigError(f"valid_metric: validation gives {', '.join(metrics)}, and no {self.metric}")
-        name = f"step_{info['step']:08d}" + ("_valid" if metrics else "")
+        name = f"step_{info['step']:08d}" + ("_valid" if info.get("metrics") else "")
         temporary, final = self.folder / f".saving-{name}", self.folder / name
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -115,11 +125,10 @@ class CheckpointFolder:
         ranked = []
         for name in self._names():
             try:
-                value = json.loads((self.folder / name / INFO).read_text(encoding="utf-8"))["metrics"][self.metric]
+                metrics = json.loads((self.folder / name / INFO).read_text(encoding="utf-8"))["metrics"]
+                ranked.append((self.cost(metrics), name))
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # not validated, or damaged, which loading reports
-            cost = self.sign * value
-            ranked.append((math.inf if math.isnan(cost) else cost, name))
         return [name for _, name in sorted(ranked)]
 
     def _load(self, name: str) -> Checkpoint:

@@ -138,6 +138,14 @@ TRAINING_KEYS = {
         str,
         "loss",
     ),
+    "valid_answers": Key(
+        "Real answers to a part of the validation set, scored: {metrics: as in evaluation (task -> {type: asr, ...}), "
+        "items: 100, every: 1 (epochs), generation: {beams: 1}}; gives valid_metric metrics such as asr/wer. null: none.",
+        dict,
+        None,
+    ),
+    "patience": Key("Validations in a row without a better valid_metric after which training stops.", int, None),
+    "wandb": Key("Also show the run on Weights & Biases: {project, ...}, arguments of wandb.init.", dict, None, False),
     "ckpt_interval_minutes": Key("Minutes between checkpoints within an epoch.", float, 15.0, result=False),
 }
 

@@ -64,8 +64,8 @@ def parameter_groups(
     Returns
     -------
     list of dict
-        `params`, `names`, `lr`, `initial_lr` (the peak, which the schedule scales), `weight_decay`, `schedule` and
-        `warmup_steps`.
+        `pattern`, `params`, `names`, `lr`, `initial_lr` (the peak, which the schedule scales), `weight_decay`,
+        `schedule` and `warmup_steps`.
 
     Raises
     ------
@@ -85,6 +85,7 @@ def parameter_groups(
         group = groups.setdefault(
             (pattern, decays),
             {
+                "pattern": pattern,
                 "params": [],
                 "names": [],
                 **rate,

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from audiolm_lite.data.batching import Batch
@@ -33,6 +34,10 @@ class Progress:
         Steps skipped in this epoch because something was not finite.
     loss_sum, tokens : float
         Over this epoch's answer tokens, for its mean loss.
+    best : float or None
+        Least cost (see `CheckpointFolder.cost`) of a validation so far.
+    stale : int
+        Validations since that one.
     """
 
     epoch: int = 1
@@ -41,23 +46,55 @@ class Progress:
     skipped: int = 0
     loss_sum: float = 0.0
     tokens: float = 0.0
+    best: float | None = None
+    stale: int = 0
+
+    def next_epoch(self, cost: float | None) -> "Progress":
+        """The position after an epoch with a validation of this cost; None: it is not ranked."""
+        best, stale = self.best, self.stale
+        if cost is not None:
+            best, stale = (cost, 0) if best is None or cost < best else (best, stale + 1)
+        return Progress(epoch=self.epoch + 1, step=self.step, best=best, stale=stale)
 
 
-def average_and_clip(parameters: Iterable[Tensor], tokens: Tensor, max_norm: float) -> Tensor:
+def amounts(window: Sequence[Batch]) -> list[float]:
+    """Items, seconds of audio, tokens, and places with padding of a window's batches but those that fill it up."""
+    own = [batch for batch in window if batch.ids]
+    return [
+        sum(len(batch.ids) for batch in own),
+        sum(batch.seconds for batch in own),
+        sum(int(batch.attention_mask.sum()) for batch in own),
+        sum(batch.attention_mask.numel() for batch in own),
+    ]
+
+
+def average_and_clip(groups: Sequence[Sequence[Tensor]], tokens: Tensor, max_norm: float) -> Tensor:
     """Turn summed gradients into those of the mean over `tokens`, and clip their norm over all groups and shares.
 
     Engines average gradients over the processes, each of which has summed over its own tokens; `tokens` are those of
     all of them.
 
+    Parameters
+    ----------
+    groups : sequence of sequence of Tensor
+        Parameters of each group.
+    tokens : Tensor
+        Scalar.
+    max_norm : float
+        Of all groups together.
+
     Returns
     -------
     Tensor
-        The norm before clipping, a scalar, the same in every process.
+        Norms [1 + groups] float32 before clipping, of all and of each group, the same in every process.
     """
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    groups = [[parameter for parameter in group if parameter.grad is not None] for group in groups]
+    parameters = [parameter for group in groups for parameter in group]
     for parameter in parameters:
         parameter.grad.div_((tokens / distributed.size()).to(parameter.grad.device))
-    return distributed.whole(nn.utils.clip_grad_norm_(parameters, max_norm))
+    norms = [nn.utils.get_total_norm([parameter.grad for parameter in group]) for group in groups]
+    norms.insert(0, nn.utils.clip_grad_norm_(parameters, max_norm))
+    return torch.stack([distributed.whole(norm).float().to(tokens.device) for norm in norms])
 
 
 def count_bad_step(progress: Progress, window: Sequence[Batch], losses: Sequence[float], patience: int) -> None:

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from audiolm_lite.evaluation.matching import QUESTION, _by_llm, score_matched_captions
-from audiolm_lite.evaluation.runner import EvaluationError, _check_metrics
+from audiolm_lite.evaluation.runner import EvaluationError, check_metrics
 from audiolm_lite.parts import ConfigError
 
 CLASSES = ["dog", "rain", "church_bells"]
@@ -81,4 +81,4 @@ def test_other_matchers_are_refused():
         with pytest.raises(ConfigError, match="embedding or llm"):
             score_matched_captions(["dog"], ["dog"], [CLASSES], matcher)
     with pytest.raises(EvaluationError, match="unknown option 'model'"):
-        _check_metrics({"caption": {"type": "matched_caption", "model": "x"}}, ["caption"])
+        check_metrics({"caption": {"type": "matched_caption", "model": "x"}}, ["caption"])

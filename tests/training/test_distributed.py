@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from audiolm_lite.hub import load_model
+from audiolm_lite.training.answers import AnswerValidation
 from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.build import build_dataset
+from audiolm_lite.training.experiment import load_experiment
 from audiolm_lite.training.stopping import Stopped
 from tests.training.test_build import make_corpus
-from tests.training.two_processes import run
+from tests.training.two_processes import curriculum_command, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +115,18 @@ def test_a_curriculum_by_the_command_line_leaves_whole_models(root):
     assert sum("lora_B" in name for name in trained) == 2 and all(tensor.any() for tensor in trained.values())
     log = (root / "curriculum" / "stage_2" / "log.txt").read_text()
     assert log.count("Best checkpoint") == 1  # the first process alone writes
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_processes_answer_as_one_does(root, stage):
+    """Two stages whose processes share the model out, and one whose processes share the items."""
+    bundle = load_model(root / "curriculum" / f"stage_{stage}")
+    hparams, _ = load_experiment(curriculum_command(root))
+    valid = build_dataset(hparams, "valid", bundle.model, bundle.tokenizer)
+    scores, samples = AnswerValidation(bundle.model, valid, hparams, together=False).run(lambda: None)
+    assert len(samples) == 4 and any(sample.answer for sample in samples)
+    found = json.loads((root / "curriculum" / f"stage_{stage}" / "finished.json").read_text())["metrics"]
+    assert {name: found[name] for name in ("sound_class/wer", "sound_class/cer")} == scores
 
 
 def test_an_item_that_one_process_cannot_read_ends_both(root):

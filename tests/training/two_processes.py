@@ -74,13 +74,30 @@ def model_on_meta():
     return model
 
 
+def curriculum_command(root):
+    """What all stages have in common; all four items of validation are answered."""
+    answers = "{metrics: {sound_class: {type: asr, normaliser: none}}}"
+    command = [str(root / "corpus" / "stage.yaml"), "--output_root", str(root / "curriculum"), "--device", "cpu"]
+    return [
+        *command,
+        "--batch_tokens",
+        "60",
+        "--valid_answers",
+        answers,
+        "--generation",
+        "{max_new_tokens: 4}",
+        "--learning_rates",
+        '{"*": 0.05}',
+    ]
+
+
 def curriculum(root):
-    """Two stages by the command line; only the first process reads the LLM."""
-    command = [str(root / "corpus" / "stage.yaml"), "--output_root", str(root / "curriculum"), "--parallel", "fsdp"]
-    command += ["--device", "cpu", "--batch_tokens", "60"]
+    """Three stages by the command line; only the first process reads the LLM of those that share it out."""
+    command = [*curriculum_command(root), "--parallel", "fsdp"]
     train([*command, "--alignment_init", "{ridge: 1.0, clips: 12}"])
     train([*command, "--stage", "2", "--trainable", "['adapter.*', 'llm.*lora_*']", "--num_workers", "1"])
     assert train([*command, "--stage", "2", "--trainable", "['adapter.*', 'llm.*lora_*']"]) is None
+    train([*curriculum_command(root), "--stage", "3"])
 
 
 def main(root):
