@@ -140,7 +140,7 @@ TRAINING_KEYS = {
     ),
     "valid_answers": Key(
         "Real answers to a part of the validation set, scored: {metrics: as in evaluation (task -> {type: asr, ...}), "
-        "items: 100, every: 1 (epochs), generation: {beams: 1}}; gives valid_metric metrics such as asr/wer. null: none.",
+        "items: 100, every: 1 (epochs), generation: {beams: 1}}; gives metrics such as asr/wer. null: none.",
         dict,
         None,
     ),
