@@ -1,27 +1,40 @@
-"""A process killed at random moments leaves no trace; one that is asked to stop saves, says so, and goes on later."""
+"""A process killed at any moment leaves no trace; one that is asked to stop saves, says so, and goes on later."""
 
+import multiprocessing
 import os
 import random
 import signal
-import time
 
 import pytest
 
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.stopping import STOPPED, Stopped, StopSignals
-from benchmarks.resume import run_killed
-from tests.training.toy import ToyData, assert_same_weights, losses_of, make_brain, outcome, train, train_in
+from tests.training import kills
+from tests.training.toy import ToyData, assert_same_weights, losses_of, make_brain, outcome, train
 
 
-def test_kills_at_random_moments_leave_no_trace(tmp_path):
-    run_killed(train_in, tmp_path / "whole", [])  # also starts the process that the others are forked from
-    began = time.monotonic()
-    run_killed(train_in, tmp_path / "timed", [])
-    seconds = time.monotonic() - began
-    assert outcome(tmp_path / "whole") == outcome(tmp_path / "timed")
+def test_kills_at_any_moment_leave_no_trace(tmp_path):
+    """Each named moment once and ten others, drawn among all of the interpreter's calls from one step to the next.
+
+    What counts is how far the run has come, not the time that has passed, so every kill happens on any machine.
+    """
     rng = random.Random(0)
-    kills = run_killed(train_in, tmp_path / "killed", [rng.uniform(0.05, 0.5) * seconds for _ in range(6)])
-    assert kills["kills"] >= 1
+    events = kills.events_of_steps(tmp_path / "whole")
+    epoch = len(events) // kills.EPOCHS
+    ends = [epoch * number - 1 for number in range(1, kills.EPOCHS + 1)]
+    steps = rng.sample([step for step in range(4, len(events) - 3) if step not in ends], len(kills.STEP) + 10)
+    moments = [*kills.STEP, *[""] * 10]
+    plan = [(step, moment, rng.randrange(1, int(0.9 * events[step]))) for step, moment in zip(steps, moments)]
+    plan += [(step, moment, 0) for step, moment in zip(ends, kills.VALIDATION)]
+    assert len(plan) == 27
+    # forked from a process that has imported everything and computed nothing
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", kills.__name__])
+    for kill in [*sorted(plan), ()]:
+        process = context.Process(target=kills.train_until, args=(tmp_path / "killed", *kill))
+        process.start()
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if kill else 0), kill
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 

@@ -1,0 +1,144 @@
+"""A run that kills itself at a moment that is named, or at any line between two steps: what test_resume.py starts."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from audiolm_lite.data.mixing import Mixture
+from audiolm_lite.training import brain, checkpoint
+from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.checkpoint import CheckpointFolder
+from audiolm_lite.training.log import TrainingLog
+from tests.training.toy import ToyData, make_brain, make_model
+
+EPOCHS = 3
+# Of an optimiser step, in the order in which they come ...
+STEP = {
+    "before the step": (AudioLMBrain, "fit_batch", False),
+    "between the batches of a window": (AudioLMBrain, "compute_objectives", True),
+    "with gradients": (brain, "average_and_clip", True),
+    "with new weights": (torch.optim.AdamW, "step", True),
+    "before its line in losses.jsonl": (TrainingLog, "step", False),
+    "before saving": (CheckpointFolder, "save", False),
+    "tensors half written": (checkpoint, "save_tensors", False),
+    "tensors without state": (checkpoint, "save_tensors", True),
+    "state without hashes": (checkpoint, "file_hash", False),
+    "not yet renamed": (os, "rename", False),
+    "renamed, nothing removed": (CheckpointFolder, "_names", False),
+    "about to remove": (CheckpointFolder, "_remove", False),
+    "removed": (CheckpointFolder, "_remove", True),
+    "saved": (CheckpointFolder, "save", True),
+}
+# ... and those that only the end of an epoch has.
+VALIDATION = {
+    "in validation": (AudioLMBrain, "compute_forward", True),
+    "validated, nothing noted": (TrainingLog, "epoch", False),
+    "noted, not saved": (TrainingLog, "epoch", True),
+}
+MOMENTS = STEP | VALIDATION
+
+make_model()  # the first LoRA has libraries compile hundreds of patterns: before processes are forked, not in each
+
+
+def train_until(folder: Path, step: int | None = None, moment: str = "", events: int = 0) -> None:
+    """Train on a mixture of two sets with windows of two batches; saves after every step.
+
+    Parameters
+    ----------
+    folder : Path
+    step : int, optional
+        The process kills itself once so many steps have been taken in all; None: never.
+    moment : str
+        Which of `MOMENTS`, the first time it comes then; "": after `events` of the interpreter's calls and returns,
+        those into C among them.
+    events : int
+    """
+    torch.set_num_threads(1)
+    if step is not None:
+        kill_after(step, lambda: arm(moment, events))
+    train(folder)
+
+
+def train(folder: Path) -> AudioLMBrain:
+    """The run itself."""
+    torch.manual_seed(1)
+    data = ToyData(100)
+    data.mixture = Mixture([70, 30], weights=[1, 1])
+    trained = make_brain(folder, epochs=EPOCHS)
+    trained.fit_stage(data, ToyData(6, seed=1))
+    return trained
+
+
+def kill_after(step: int, armed: Callable[[], None]) -> None:
+    """Call `armed`, once, when the run has taken `step` steps or more and is about to take the next one."""
+    fit_batch = AudioLMBrain.fit_batch
+
+    def watched(self, window):
+        if self.progress.step >= step:
+            AudioLMBrain.fit_batch = fit_batch
+            armed()
+        return fit_batch(self, window)
+
+    AudioLMBrain.fit_batch = watched
+
+
+def arm(moment: str, events: int) -> None:
+    """From now on the first such moment, or the last of `events`, is the end of this process."""
+    if moment == "before the step":
+        die()
+    elif moment:
+        watch(moment)
+    else:
+        left = iter(range(events))
+        sys.setprofile(lambda *_: next(left, None) is None and die())
+
+
+def watch(moment: str) -> None:
+    """Die before or after the next call of a moment's function."""
+    owner, name, after = MOMENTS[moment]
+    function = getattr(owner, name)
+
+    def last(*arguments, **options):
+        if moment == "in validation" and arguments[2] != brain.sb.Stage.VALID:
+            return function(*arguments, **options)
+        if moment == "tensors half written":
+            function(*arguments, **options)
+            os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)
+        elif after:
+            function(*arguments, **options)
+        die()
+
+    setattr(owner, name, last)
+
+
+def die() -> None:
+    """As by `kill -9`, or when memory has run out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def events_of_steps(folder: Path) -> list[int]:
+    """How many events each step of a run has, with what comes before the next one: saving, perhaps validation."""
+    torch.set_num_threads(1)
+    count, found = 0, []
+    fit_batch = AudioLMBrain.fit_batch
+
+    def counted(*_):
+        nonlocal count
+        count += 1
+
+    def watched(self, window):
+        found.append(count)
+        sys.setprofile(counted)
+        return fit_batch(self, window)
+
+    AudioLMBrain.fit_batch = watched
+    try:
+        train(folder)
+    finally:
+        sys.setprofile(None)
+        AudioLMBrain.fit_batch = fit_batch
+    return [after - before for before, after in zip(found, [*found[1:], count])]
