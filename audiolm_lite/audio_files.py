@@ -15,6 +15,7 @@ from typing import BinaryIO
 import soundfile
 
 from audiolm_lite.mp3 import samples_by_frames
+from audiolm_lite.tar_members import open_member
 
 # Samples without a header, as Korean corpora publish them (KsponSpeech): nothing in such a file tells its format.
 _HEADERLESS = {"samplerate": 16000, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
@@ -72,7 +73,7 @@ def open_audio(source: str | Path | BinaryIO) -> soundfile.SoundFile:
     Parameters
     ----------
     source : str, Path or binary file
-        The file; a file object needs `name`, `read` and `seek`.
+        The file, which may lie in a tar file (`shard.tar/clip.flac`); a file object needs `name`, `read` and `seek`.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def open_audio(source: str | Path | BinaryIO) -> soundfile.SoundFile:
         No such file, not audio, cut off, damaged, or nothing here reads it; names the remedy.
     """
     if isinstance(source, str | Path):
-        source = Path(source)
+        source = _member(Path(source)) or Path(source)
     try:
         with _open_bytes(source) if isinstance(source, Path) else nullcontext(source) as stream:
             head = stream.read(1024)
@@ -123,6 +124,13 @@ def open_audio(source: str | Path | BinaryIO) -> soundfile.SoundFile:
         file.close()
         raise
     return file
+
+
+def _member(path: Path) -> BinaryIO | None:
+    try:
+        return open_member(path)
+    except OSError as error:
+        raise AudioError(path, error.strerror or str(error)) from error
 
 
 def _open_bytes(path: Path) -> BinaryIO:
@@ -200,14 +208,18 @@ def _through_ffmpeg(source: Path | BinaryIO, why: str) -> soundfile.SoundFile:
     """Decode with ffmpeg to a file that is gone when it is closed; raises AudioError with `why` where there is none."""
     program = shutil.which("ffmpeg")
     name = str(source if isinstance(source, Path) else source.name)
-    if program is None or not isinstance(source, Path):
+    if program is None:
         command = f"ffmpeg -i {shlex.quote(name)} -ar 16000 -ac 1 {shlex.quote(os.path.splitext(name)[0] + '.flac')}"
         raise AudioError(source, f"is {why}; install ffmpeg, or convert it: {command}")
     with tempfile.TemporaryDirectory() as folder:
         # `file:` and the whitelist: a name or a playlist inside the file must not make ffmpeg fetch something else.
-        decoded = Path(folder) / "decoded.w64"
+        decoded, encoded = Path(folder) / "decoded.w64", source
+        if not isinstance(source, Path):
+            encoded = Path(folder) / "encoded"
+            source.seek(0)
+            encoded.write_bytes(source.read())
         command = [program, "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file"]
-        command += ["-i", f"file:{source.resolve()}", "-map", "0:a:0", "-c:a", "pcm_f32le", f"file:{decoded}"]
+        command += ["-i", f"file:{encoded.resolve()}", "-map", "0:a:0", "-c:a", "pcm_f32le", f"file:{decoded}"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode or not decoded.exists():
             said = (done.stderr.strip().splitlines() or ["no message"])[-1]

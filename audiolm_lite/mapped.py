@@ -84,5 +84,5 @@ def write_columns(
 
 def _header(data: bytes | mmap.mmap) -> tuple[dict[str, Any], int]:
     """Header of the file, and where its arrays begin."""
-    end = 8 + struct.unpack("<Q", data[:8])[0]
+    end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), end

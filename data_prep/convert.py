@@ -111,7 +111,8 @@ def counts(counter: Mapping[str, int]) -> str:
 
 @lru_cache(maxsize=65536)  # rows that ask about the same clip are neighbours
 def _exists(file: str) -> bool:
-    return os.path.isfile(file)
+    shard, inside, _ = file.partition(".tar/")
+    return os.path.isfile(f"{shard}.tar" if inside else file) or os.path.isfile(file)
 
 
 def _taken(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +165,9 @@ def parser() -> argparse.ArgumentParser:
     reading.add_argument(
         "--data_root", help="speechbrain: folder that {data_root} or $data_root stands for, in reading and in writing"
     )
+    reading.add_argument(
+        "--shards", help='nemo: tar files of a tarred manifest, such as "tars/audio__OP_0..511_CL_.tar"'
+    )
     writing = what.add_argument_group("writing")
     writing.add_argument(
         "--absolute", action="store_true", help="absolute audio paths; SLAM-LLM, SALMONN and Lhotse need them"
@@ -194,6 +198,7 @@ def main(argv: list[str]) -> int:
                 "fields": dict(args.field) if args.field else None,
                 "audio_folder": audio_folder,
                 "data_root": args.data_root,
+                "shards": args.shards,
             },
             audio_root=args.audio_root,
             absolute=args.absolute,

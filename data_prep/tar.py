@@ -1,9 +1,9 @@
 """Pack the audio of a manifest into tar shards: python -m data_prep.tar MANIFEST OUT --shards N
 
-OUT gets audio_0.tar ... audio_<N-1>.tar with the audio files as they are, manifest.jsonl for this project and
-tarred_audio_manifest.json for NeMo, both with the shard of each row in shard_id. The same command after an interruption
-goes on with the shards that are not finished. Clips are dealt out to the shards at random (--seed), so that reading one
-shard after another is close to random order.
+OUT gets audio_0.tar ... audio_<N-1>.tar with the audio files as they are, manifest.jsonl for this project, whose audio
+paths lead into the shards (audio_0.tar/00000012.flac), and tarred_audio_manifest.json for NeMo. The same command after
+an interruption goes on with the shards that are not finished. Clips are dealt out to the shards at random (--seed), so
+that reading one shard after another is close to random order.
 
 Rows whose audio cannot be read are set aside in OUT/rejected.jsonl. Exit status: 0 all rows were packed; 3 some were
 set aside; 1 more than --max_rejects were, or something else went wrong, and there are no manifests.
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from audiolm_lite.audio import AudioError, audio_duration
 from audiolm_lite.data.manifest import ManifestError, audio_path, write_manifest
 from audiolm_lite.data.tarred import import_webdataset
+from audiolm_lite.tar_members import open_member
 from data_prep.formats import FormatError, Report, Row, atomic_file, load_format, to_json
 
 
@@ -76,7 +77,7 @@ def pack(manifest: Path, folder: Path, shards: int, seed: int = 0, max_rejects: 
                 for row in clips[audio]:
                     report.reject("id", row["id"], missing[member])
             else:
-                further = {"audio": member, "shard_id": shard, "packed_from": audio}
+                further = {"audio": f"audio_{shard}.tar/{member}", "shard_id": shard, "packed_from": audio}
                 packed += [{**row, **further} for row in clips[audio]]
 
     report.write_rejected(folder / "rejected.jsonl")
@@ -123,7 +124,8 @@ def _write_shard(file: Path, members: dict[str, str], manifest: Path) -> dict[st
                 path = audio_path(manifest, {"audio": audio})
                 try:
                     audio_duration(path)
-                    data = path.read_bytes()
+                    inside = open_member(path)
+                    data = inside.read() if inside else path.read_bytes()
                 except (AudioError, OSError) as error:
                     missing[member] = str(error)
                     continue

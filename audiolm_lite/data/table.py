@@ -15,23 +15,20 @@ is first opened, and again when it has changed. It is memory-mapped; rows themse
 The metadata has "manifest", of which manifest it is, and "kinds", a JSON list of [task, split].
 """
 
-import errno
 import hashlib
 import json
 import logging
 import math
 import os
-import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
 
-from audiolm_lite.cache import cache_folder
+from audiolm_lite.cache import made_once
 from audiolm_lite.data.manifest import ManifestError, completed, iterate_lines, open_manifest
 from audiolm_lite.mapped import arrays_of, map_file, metadata_of, write_columns
 
@@ -163,52 +160,6 @@ class ManifestTable(Sequence):
         return set(self._kinds)
 
 
-def made_once(manifest: Path, suffix: str, is_good: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
-    """File that belongs to a manifest, made by the first process that asks for it while the others wait.
-
-    Parameters
-    ----------
-    manifest : Path
-    suffix : str
-        The file is called `.<manifest's name><suffix>`.
-    is_good : callable
-        Whether the file there (which may be missing or damaged) can be used.
-    make : callable
-        Writes the file to the path it is given, which is not yet the final one.
-
-    Raises
-    ------
-    OSError
-        Neither the manifest's folder nor the cache folder can be written.
-    """
-    folder = hashlib.blake2b(os.fsencode(manifest.parent.resolve()), digest_size=8).hexdigest()
-    name = f".{manifest.name}{suffix}"
-    beside, fallback = manifest.parent / name, cache_folder() / "manifests" / folder / name
-    for file in (beside, fallback):
-        if is_good(file):
-            return file
-    for file in (beside, fallback):
-        lock = FileLock(f"{file}.lock")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            if file == fallback or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            log.warning("%s cannot be written (%s): %s goes to %s", beside.parent, error.strerror, name, fallback)
-            continue
-        unfinished = file.with_name(file.name + ".tmp")
-        try:
-            if not is_good(file):
-                make(unfinished)
-                os.replace(unfinished, file)
-            break
-        finally:
-            unfinished.unlink(missing_ok=True)
-            lock.release()
-    return file
-
-
 def _stamp(manifest: BinaryIO) -> dict[str, Any]:
     status = os.fstat(manifest.fileno())
     ends = os.pread(manifest.fileno(), _END_BYTES, 0)
@@ -227,7 +178,7 @@ def _source(file: Path) -> dict[str, Any]:
             data = map_file(stream)
         found = json.loads(metadata_of(data)["manifest"])
         return found if found["format"] == FORMAT and arrays_of(data).keys() == _COLUMNS.keys() else {}
-    except (OSError, KeyError, TypeError, ValueError, struct.error):
+    except (OSError, KeyError, TypeError, ValueError):
         return {}
 
 

@@ -102,7 +102,7 @@ class TarredAudio(IterableDataset):
         self.rejected, self.rank, self.world_size = Path(rejected), rank, world_size
         self.shuffle, self.seed = shuffle, seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
-        files = {_shard_id(file): file for file in expand_shards(shards)}
+        files = {shard_id(file): file for file in expand_shards(shards)}
         if missing := [str(file) for file in files.values() if not file.is_file()]:
             raise ManifestError(f"{shards}: {len(missing)} shards are not there, the first is {missing[0]}; fetch them")
         lines: dict[int, list[bytes]] = defaultdict(list)
@@ -198,7 +198,8 @@ def _part(index: int, parts: int, first: int, last: int) -> tuple[int, int]:
     return first + size * index // parts, first + size * (index + 1) // parts
 
 
-def _shard_id(file: Path) -> int:
+def shard_id(file: Path) -> int:
+    """Number of a shard: the last one in its name; raises ManifestError where there is none."""
     numbers = re.findall(r"\d+", file.stem)
     if not numbers:
         raise ManifestError(f"{file}: a shard's name ends in its number, such as audio_0.tar; rename it")

@@ -15,9 +15,6 @@ made from. Where these have changed the table is made anew, from the headers of 
 import hashlib
 import json
 import struct
-import zlib
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -27,13 +24,13 @@ from safetensors.numpy import save
 
 from audiolm_lite.features.format import SCALE, write_atomically
 from audiolm_lite.mapped import arrays_of, map_file, metadata_of
+from audiolm_lite.names import Names, table_of
 
 FILE = "keys.safetensors"
-_ENTRY = struct.Struct("<6Q")
 
 
-class Lookup:
-    """Keys of some shards of a store.
+class Lookup(Names):
+    """Keys of some shards of a store, with shard (its place in `shards`), frames, first byte of features and scale.
 
     Parameters
     ----------
@@ -59,51 +56,7 @@ class Lookup:
             except OSError:  # a store that this user may only read, or a full disk: the table lives in memory then
                 data = made
         self.shards: list[str] = json.loads(metadata_of(data)["shards"])
-        self._arrays = arrays_of(data)
-        # One key is looked up faster in these than in arrays.
-        self._codes, self._names = memoryview(self._arrays["crc32"]), memoryview(self._arrays["names"])
-        self._entries = memoryview(self._arrays["entries"].reshape(-1).view(np.uint8))
-
-    def __len__(self) -> int:
-        return len(self._codes)
-
-    def __iter__(self) -> Iterator[str]:
-        """All keys, in the order of the table."""
-        for place in range(len(self)):
-            *_, begin, end = _ENTRY.unpack_from(self._entries, place * _ENTRY.size)
-            yield str(self._names[begin:end], "utf-8")
-
-    def find(self, key: str) -> list[int] | None:
-        """Place in `shards`, frames, first byte of the features and of their scale; None for an unknown key."""
-        name = key.encode("utf-8", "surrogatepass")
-        code = zlib.crc32(name)
-        place = bisect_left(self._codes, code)
-        while place < len(self._codes) and self._codes[place] == code:
-            *entry, begin, end = _ENTRY.unpack_from(self._entries, place * _ENTRY.size)
-            if self._names[begin:end] == name:
-                return entry
-            place += 1
-        return None
-
-    def frames_of(self, keys: Sequence[str]) -> np.ndarray:
-        """Frames [N] int64 of many keys, -1 for unknown ones."""
-        names = [key.encode("utf-8", "surrogatepass") for key in keys]
-        codes = np.fromiter(map(zlib.crc32, names), np.uint32, len(names))
-        frames = np.full(len(names), -1, np.int64)
-        if len(self) == 0:
-            return frames
-        # In ascending order, a binary search finds most of its way in the processor's caches.
-        order = np.argsort(codes)
-        places = np.empty(len(names), np.int64)
-        places[order] = np.searchsorted(self._arrays["crc32"], codes[order])
-        entries = self._arrays["entries"][np.minimum(places, len(self) - 1)]
-        begins, ends = entries[:, 4].tolist(), entries[:, 5].tolist()
-        same = [self._names[begin:end] == name for begin, end, name in zip(begins, ends, names)]
-        frames[same] = entries[same, 1]
-        for place in np.flatnonzero(np.logical_not(same)).tolist():  # unknown, or the first of several with its code
-            if entry := self.find(keys[place]):
-                frames[place] = entry[1]
-        return frames
+        super().__init__(arrays_of(data))
 
 
 def _map(file: Path) -> mmap | None:
@@ -115,8 +68,8 @@ def _map(file: Path) -> mmap | None:
 
 def _table(folder: Path, shards: list[str], index: str) -> bytes:
     """Content of keys.safetensors."""
-    names: list[bytes] = []
-    places: list[np.ndarray] = []
+    names: list[str] = []
+    places: list[np.ndarray] = [np.zeros((0, 4), np.uint64)]
     for number, shard in enumerate(shards):
         with (folder / shard).open("rb") as stream:
             length = stream.read(8)
@@ -124,22 +77,12 @@ def _table(folder: Path, shards: list[str], index: str) -> bytes:
         start = 8 + struct.unpack("<Q", length)[0]
         header.pop("__metadata__", None)
         keys = [name for name in header if not name.endswith(SCALE)]
-        names += [key.encode() for key in keys]
+        names += keys
         scales = [header[key + SCALE]["data_offsets"][0] + start if key + SCALE in header else 0 for key in keys]
         rows = [
             (number, header[key]["shape"][1], header[key]["data_offsets"][0] + start, scale)
             for key, scale in zip(keys, scales)
         ]
         places.append(np.array(rows, np.uint64).reshape(-1, 4))
-    codes = np.fromiter(map(zlib.crc32, names), np.uint32, len(names))
-    order = np.argsort(codes, kind="stable")
-    names = [names[i] for i in order]
-    ends = np.cumsum(np.fromiter(map(len, names), np.uint64, len(names)))
-    begins = np.concatenate([np.zeros(1, np.uint64), ends])[: len(ends)]
-    place = np.concatenate(places)[order] if places else np.zeros((0, 4), np.uint64)
-    tensors = {
-        "crc32": codes[order],
-        "entries": np.concatenate([place, begins[:, None], ends[:, None]], axis=1).astype(np.uint64),
-        "names": np.frombuffer(b"".join(names), np.uint8),
-    }
-    return save(tensors, {"index": index, "shards": json.dumps(shards)})
+    arrays = table_of(names, np.concatenate(places))
+    return save(arrays, {"index": index, "shards": json.dumps(shards)})

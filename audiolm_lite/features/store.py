@@ -85,7 +85,7 @@ class FeatureStore:
 
     def frames_of(self, keys: Sequence[str]) -> np.ndarray:
         """Frames [N] int64 of many clips at once, -1 for those that have no features."""
-        return self._lookup.frames_of(keys)
+        return self._lookup.find_all(keys, 1)
 
     def __getitem__(self, key: str) -> Tensor:
         """Features [L, T, D] of a clip; see `read`."""

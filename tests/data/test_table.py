@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 
+import filelock
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -168,14 +169,14 @@ def test_a_folder_that_cannot_be_written_has_its_table_in_the_cache(tmp_path, mo
             pytest.skip("root may write everywhere")
         (tmp_path / "data").chmod(0o555)
     else:
-        acquire = table_module.FileLock.acquire
+        acquire = filelock.FileLock.acquire
 
         def refuse(self, *args, **options):
             if pathlib.Path(self.lock_file).parent == file.parent:
                 raise OSError(errno.EROFS, "Read-only file system")
             return acquire(self, *args, **options)
 
-        monkeypatch.setattr(table_module.FileLock, "acquire", refuse)
+        monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with caplog.at_level(logging.WARNING):
         table = ManifestTable(file)
     assert table[0]["id"] == "a" and tmp_path / "cache" in table.file.parents

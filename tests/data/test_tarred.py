@@ -18,7 +18,11 @@ from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.manifest import ManifestError, read_manifest, write_manifest
 from audiolm_lite.data.tarred import TarredAudio, expand_shards
+from audiolm_lite.features.extract import extract, feature_key
+from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.prompt import PromptTemplate
+from audiolm_lite.parts import build
+from data_prep.convert import main as convert
 from data_prep.tar import pack
 
 pytest.importorskip("webdataset")
@@ -154,7 +158,8 @@ def test_a_damaged_shard_costs_its_own_rows_only(folder, tmp_path, damage):
 def test_a_damaged_member_is_named(folder, tmp_path):
     copied(folder, tmp_path)
     rows = [row for row in read_manifest(folder / "manifest.jsonl") if row["shard_id"] == 0]
-    member = rows[0]["audio"]
+    audio = rows[0]["audio"]
+    member = audio.removeprefix("audio_0.tar/")
     with tarfile.open(folder / "audio_0.tar") as source, tarfile.open(tmp_path / "audio_0.tar", "w") as target:
         for info in source.getmembers():
             data = source.extractfile(info).read()
@@ -162,7 +167,7 @@ def test_a_damaged_member_is_named(folder, tmp_path):
                 data = b"?" * len(data)
             target.addfile(info, io.BytesIO(data))
     found = ids(dataset(tmp_path, tmp_path))
-    lost = {row["id"] for row in rows if row["audio"] == member}
+    lost = {row["id"] for row in rows if row["audio"] == audio}
     assert lost == {name for entry in rejected(tmp_path) for name in entry["ids"]}
     assert len(found) == len(read_manifest(folder / "manifest.jsonl")) - len(lost)
     assert all(entry["member"] == member and "not readable as audio" in entry["reason"] for entry in rejected(tmp_path))
@@ -202,7 +207,7 @@ def test_open_files_are_read_like_paths(tmp_path, name):
     data = (tmp_path / name).read_bytes()
     assert torch.equal(read_audio(tarred._named(data, f"shard/{name}")), read_audio(tmp_path / name))
     with pytest.raises(AudioError, match=f"shard/{name}"):
-        read_audio(tarred._named(data[:41], f"shard/{name}"))
+        read_audio(tarred._named(data[:41] if name == "a.wav" else b"", f"shard/{name}"))
 
 
 def test_a_model_learns_from_shards_what_it_learns_from_files(folder, tmp_path, make_experiment, make_model):
@@ -237,3 +242,52 @@ def test_a_model_learns_from_shards_what_it_learns_from_files(folder, tmp_path, 
         if name in gradients:
             assert torch.equal(parameter.grad, gradients[name]), name
     assert gradients
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_in_shards_are_rows_like_any_other(folder, make_experiment, make_model, workers):
+    """Lengths, order and items of a dataset over shards are those over files: so resuming, buckets and mixing are."""
+    from transformers import AutoTokenizer
+
+    experiment = make_experiment(lora=True)
+    model = make_model(experiment)
+    tokenizer = AutoTokenizer.from_pretrained(experiment["llm"]["source"])
+    template = PromptTemplate(experiment["template"])
+    options = {"encoder_frames": model.encoder.num_frames, "tasks": ["t0"]}
+    shards, files = (
+        AudioTextDataset([manifest], template, tokenizer, model.adapter.num_tokens, **options)
+        for manifest in (folder / "manifest.jsonl", folder.parent / "train.jsonl")
+    )
+    place = {row["id"]: index for index, row in enumerate(files.rows)}
+    same = [place[row["id"]] for row in shards.rows]
+    assert np.array_equal(shards.lengths, files.lengths[same])
+    for item, index in zip(DataLoader(shards, batch_size=None, num_workers=workers), same, strict=True):
+        assert torch.equal(item.waveform, files[index].waveform) and item.input_ids == files[index].input_ids
+
+
+def test_features_of_shards_are_those_of_the_files(folder, tmp_path):
+    stores = []
+    for name, manifest in (("shards", folder / "manifest.jsonl"), ("files", folder.parent / "train.jsonl")):
+        rows = read_manifest(manifest)
+        encoder = build("encoders", {"type": "logmel", "mels": 80, "padding": "exact"})
+        extract(rows, encoder, tmp_path / name, audio_root=manifest.parent, workers=2)
+        store = FeatureStore(tmp_path / name)
+        stores.append({row["id"]: store[feature_key(row)] for row in rows})
+    assert stores[0].keys() == stores[1].keys()
+    assert all(torch.equal(features, stores[1][name]) for name, features in stores[0].items())
+
+
+def test_manifest_of_nemo_leads_into_its_shards(folder, tmp_path):
+    """Also of a second segment of a file, which NeMo lists under a name of its own and stores once."""
+    lines = [json.loads(line) for line in (folder / "tarred_audio_manifest.json").open()]
+    for number, line in enumerate(lines):
+        if number % 2:
+            line["audio_filepath"] = line["audio_filepath"].replace(".flac", "-sub1.flac")
+    (tmp_path / "nemo.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["nemo", "manifest", str(tmp_path / "nemo.json"), str(tmp_path / "rows.jsonl")]
+    assert convert([*command, "--shards", f"{folder}/audio__OP_0..{SHARDS - 1}_CL_.tar"]) == 0
+    for row, ours in zip(read_manifest(tmp_path / "rows.jsonl"), read_manifest(folder / "manifest.jsonl"), strict=True):
+        assert (row["id"], row["shard_id"]) == (ours["id"], ours["shard_id"])
+        files = (tmp_path / row["audio"], folder / ours["audio"])
+        assert torch.equal(*(read_audio(file, row["start"], row["duration"]) for file in files))
+    assert convert([*command, "--shards", f"{folder}/audio_0.tar"]) == 1
