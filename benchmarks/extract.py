@@ -4,7 +4,8 @@
 
 The reference encodes one clip at a time, padded to 30 s by the feature extractor, pools every layer and writes one
 compressed .npz a clip. Ours is timed with exact, window (10 s, where longer clips keep their first 10 s) and full
-padding, on a CPU in one process for each of its threads, which serve it better so than inside one encoder. Clips are
+padding, on a CPU in one process for each of its threads, which serve it better so than inside one encoder. Where the
+machine computes in bfloat16 itself, the three paddings are timed with that, too (`..._bfloat16`). Clips are
 synthetic (1 to 12 s, 5 s on average, 16 kHz, 16 bits), weights random: four layers of 192 dimensions on the CPU (the
 encoder that ships with MiniASQA, but of 30 s) and, where there is a GPU, large-v3 on it. Reference and ours take turns
 on the same clips, round by round, since other work on a machine changes its speed; ratios are medians over rounds.
@@ -104,12 +105,20 @@ class Timed(torch.nn.Module):
         return result
 
 
-def start_process(source: Path, threads: int) -> None:
+def settings_of(device: str) -> dict[str, dict]:
+    """Arguments of our encoders by name."""
+    wide = {name: {**padding, "dtype": "float32"} for name, padding in PADDINGS.items()}
+    if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return wide
+    return wide | {f"{name}_bfloat16": {**padding, "dtype": "bfloat16"} for name, padding in PADDINGS.items()}
+
+
+def start_process(source: Path, threads: int, settings: dict[str, dict]) -> None:
     """Load our encoders in a process of the extraction."""
     torch.set_num_threads(threads)
     set_start_method("fork", force=True)  # of the processes that decode: inherited is "spawn", which imports torch anew
     global encoders
-    encoders = {name: Timed(WhisperEncoder(str(source), pool=POOL, **padding)) for name, padding in PADDINGS.items()}
+    encoders = {name: Timed(WhisperEncoder(str(source), pool=POOL, **setting)) for name, setting in settings.items()}
 
 
 def extract_share(name: str, rows: list[dict], folder: Path, **options) -> tuple[float, float]:
@@ -129,8 +138,9 @@ def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: 
         save_model(root / "whisper", sizes)
         reference = Reference(root / "whisper", device)
         threads = max(1, torch.get_num_threads() // processes)
+        variants = settings_of(device)
         pool = ProcessPoolExecutor(
-            processes, get_context("spawn"), initializer=start_process, initargs=(root / "whisper", threads)
+            processes, get_context("spawn"), initializer=start_process, initargs=(root / "whisper", threads, variants)
         )
         stack.enter_context(pool)
         settings = {"audio_root": root, "device": device, "world_size": processes}
@@ -138,7 +148,7 @@ def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: 
             settings |= {"workers": 0, "batch_seconds": options.cpu_batch_seconds}
         else:
             settings |= {"workers": options.workers, "batch_seconds": options.batch_seconds}
-        speeds: dict[str, list[float]] = {name: [] for name in ("reference", *PADDINGS)}
+        speeds: dict[str, list[float]] = {name: [] for name in ("reference", *variants)}
         inside = total = 0.0
         warm_up, parts = rows[:4], [rows[i :: options.rounds] for i in range(options.rounds)]
         for number, part in enumerate([warm_up, *parts]):
@@ -156,7 +166,7 @@ def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: 
                 took = time.perf_counter() - started
                 if part is warm_up:
                     continue
-                if name != "reference":
+                if name in PADDINGS:
                     inside, total = inside + sum(s[0] for s in shares), total + sum(s[1] for s in shares)
                 speeds[name].append(len(part) / took)
                 print(f"{geometry} on {device}: {name} {len(part) / took:.2f} clips/s", file=sys.stderr)
@@ -169,7 +179,7 @@ def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: 
         "clips_per_second": {name: median(values) for name, values in speeds.items()},
         **{
             f"ratio_{name}": median(ours / theirs for ours, theirs in zip(speeds[name], speeds["reference"]))
-            for name in PADDINGS
+            for name in variants
         },
         "encoder_share": inside / total,
     }

@@ -12,6 +12,8 @@ from audiolm_lite.audio import SAMPLE_RATE
 from audiolm_lite.encoders.pooling import POOLINGS, mix_layers, mixing_weights
 from audiolm_lite.parts import ConfigError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class LayerChoice:
     """Which blocks' outputs an encoder returns, and how their frames and layers become fewer.
@@ -78,13 +80,29 @@ class LayerChoice:
         }
 
     def reduce(self, output: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool a block's output [B, T, D] with valid frames [B] to [B, 1, T', D] and [B]."""
-        return POOLINGS[self.pooling](output[:, None], frames, self.pool)
+        """Pool a block's output [B, T, D] with valid frames [B] to float32 [B, 1, T', D] and [B]."""
+        return POOLINGS[self.pooling](output[:, None].float(), frames, self.pool)
 
     def join(self, outputs: dict[int, Tensor]) -> Tensor:
         """Features [B, L, T, D] of pooled outputs by the index of their block."""
         features = torch.cat([outputs[index] for index in self.indices], dim=1)
         return features if self.weights is None else mix_layers(features, self.weights)
+
+
+def cast_weights(where: str, model: nn.Module, dtype: str, quantization: str | None = None) -> None:
+    """Give a model's weights another type, in which it then computes.
+
+    Raises
+    ------
+    ConfigError
+        The type is unknown, or the weights are quantised, which decides on their type.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"{where}: dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    if quantization is None:
+        model.to(DTYPES[dtype])
+    elif dtype != "float32":
+        raise ConfigError(f"{where}: dtype {dtype} and quantization {quantization} do not go together; leave one out")
 
 
 def valid_mask(lengths: Tensor, size: int) -> Tensor:

@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
-from audiolm_lite.encoders.contract import LayerChoice, check_shortest, valid_mask, weights_digest
+from audiolm_lite.encoders.contract import LayerChoice, cast_weights, check_shortest, valid_mask, weights_digest
 from audiolm_lite.encoders.relative_position import gate, position_bias
 from audiolm_lite.parts import ConfigError
 from audiolm_lite.quantization import bitsandbytes_config
@@ -45,6 +45,9 @@ class SSLEncoder(nn.Module):
         How they do: their average, their largest values, the first of them.
     layer_mix : "mean" or list of float, optional
         Return one layer, the average of `layers` or their sum with these weights, after pooling.
+    dtype : {"float32", "bfloat16", "float16"}
+        Of weights and computation; features are float32 all the same. bfloat16 takes half the memory and is faster on
+        GPUs and on CPUs with AVX512-BF16 or AMX.
     quantization : {None, "8bit", "4bit"}
         Load the linear layers in 8 or 4 bits (bitsandbytes, on an NVIDIA GPU), all else in bfloat16.
 
@@ -63,16 +66,18 @@ class SSLEncoder(nn.Module):
         pool: int = 1,
         pooling: str = "mean",
         layer_mix: str | list[float] | None = None,
+        dtype: str = "float32",
         quantization: str | None = None,
     ):
         super().__init__()
         self.model, extractor = _load(source, quantization)
+        cast_weights("ssl", self.model, dtype, quantization)
         config = self.model.config
         self.choice = LayerChoice("ssl", config.num_hidden_layers, layers, pool, pooling, layer_mix)
         if extractor.sampling_rate != SAMPLE_RATE:
             raise ConfigError(f"ssl: {source} wants {extractor.sampling_rate} Hz; audio here is {SAMPLE_RATE} Hz")
         self.normalise = extractor.do_normalize
-        self.quantization = quantization
+        self.dtype, self.quantization = dtype, quantization
         self.norm_first = config.do_stable_layer_norm
         self.normed = config.num_hidden_layers - 1  # the block whose output goes through the final layer norm, if any
         self.model.encoder.layers = self.model.encoder.layers[: self.choice.depth]
@@ -106,6 +111,7 @@ class SSLEncoder(nn.Module):
             "type": "ssl",
             "model": self.model.config.model_type,
             "weights": weights_digest(self.model),
+            "dtype": self.dtype,
             "quantization": self.quantization,
             "normalise": self.normalise,
             **self.choice.identity(),

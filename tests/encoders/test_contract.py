@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolm_lite.parts import build, part_types
+from audiolm_lite.encoders.contract import cast_weights
+from audiolm_lite.parts import ConfigError, build, part_types
 
 WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 20}
 WHISPER = {"type": "whisper", "source": {**WHISPER, "max_source_positions": 100}}
@@ -118,3 +119,26 @@ def test_identity_is_json_and_follows_the_weights(encoder):
     parameter.data.flatten()[0] += 1
     assert encoder.identity() != identity
     parameter.data.flatten()[0] -= 1
+
+
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2_group_norm", "hubert_layer_norm", "wavlm", "beats"])
+def test_weights_of_16_bits_give_nearly_the_same_features(name):
+    waves, lengths = collate(clips([9000, 16000]))
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        encoder = build("encoders", {**CONFIGS[name], "dtype": dtype}).eval()
+        assert {parameter.dtype for parameter in encoder.parameters()} == {getattr(torch, dtype)}
+        assert encoder.identity()["dtype"] == dtype
+        with torch.no_grad():
+            found[dtype] = encoder(waves, lengths)[0]
+        assert found[dtype].dtype == torch.float32
+    error = (found["bfloat16"] - found["float32"]).square().mean().sqrt() / found["float32"].std()
+    assert 0 < error < 0.03
+
+
+def test_a_type_of_weights_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="whisper: dtype 'half' is none of float32, bfloat16, float16"):
+        build("encoders", {**WHISPER, "dtype": "half"})
+    with pytest.raises(ConfigError, match="dtype bfloat16 and quantization 4bit do not go together"):
+        cast_weights("whisper", torch.nn.Linear(1, 1), "bfloat16", "4bit")
