@@ -23,6 +23,7 @@ from audiolm_lite.data.mixing import split_entries
 from audiolm_lite.parts import ConfigError, map_sources
 from audiolm_lite.training import distributed
 from audiolm_lite.training.keys import REQUIRED, RUN_OPTIONS, STAGES_OPTION, TRAINING_KEYS, Key
+from audiolm_lite.training.launch import accelerate_options
 
 
 def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS) -> tuple[dict, dict]:
@@ -70,6 +71,8 @@ def read_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
         hparams, run_opts and the resolved YAML text.
     """
     path, overrides, run_opts = parse_arguments(argv, keys)
+    if keys is TRAINING_KEYS:
+        overrides = {**accelerate_options(os.environ), **overrides}
     stream = _overridden_yaml(path, overrides, keys)
     try:
         resolved = resolve_references(stream).getvalue()
