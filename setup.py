@@ -61,6 +61,8 @@ EXTRAS = {
     "quantization": ["torchao>=0.14", "bitsandbytes>=0.48"],
     # Runs on Weights & Biases' site, beside TensorBoard.
     "wandb": ["wandb>=0.18"],
+    # Losses of training steps on a GPU (loss_kernel). Cut cross-entropy's newer versions are on GitHub alone.
+    "kernels": ["liger-kernel>=0.6", "cut-cross-entropy>=25.1"],
     "demo": ["gradio>=5"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9"],
     # DDP and FSDP come with torch; this adds ZeRO.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from audiolm_lite.chunked import chunk_positions, chunked_loss, cross_entropy
 from audiolm_lite.data.batching import Batch
+from audiolm_lite.fused_loss import fused_loss, load_kernel
 from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE
 
 
@@ -21,13 +22,14 @@ class Loss:
         Sum of the cross-entropies (or of what distillation has in their place), float32 scalar in nats, differentiable.
     tokens : Tensor
         Number of supervised tokens, int64 scalar.
-    correct : Tensor
-        How many of them the model ranks first, int64 scalar.
+    correct : Tensor, optional
+        How many of them the model ranks first, int64 scalar; None in training steps with a `loss_kernel` that does not
+        rank.
     """
 
     total: Tensor
     tokens: Tensor
-    correct: Tensor
+    correct: Tensor | None
 
 
 class AudioLanguageModel(nn.Module):
@@ -43,17 +45,27 @@ class AudioLanguageModel(nn.Module):
         Maps waveforms [A, S] and samples [A] to features and frames; needed for batches of waveforms only.
     loss_chunk : int
         Positions whose logits exist at a time; 0: as many as fit in 256 MB.
+    loss_kernel : str
+        What computes the loss of training steps, one of `fused_loss.KERNELS`.
     """
 
     # Factors that some architectures apply after the output layer, which the loss below calls on its own.
     _LOGIT_FACTORS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
-    def __init__(self, adapter: nn.Module, llm: nn.Module, encoder: nn.Module | None = None, loss_chunk: int = 0):
+    def __init__(
+        self,
+        adapter: nn.Module,
+        llm: nn.Module,
+        encoder: nn.Module | None = None,
+        loss_chunk: int = 0,
+        loss_kernel: str = "chunked",
+    ):
         super().__init__()
         self.loss_chunk = loss_chunk
         self.encoder = encoder
         self.adapter = adapter
         self.llm = llm
+        self._loss_kernel = load_kernel(loss_kernel, self.head)
         config = self._causal_lm.config
         for name in self._LOGIT_FACTORS:
             if getattr(config, name, None) not in (None, 1.0):
@@ -154,9 +166,12 @@ class AudioLanguageModel(nn.Module):
         """
         function, more = (cross_entropy, []) if distillation is None else distillation(self, batch)
         hidden, targets = self.supervised(batch)
+        tokens = targets.new_full((), len(targets))
+        if self._loss_kernel and distillation is None and torch.is_grad_enabled() and len(targets):
+            return Loss(fused_loss(self._loss_kernel, self.head, hidden, targets), tokens, correct=None)
         chunk = chunk_positions(self._causal_lm.config.vocab_size, self.loss_chunk)
         total, correct = chunked_loss(function, self.head, hidden, [targets, *more], chunk)
-        return Loss(total=total, tokens=torch.full_like(correct, len(targets)), correct=correct)
+        return Loss(total, tokens, correct)
 
     def forward(self, batch: Batch, distillation: Callable | None = None) -> Loss:
         """The loss: what wrappers for distributed training call."""

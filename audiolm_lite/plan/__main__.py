@@ -2,7 +2,8 @@
 
 From the YAML file and the models' config.json alone: no weight is read, no GPU is needed. The batch is the worst that
 the token budget allows for the training set; where the data is not prepared yet, items of --audio_seconds with
---text_tokens and --answer_tokens. Any key of the YAML file is an option here, too (--batch_tokens 4096).
+--text_tokens and --answer_tokens. The loss is reckoned in chunks, whichever loss_kernel is set. Any key of the YAML
+file is an option here, too (--batch_tokens 4096).
 
 --measure takes real steps with the real weights. On a GPU it finds the largest batch_tokens of each length bucket; on
 the CPU it compares the growth of the process's memory with the estimate.

@@ -33,8 +33,12 @@ def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokeniz
     Raises
     ------
     ConfigError
-        A block is wrong, or the store was made with another encoder block.
+        A block is wrong, the store was made with another encoder block, or settings do not go together.
     """
+    if hparams["distillation"] is not None and hparams["loss_kernel"] != "chunked":
+        raise ConfigError(
+            f"loss_kernel {hparams['loss_kernel']} makes no logits, which distillation needs: use chunked"
+        )
     # of processes that share one model out, the first one reads the LLM; quantised weights are not shared out
     shared = hparams["parallel"] == "fsdp" and hparams["llm"].get("quantization") is None
     llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=shared and not distributed.is_main())
@@ -48,7 +52,7 @@ def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokeniz
     )
     rate = audio_token_rate(adapter, _frame_seconds(source))
     logger.info("The adapter gives %.4g audio tokens a second (of a clip of 10 s)", rate)
-    return AudioLanguageModel(adapter, llm, encoder, hparams["loss_chunk"]), tokenizer
+    return AudioLanguageModel(adapter, llm, encoder, hparams["loss_chunk"], hparams["loss_kernel"]), tokenizer
 
 
 def build_dataset(

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from audiolm_lite.fused_loss import KERNELS
 from audiolm_lite.training.optimisation import OPTIMIZERS, SCHEDULES
 
 REQUIRED = object()
@@ -111,6 +112,12 @@ TRAINING_KEYS = {
     ),
     "precision": Key("Autocast precision of training.", ("fp32", "bf16", "fp16"), "fp32"),
     "loss_chunk": Key("Positions whose logits exist at a time; 0: as many as fit in 256 MB.", int, 0, False),
+    "loss_kernel": Key(
+        "Loss of training steps: in chunks, by torch's kernel (2.13), or on a GPU by Liger's or cut cross-entropy's.",
+        KERNELS,
+        "chunked",
+        False,
+    ),
     "gradient_checkpointing": Key(
         "Recompute the activations of every n-th block in the backward pass; 1: of all, 0: of none.", int, 0, False
     ),
