@@ -1,10 +1,15 @@
 """MiniASQA: the same bytes from the same seed, labels that are true of the sound, no test data in training."""
 
 import hashlib
+import importlib
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from audiolm_lite.features.sharing import Share
+from data_prep.miniasqa import corpus
 from data_prep.miniasqa.corpus import RATE, STYLES, make_plans, render
 from data_prep.miniasqa.questions import PHRASES, captions, rows_for, spoken_labels
 from data_prep.miniasqa.sentences import make_sentence, split_of, vocabulary
@@ -122,3 +127,23 @@ def test_every_clip_has_its_questions_and_five_different_captions():
 def test_every_sound_has_five_phrases():
     assert set(PHRASES) == set(SOUNDS)
     assert all(len(set(phrases)) == 5 for phrases in PHRASES.values())
+
+
+def test_shares_render_the_bytes_of_one_run(tmp_path, monkeypatch):
+    """In any order; the run without a share renders what no share has, and returns all rows."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes/MiniASQA/ltu_as"))
+    monkeypatch.delitem(sys.modules, "prepare", raising=False)
+    prepare = importlib.import_module("prepare")
+    monkeypatch.setattr(prepare, "SHARD", 2)
+    monkeypatch.setattr(corpus, "SHARD", 2)
+    counts = {"speech": 3, "sound": 3, "mixture": 1}
+
+    def render(folder, *shares):
+        for rank, world_size in shares:
+            rows = prepare.render_split(folder, "valid", 1, counts, 1, Share(rank, world_size, goes_on=world_size == 1))
+        return rows, {path.name: path.read_bytes() for path in (folder / "audio/valid").iterdir()}
+
+    alone = render(tmp_path / "alone", (0, 1))
+    assert len(alone[1]) == 7 + 4
+    assert render(tmp_path / "shared", (1, 2), (0, 2), (0, 1)) == alone
+    assert render(tmp_path / "one missing", (2, 3), (0, 3), (0, 1)) == alone

@@ -1,7 +1,8 @@
 """Make MiniASQA and its features: python prepare.py hparams/prepare.yaml
 
 Renders the synthetic clips as WAV files, writes the manifests train.jsonl, valid.jsonl and test.jsonl, and extracts the
-encoder's features. Run again, it goes on where it stopped; finished, it takes seconds.
+encoder's features. Run again, it goes on where it stopped; finished, it takes seconds. With --shard I/N it renders the
+I-th of N parts of the clips and no more: start all parts, and when they are done the command without it.
 """
 
 import json
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.features.extract import extract
+from audiolm_lite.features.sharing import Share, share_of
 from audiolm_lite.parts import build
 from audiolm_lite.training.experiment import load_experiment
 from audiolm_lite.training.keys import Key
@@ -29,20 +31,24 @@ KEYS = {
     "data_folder": Key("Where audio, manifests and features go.", str),
     "clips": Key("Clips per split: {train: {speech, sound, mixture}, valid: ..., test: ...}.", dict),
     "processes": Key("Rendering processes.", int, 2),
+    "shard": Key("I/N: render the I-th of N parts of the clips and no more.", str, None),
     "encoder": Key("Audio encoder block.", dict),
     "feature_folder": Key("Feature store to write.", str),
     "batch_seconds": Key("Seconds of audio encoded at once.", float, 120.0),
 }
 
 
-def render_split(folder: Path, split: str, seed: int, counts: dict[str, int], processes: int) -> list[dict]:
-    """Render the clips of a split that are missing, and return its manifest rows."""
+def render_split(
+    folder: Path, split: str, seed: int, counts: dict[str, int], processes: int, share: Share
+) -> list[dict]:
+    """Render what is missing of this share of a split's clips, and return its manifest rows."""
     plans = make_plans(seed, split, **counts)
-    shards = [plans[i : i + SHARD] for i in range(0, len(plans), SHARD)]
+    shards = [plans[i : i + SHARD] for i in range(0, len(plans), SHARD)][share.rank :: share.world_size]
     tables = [folder / "audio" / split / f"{shard[0].name}.jsonl" for shard in shards]
     (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
     missing = [plan for shard, table in zip(shards, tables, strict=True) if not table.exists() for plan in shard]
-    with tqdm(total=len(plans), initial=len(plans) - len(missing), unit="clip", desc=f"audio {split}") as progress:
+    count = sum(map(len, shards))
+    with tqdm(total=count, initial=count - len(missing), unit="clip", desc=f"audio {split}") as progress:
         for done in render(missing, partial(save_shard, folder=folder, seed=seed), processes):
             progress.update(done)
     return [json.loads(line) for table in tables for line in table.read_text().splitlines()]
@@ -77,15 +83,20 @@ def main(argv: list[str]) -> None:
     """Write audio, manifests and features."""
     hparams, run_opts = load_experiment(argv, KEYS)
     folder = Path(hparams["data_folder"])
+    share = share_of(hparams["shard"]) if hparams["shard"] else Share(0, 1, goes_on=True)
     rows = []
     for split, counts in hparams["clips"].items():
         if run_opts.get("debug"):
             counts = {kind: min(count, 6) for kind, count in counts.items()}
-        split_rows = render_split(folder, split, hparams["seed"], counts, hparams["processes"])
+        split_rows = render_split(folder, split, hparams["seed"], counts, hparams["processes"], share)
+        if not share.goes_on:
+            continue
         write_manifest(folder / f"{split}.jsonl", split_rows)
         hours = sum({row["audio"]: row["duration"] for row in split_rows}.values()) / 3600
         print(f"{split}: {len({row['audio'] for row in split_rows})} clips, {hours:.2f} h, {len(split_rows)} questions")
         rows += split_rows
+    if not share.goes_on:
+        return
     encoder = build("encoders", hparams["encoder"])
     summary = extract(
         rows,
