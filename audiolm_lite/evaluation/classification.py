@@ -36,25 +36,36 @@ def match_label(answer: str, labels: Labels) -> str | None:
     -------
     str or None
     """
-    answer = normalise(answer)
+    words, wordings = normalise(answer).split(), wordings_of(labels)
+    named = wordings.get(tuple(words)) or labels_named(words, wordings)
+    return next(iter(named)) if len(named) == 1 else None
+
+
+def wordings_of(labels: Labels) -> dict[tuple[str, ...], set[str]]:
+    """Words of each wording -> the labels that it names."""
     named_by = labels if isinstance(labels, Mapping) else {label: [label] for label in labels}
-    wordings = [(label, normalise(wording)) for label, group in named_by.items() for wording in group]
-    wordings = [(label, wording) for label, wording in wordings if wording]
-    exact = {label for label, wording in wordings if wording == answer}
-    if exact:
-        return exact.pop() if len(exact) == 1 else None
-    words = answer.split()
-    mentions = []
-    for label, wording in wordings:
-        parts = wording.split()
-        starts = (i for i in range(len(words) - len(parts) + 1) if words[i : i + len(parts)] == parts)
-        mentions += [(label, start, start + len(parts)) for start in starts]
-    named = {
+    found: dict[tuple[str, ...], set[str]] = {}
+    for label, group in named_by.items():
+        for wording in group:
+            if words := tuple(normalise(wording).split()):
+                found.setdefault(words, set()).add(label)
+    return found
+
+
+def labels_named(words: Sequence[str], wordings: Mapping[tuple[str, ...], set[str]]) -> set[str]:
+    """Labels of which a wording occurs among these words, other than inside a longer one that does."""
+    longest = max(map(len, wordings), default=0)
+    mentions = [
+        (label, start, end)
+        for start in range(len(words))
+        for end in range(start + 1, min(start + longest, len(words)) + 1)
+        for label in wordings.get(tuple(words[start:end]), ())
+    ]
+    return {
         label
         for label, start, end in mentions
         if not any(s <= start and end <= e and e - s > end - start for _, s, e in mentions)
     }
-    return named.pop() if len(named) == 1 else None
 
 
 def score_classification(
@@ -106,21 +117,37 @@ def score_labels(predicted: Sequence[str | None], targets: Sequence[str]) -> dic
     classes = sorted(set(targets))
     is_target = np.stack([targets == name for name in classes], axis=1).astype(np.float64)  # [items, classes]
     is_predicted = np.stack([predicted == name for name in classes], axis=1).astype(np.float64)
-
-    def f1(counts: np.ndarray) -> np.ndarray:
-        """Per-class F1 [R, classes] for item counts [R, items]; 0 where a class is neither asked for nor answered."""
-        hits, total = counts @ (is_target * is_predicted), counts @ (is_target + is_predicted)
-        return np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
-
-    hits, asked, answered = (m.sum(0) for m in (is_target * is_predicted, is_target, is_predicted))
-    per_class_f1 = f1(np.ones((1, len(targets))))[0]
+    of_classes = score_classes(classes, is_target, is_predicted)
     right = (predicted == targets).astype(np.float64)
     return {
         "accuracy": float(right.mean()),
-        "macro_f1": float(per_class_f1.mean()),
+        "macro_f1": of_classes["macro_f1"],
         "items": len(targets),
         "unparsed": int(sum(label is None for label in predicted)),
-        "majority_accuracy": float(asked.max() / len(targets)),
+        "majority_accuracy": float(is_target.sum(0).max() / len(targets)),
+        "per_class": of_classes["per_class"],
+        "interval": {"accuracy": ratio_interval(right), "macro_f1": of_classes["interval"]},
+    }
+
+
+def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: np.ndarray) -> dict:
+    """Scores of each class from what was asked for and what was answered, both [items, classes] of 0 and 1.
+
+    Returns
+    -------
+    dict
+        `per_class` {label: precision, recall, f1, items}, `macro_f1` (mean over the classes) and its `interval`.
+    """
+    both, either = is_target * is_predicted, is_target + is_predicted
+
+    def f1(counts: np.ndarray) -> np.ndarray:
+        """Per-class F1 [R, classes] for item counts [R, items]; 0 where a class is neither asked for nor answered."""
+        hits, total = counts @ both, counts @ either
+        return np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+
+    hits, asked, answered = (m.sum(0) for m in (both, is_target, is_predicted))
+    per_class_f1 = f1(np.ones((1, len(is_target))))[0]
+    return {
         "per_class": {
             name: {
                 "precision": float(hits[i] / answered[i]) if answered[i] else 0.0,
@@ -130,8 +157,6 @@ def score_labels(predicted: Sequence[str | None], targets: Sequence[str]) -> dic
             }
             for i, name in enumerate(classes)
         },
-        "interval": {
-            "accuracy": ratio_interval(right),
-            "macro_f1": bootstrap(lambda counts: f1(counts).mean(1), len(targets)),
-        },
+        "macro_f1": float(per_class_f1.mean()),
+        "interval": bootstrap(lambda counts: f1(counts).mean(1), len(is_target)),
     }

@@ -23,6 +23,11 @@ class Column(NamedTuple):
 SHOWN = {
     "asr": [Column("wer", "WER", True, "↓"), Column("cer", "CER", True, "↓")],
     "classification": [Column("accuracy", "accuracy", True, "↑"), Column("macro_f1", "macro F1", True, "↑")],
+    "multi_label": [
+        Column("f1", "F1 of an item", True, "↑"),
+        Column("micro_f1", "micro F1", True, "↑"),
+        Column("macro_f1", "macro F1", True, "↑"),
+    ],
     "matched_caption": [Column("accuracy", "accuracy", True, "↑"), Column("macro_f1", "macro F1", True, "↑")],
     "regression": [Column("mae", "MAE", False, "↓"), Column("mae_with_penalty", "MAE, unparsed charged", False, "↓")],
     "captioning": [
@@ -142,9 +147,7 @@ def _remarks(metrics: Mapping[str, Any]) -> str:
         for task, result in tasks.items():
             missing |= {name: v for name, v in result.items() if isinstance(v, dict) and "missing" in v}
             if result.get("unparsed"):
-                effect = (
-                    "wrong" if result["type"] == "classification" else f"left out, or charged {result['penalty']:g}"
-                )
+                effect = f"left out, or charged {result['penalty']:g}" if "penalty" in result else "wrong"
                 count = f"{result['unparsed']} of {result['items']} answers could not be read ({effect})"
                 remarks.append(f"{task}, {CONTROLS.get(control, control)}: {count}.")
             if control != "normal":

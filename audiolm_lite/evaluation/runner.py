@@ -18,6 +18,7 @@ from audiolm_lite.evaluation.asr import NORMALISERS, score_asr
 from audiolm_lite.evaluation.captioning import METRICS, score_captions
 from audiolm_lite.evaluation.classification import score_classification
 from audiolm_lite.evaluation.matching import score_matched_captions
+from audiolm_lite.evaluation.multi_label import score_multi_label
 from audiolm_lite.evaluation.regression import score_regression
 
 PREDICTIONS, RESULTS, SETTINGS = "predictions.jsonl", "metrics.json", "evaluation.json"
@@ -37,6 +38,10 @@ def _classification(rows: Sequence[dict], answers: Sequence[str], labels: Any = 
     return score_classification([row.get("label", row["target"]) for row in rows], answers, labels)
 
 
+def _multi_label(rows: Sequence[dict], answers: Sequence[str], field: str = "sounds", labels: Any = None) -> dict:
+    return score_multi_label([row[field] for row in rows], answers, labels)
+
+
 def _regression(rows: Sequence[dict], answers: Sequence[str], field: str = "target", penalty: float = 20.0) -> dict:
     return score_regression([row[field] for row in rows], answers, penalty)
 
@@ -52,6 +57,7 @@ def _matched_caption(rows: Sequence[dict], answers: Sequence[str], matcher: Mapp
 SCORERS: dict[str, Callable[..., dict]] = {
     "asr": _asr,
     "classification": _classification,
+    "multi_label": _multi_label,
     "regression": _regression,
     "captioning": _captioning,
     "matched_caption": _matched_caption,
@@ -81,8 +87,9 @@ def evaluate(
         Control ("normal", "zeros", "shuffled") -> the same rows with that `audio`, all with `with_answer=False`.
     metrics : mapping of str to mapping
         Task -> how it is scored: `type` and its options. "asr" (normaliser); "classification" (labels, by default the
-        row's own field `labels`; right is its field `label`, else the target); "regression" (field that holds the
-        number, penalty of an unparsed answer); "captioning" (scores, see `captioning.METRICS`);
+        row's own field `labels`; right is its field `label`, else the target); "multi_label" (field that holds the list
+        of right labels, by default `sounds`; labels, by default all that are right somewhere); "regression" (field that
+        holds the number, penalty of an unparsed answer); "captioning" (scores, see `captioning.METRICS`);
         "matched_caption" (matcher, see `matching`: a caption is mapped to one of the row's `labels` by a second model).
     folder : path
         Receives `predictions.jsonl` (id, control, task, instruction, prediction, target, references), `metrics.json`

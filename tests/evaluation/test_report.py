@@ -14,6 +14,8 @@ METRICS = {
             | {"interval": {"wer": [0.01, 0.1]}},
             "caption": CAPTIONS | {"interval": {"cider_d": [0.4, 0.6]}},
             "age": AGE | {"constant_mae": 7.5},
+            "sounds": {"type": "multi_label", "items": 3, "f1": 0.5, "micro_f1": 0.4, "macro_f1": 0.3, "unparsed": 1},
+            "class": {"type": "matched_caption", "items": 4, "accuracy": 0.5, "macro_f1": 0.4, "unparsed": 2},
         },
         "zeros": {"asr": {"type": "asr", "wer": 1.1, "cer": 0.9, "utterances": 3}, "caption": CAPTIONS},
     }
@@ -25,6 +27,7 @@ def test_table_shows_controls_side_by_side():
     assert lines[0] == "| task | items | score | with audio | no audio |"
     assert lines[2] == "| asr | 3 | WER, % ↓ | 5.0 [1.0, 10.0] | 110.0 |"
     assert "| caption | 3 | SPICE ↑ | missing | missing |" in lines
+    assert "| sounds | 3 | micro F1, % ↑ | 40.0 | – |" in lines
     assert "| age | 3 | MAE ↓ | – | – |" in lines and not any("METEOR" in line for line in lines)
 
 
@@ -43,6 +46,7 @@ def test_page_is_self_contained_and_escaped(tmp_path):
     assert "&lt;script&gt;alert(1)" in text and "a &lt; b" in text and "<h1>A &amp; B</h1>" in text
     assert "(nothing)" in text and text.count("<polyline") == 2 and "12.35" in text and "1,234" in text
     assert "spice is missing: no parser. To get it: get it" in text and "3 of 3 answers could not be read" in text
+    assert "1 of 3 answers could not be read (wrong)" in text and "2 of 4 answers could not be read (wrong)" in text
     for tag in ("table", "svg", "ul", "div", "tr", "td", "style", "html"):
         assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>"), tag
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from audiolm_lite.evaluation.asr import score_asr
 from audiolm_lite.evaluation.classification import match_label, score_classification
 from audiolm_lite.evaluation.confidence import ratio_interval
+from audiolm_lite.evaluation.multi_label import score_multi_label
 from audiolm_lite.evaluation.regression import parse_number, score_regression
 
 SOUNDS = {
@@ -91,6 +92,52 @@ def test_f1_equals_scikit_learn(pairs):
     answered = [answer if answer in ("a", "b", "c") else "none" for answer in answers]
     expected = sklearn.f1_score(targets, answered, labels=classes, average="macro", zero_division=0)
     assert score_classification(targets, answers, ["a", "b", "c"])["macro_f1"] == pytest.approx(expected)
+
+
+def test_several_labels_by_hand():
+    """AudioSet's names hold one another and commas; a semicolon separates."""
+    labels = ["speech", "male speech, man speaking", "dog", "rain", "car", "alarm", "car alarm"]
+    targets = [["speech", "dog"], ["rain"], ["car", "alarm"], ["male speech, man speaking"]]
+    answers = ["dog; speech; rain", "nothing", "Car; alarm", "male speech, man speaking"]
+    scores = score_multi_label(targets, answers, labels)
+    # right of named of asked for: 2 of 3 of 2, 0 of 0 of 1, 2 of 2 of 2, 1 of 1 of 1
+    assert scores["precision"] == pytest.approx((2 / 3 + 0 + 1 + 1) / 4)
+    assert scores["recall"] == pytest.approx((1 + 0 + 1 + 1) / 4)
+    assert scores["f1"] == pytest.approx((4 / 5 + 0 + 1 + 1) / 4)
+    assert scores["micro_f1"] == pytest.approx(2 * 5 / (6 + 6))
+    assert scores["macro_f1"] == pytest.approx(5 / 6)  # all but rain, which is named where it is not
+    assert (scores["exact"], scores["unparsed"], scores["items"]) == (0.5, 1, 4)
+    assert scores["per_class"]["rain"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "items": 1}
+    assert "car alarm" not in scores["per_class"]
+    inside = score_multi_label([["car alarm"]], ["A car alarm sounds."], labels)
+    assert inside["exact"] == 1  # neither the car nor the alarm in it
+    low, high = scores["interval"]["micro_f1"]
+    assert 0 <= low <= scores["micro_f1"] <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "labels", "message"),
+    [([[]], None, "item 0 has no label"), ([["cow"]], ["dog"], "'cow' is not among"), ([], None, "0 targets")],
+)
+def test_several_labels_refuse_what_cannot_be_scored(targets, labels, message):
+    with pytest.raises(ValueError, match=message):
+        score_multi_label(targets, ["dog"], labels)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.sets(st.sampled_from("abcd"), min_size=least) for least in (1, 0)]), min_size=1))
+def test_scores_of_several_labels_equal_scikit_learn(pairs):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    asked, named = ([[name in group for name in "abcd"] for group in groups] for groups in zip(*pairs))
+    scores = score_multi_label([sorted(t) for t, _ in pairs], ["; ".join(sorted(a)) for _, a in pairs], list("abcd"))
+    for ours, average in (("f1", "samples"), ("micro_f1", "micro")):
+        assert scores[ours] == pytest.approx(sklearn.f1_score(asked, named, average=average, zero_division=0))
+    for ours, theirs in (("precision", sklearn.precision_score), ("recall", sklearn.recall_score)):
+        assert scores[ours] == pytest.approx(theirs(asked, named, average="samples", zero_division=0))
+    classes = [i for i in range(4) if any(group[i] for group in asked)]
+    expected = sklearn.f1_score(asked, named, average="macro", labels=classes, zero_division=0)
+    assert scores["macro_f1"] == pytest.approx(expected)
+    assert scores["exact"] == pytest.approx(sklearn.accuracy_score(asked, named))
 
 
 @pytest.mark.parametrize(
