@@ -17,9 +17,10 @@ from audiolm_lite.training.build import build_dataset
 from audiolm_lite.training.experiment import load_experiment
 from audiolm_lite.training.stopping import Stopped
 from tests.training.test_build import make_corpus
-from tests.training.two_processes import curriculum_command, run
+from tests.training.two_processes import KEYS, curriculum_command, run, train_with
 
 ROOT = Path(__file__).parents[2]
+NAME = "audiolm_lite.training.brain.AudioLMBrain"
 
 
 class StoppedAlone(AudioLMBrain):
@@ -35,19 +36,31 @@ class StoppedAlone(AudioLMBrain):
 def root(tmp_path_factory):
     """Folder with what one process has begun and two have done since."""
     root = tmp_path_factory.mktemp("two")
-    (root / "corpus").mkdir()
-    make_corpus(root / "corpus")
+    corpus = root / "corpus"
+    corpus.mkdir()
+    make_corpus(corpus)
+    text = (corpus / "stage.yaml").read_text()
+    (corpus / "planned.yaml").write_text(text.replace(NAME, "tests.training.two_processes.PlannedForTwo"))
+    (corpus / "stage_1.yaml").write_text(text + "alignment_init: {ridge: 1.0, clips: 12}\n")
+    text = text.replace("stage: 1", "stage: 2").replace("adapter.projection.*", 'adapter.*", "llm.*lora_*')
+    (corpus / "stage_2.yaml").write_text(text + "num_workers: 1\n")
     for name in ("ddp from one", "fsdp from one"):
         with pytest.raises(Stopped):
             run(root / name, StoppedAlone)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = [str(ROOT / "tests/training/two_processes.py"), str(root)]
-    result = subprocess.run(
-        [*launcher, *script], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stderr[-5000:]
+    stopped = launch(root)
+    assert stopped.returncode != 0 and (root / "found.json").exists(), stopped.stderr[-5000:]
+    steps = losses(root / "launcher stopped")
+    going_on = launch(root)
+    assert going_on.returncode == 0, going_on.stderr[-5000:]
+    assert steps == losses(root / "launcher stopped")[:3]
     return root
+
+
+def launch(root):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "tests/training/two_processes.py"), str(root)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def losses(folder):
@@ -101,6 +114,24 @@ def test_an_interrupted_run_of_two_ends_bit_for_bit_the_same(root):
     assert losses(root / "halves") == losses(root / "whole")
     halves, whole = weights(root / "halves"), weights(root / "whole")
     assert halves.keys() == whole.keys() and all((halves[name] == whole[name]).all() for name in whole)
+
+
+def test_a_launcher_that_a_cluster_stops_saves_and_goes_on(root):
+    """SIGTERM to torchrun alone; the fixture gives the same command a second time."""
+    assert losses(root / "launcher stopped") == losses(root / "whole")
+    stopped, whole = weights(root / "launcher stopped"), weights(root / "whole")
+    assert all((stopped[name] == whole[name]).all() for name in whole)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_two_compute_what_one_does(root, name, tmp_path):
+    train_with(root, name, tmp_path)
+    one, two = ((folder / name / "losses.jsonl").read_text().splitlines() for folder in (tmp_path, root))
+    one, two = ([json.loads(line)["loss"] for line in lines] for lines in (one, two))
+    assert one == pytest.approx(two, rel=1e-5) and len(one) > 4
+    one, two = (load_file(folder / name / "trained.safetensors") for folder in (tmp_path, root))
+    for tensor, other in zip(one.values(), two.values(), strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5)
 
 
 def test_the_first_process_alone_needs_weights(root):

@@ -1,10 +1,15 @@
-"""What test_distributed.py starts with torchrun: a few runs on two processes, whose results it looks at.
+"""What test_distributed.py starts with torchrun: runs on two processes, whose results it looks at.
 
 torchrun --nproc_per_node 2 tests/training/two_processes.py FOLDER
+
+The last of them has the launcher stopped, as a cluster does; the same command then goes on with that one alone.
 """
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -16,6 +21,7 @@ from tests.training.toy import ToyData, make_brain, make_model
 # isort: split
 from audiolm_lite.training import distributed
 from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.stages import stage_commands
 from audiolm_lite.training.stopping import Stopped
 
 PLAIN = {"grad_accumulation_factor": 1, "batch_tokens": 40, "epochs": 2, "ckpt_interval_minutes": 0.0}
@@ -28,6 +34,26 @@ class Interrupted(AudioLMBrain):
         if self.progress.step == 2 and distributed.rank() == 1:
             self.signals.requested = "SIGUSR1"
         return super().fit_batch(window)
+
+
+class LauncherStopped(AudioLMBrain):
+    """In the third step the launcher gets SIGTERM, and hands it on to its processes; they have to wait for it."""
+
+    def fit_batch(self, window):
+        if self.progress.step == 2:
+            if distributed.rank() == 1:
+                os.kill(os.getppid(), signal.SIGTERM)
+            while not self.signals.requested:
+                time.sleep(0.01)
+        return super().fit_batch(window)
+
+
+class PlannedForTwo(AudioLMBrain):
+    """Its windows are those of two processes, however many there are."""
+
+    def _feed(self, dataset, shuffle):
+        self.ranks = 2
+        return super()._feed(dataset, shuffle)
 
 
 class Unreadable(ToyData):
@@ -74,35 +100,47 @@ def model_on_meta():
     return model
 
 
-def curriculum_command(root):
+def curriculum_command(root, file="stage.yaml"):
     """What all stages have in common; all four items of validation are answered."""
     answers = "{metrics: {sound_class: {type: asr, normaliser: none}}}"
-    command = [str(root / "corpus" / "stage.yaml"), "--output_root", str(root / "curriculum"), "--device", "cpu"]
-    return [
-        *command,
-        "--batch_tokens",
-        "60",
-        "--valid_answers",
-        answers,
-        "--generation",
-        "{max_new_tokens: 4}",
-        "--learning_rates",
-        '{"*": 0.05}',
-    ]
+    command = [str(root / "corpus" / file), "--output_root", str(root / "curriculum"), "--device", "cpu"]
+    command += ["--valid_answers", answers, "--generation", "{max_new_tokens: 4}", "--batch_tokens", "60"]
+    return [*command, "--learning_rates", '{"*": 0.05}']
 
 
 def curriculum(root):
-    """Three stages by the command line; only the first process reads the LLM of those that share it out."""
-    command = [*curriculum_command(root), "--parallel", "fsdp"]
-    train([*command, "--alignment_init", "{ridge: 1.0, clips: 12}"])
-    train([*command, "--stage", "2", "--trainable", "['adapter.*', 'llm.*lora_*']", "--num_workers", "1"])
-    assert train([*command, "--stage", "2", "--trainable", "['adapter.*', 'llm.*lora_*']"]) is None
+    """Two stages by one command, in which only the first process reads the LLM, and a third in which both do."""
+    command = [*curriculum_command(root, "stage_1.yaml"), "--stages", "1-2", "--parallel", "fsdp"]
+    assert all(train(stage) for stage in stage_commands(command))
+    assert not any(train(stage) for stage in stage_commands(command))
     train([*curriculum_command(root), "--stage", "3"])
+
+
+# What changes the batches or the loss, by the keys of a YAML file.
+KEYS = {
+    "packing": ["--packing", "true"],
+    "augmentation": ["--augmentation", "{}"],
+    "distillation": ["--distillation", "{text: target, weight: 0.7}"],
+}
+
+
+def train_with(root, name, folder):
+    """Train on the corpus's features with some of `KEYS`, and windows for two processes."""
+    command = [str(root / "corpus" / "planned.yaml"), "--output_folder", str(folder / name), "--device", "cpu"]
+    command += ["--trainable", "['adapter.*', 'llm.*lora_*']", "--epochs", "2", "--batch_tokens", "60"]
+    train([*command, *KEYS[name]])
 
 
 def main(root):
     torch.set_num_threads(1)
     distributed.start("cpu")
+    if not (root / "found.json").exists():
+        run_all(root)
+        distributed.agree()
+    run(root / "launcher stopped", LauncherStopped, dropout=0.1)
+
+
+def run_all(root):
     for parallel in ("ddp", "fsdp"):
         run(root / parallel, parallel=parallel)
         stopped(root / f"{parallel} stopped", parallel=parallel)
@@ -114,6 +152,8 @@ def main(root):
     run(root / "tied", model=make_model(dropout=0.0, tied=True))
     run(root / "meta", model=model_on_meta(), parallel="fsdp", gradient_checkpointing=1)
     curriculum(root)
+    for name in KEYS:
+        train_with(root, name, root)
     found = {"unreadable": failure(root / "unreadable", Unreadable(20))}
     bad = ToyData(20)
     for index in (3, 4, 5):
