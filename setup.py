@@ -32,7 +32,7 @@ REQUIREMENTS = [
     # Reading (0.13 brings a libsndfile with MP3 and Opus) and resampling; torchcodec is not needed.
     "soundfile>=0.13",
     "soxr>=0.5",
-    # Parquet files and data sets of Hugging Face.
+    # Memory-mapped tables of manifests, millions of rows open at once; data sets of Hugging Face.
     "pyarrow>=17",
     # One process makes the table of a manifest while the others wait.
     "filelock>=3.12",

@@ -135,7 +135,7 @@ def main() -> None:
         speechbrain = fresh("speechbrain", folder / "rows.json")
         sizes = {
             "manifest_mb": round((folder / "rows.jsonl").stat().st_size / 2**20),
-            "table_mb": round((folder / ".rows.jsonl.rows").stat().st_size / 2**20),
+            "table_mb": round((folder / ".rows.jsonl.arrow").stat().st_size / 2**20),
         }
     finally:
         shutil.rmtree(folder)

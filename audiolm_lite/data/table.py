@@ -1,24 +1,14 @@
 """Where each row of a manifest is, and what rows are chosen by: millions of rows open at once, shared by processes.
 
-Beside `train.jsonl` lies `.train.jsonl.rows`, a safetensors file that is made, and all rows checked, when the manifest
-is first opened, and again when it has changed. It is memory-mapped; rows themselves are read from the manifest:
-
-    begin    [N] uint64      first byte of the row's line in the manifest
-    start, duration  [N] float64   of the row; NaN where the duration is null
-    audio_end  [N] uint64    end in `audio`
-    size     [N] uint32      bytes of the line
-    crc32    [N] uint32      of the line
-    kind     [N] uint32      task and split: the place in the metadata's "kinds"
-    questioned, several  [N] bool  whether the row has an instruction, and clips after the first
-    audio    uint8           the rows' audio paths, UTF-8
-
-The metadata has "manifest", of which manifest it is, and "kinds", a JSON list of [task, split].
+Beside `train.jsonl` lies `.train.jsonl.arrow`, an Arrow file that is made, and all rows checked, when the manifest is
+first opened, and again when it has changed. It is memory-mapped; rows themselves are read from the manifest. A row has
+there the `begin`, `size` and `crc32` of its line, `start`, `duration`, `task`, `split` and `audio` of the row, and
+whether it has an instruction (`questioned`) and clips after the first (`several`).
 """
 
 import hashlib
 import json
 import logging
-import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,27 +17,30 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from audiolm_lite.cache import made_once
 from audiolm_lite.data.manifest import ManifestError, completed, iterate_lines, open_manifest
-from audiolm_lite.mapped import arrays_of, map_file, metadata_of, write_columns
+from audiolm_lite.mapped import map_file
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-_COLUMNS = {
-    "begin": np.uint64,
-    "start": np.float64,
-    "duration": np.float64,
-    "audio_end": np.uint64,
-    "size": np.uint32,
-    "crc32": np.uint32,
-    "kind": np.uint32,
-    "questioned": np.bool_,
-    "several": np.bool_,
-    "audio": np.uint8,
-}
-_PORTION = 1 << 16  # rows handled at once
+_SCHEMA = pa.schema(
+    [
+        pa.field("begin", pa.uint64(), nullable=False),
+        pa.field("size", pa.uint32(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+        pa.field("start", pa.float64(), nullable=False),
+        pa.field("duration", pa.float64()),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("audio", pa.string(), nullable=False),
+        pa.field("questioned", pa.bool_(), nullable=False),
+        pa.field("several", pa.bool_(), nullable=False),
+    ]
+)
+_PORTION = 1 << 16  # rows in each batch of the file but the last
 _END_BYTES = 1 << 16
 
 
@@ -85,7 +78,7 @@ class ManifestTable(Sequence):
         stamp = _stamp(self._manifest)
         self.file = made_once(
             self.path,
-            ".rows",
+            ".arrow",
             lambda file: _source(file).get("stamp") == stamp,
             lambda file: _write(self.path, stamp, file),
         )
@@ -94,15 +87,19 @@ class ManifestTable(Sequence):
 
     def _map(self) -> None:
         self._table = self.file.open("rb")
-        data = map_file(self._table)
-        metadata = metadata_of(data)
-        source = json.loads(metadata["manifest"])
+        reader = self._reader()
+        source = json.loads(reader.schema.metadata[b"manifest"])
         if source["content"] != self.content or source["stamp"] != _stamp(self._manifest):
             raise self._changed()
-        self._kinds = [tuple(kind) for kind in json.loads(metadata["kinds"])]
-        arrays = arrays_of(data)
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self._portion = len(batches[0]) if batches else 1
+        self._rows = sum(map(len, batches))
         # Rows are looked up one by one, which is faster in these than in arrays.
-        self._begins, self._sizes, self._codes = (memoryview(arrays[name]) for name in ("begin", "size", "crc32"))
+        self._places = [tuple(memoryview(_values(batch[name])) for name in _SCHEMA.names[:3]) for batch in batches]
+
+    def _reader(self) -> pa.ipc.RecordBatchFileReader:
+        """Map the file anew, which is the one opened at first even where another has taken its name."""
+        return pa.ipc.open_file(pa.py_buffer(map_file(self._table)))
 
     def _changed(self) -> ManifestError:
         return ManifestError(f"{self.path}: has changed since it was opened; start again")
@@ -116,48 +113,69 @@ class ManifestTable(Sequence):
         self._map()
 
     def __len__(self) -> int:
-        return len(self._begins)
+        return self._rows
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a row as `read_manifest` gives it."""
+        if not -self._rows <= index < self._rows:
+            raise IndexError(f"{self.path}: row {index} of {self._rows}")
+        batch, place = divmod(index % self._rows, self._portion)
+        begins, sizes, codes = self._places[batch]
         # Not mapped: it shall not count as this process's memory, and a file cut short while mapped ends a process.
-        line = os.pread(self._manifest.fileno(), self._sizes[index], self._begins[index])
-        if zlib.crc32(line) != self._codes[index]:
+        line = os.pread(self._manifest.fileno(), sizes[place], begins[place])
+        if zlib.crc32(line) != codes[place]:
             raise self._changed()
         return completed(json.loads(line.decode()))
 
     def column(self, name: str) -> np.ndarray:
-        """One field [N] of all rows; `audio` is read by `clips`."""
-        # Its own mapping, which ends with the array: the pages would stay resident in the one that lasts.
-        return arrays_of(map_file(self._table))[name]
+        """One field [N] of numbers or truth values of all rows, a copy."""
+        parts = [_values(batch[name]) for _, batch in self._batches()]
+        return np.concatenate([_values(pa.array([], _SCHEMA.field(name).type)), *parts])
 
     def clips(self, numbers: np.ndarray) -> Iterator[tuple[str, float, float | None]]:
         """Yield audio, start and duration of some rows, whose numbers [N] ascend."""
-        for first in range(0, len(self), _PORTION):
-            arrays = arrays_of(map_file(self._table))
-            here = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + _PORTION)]
-            ends = arrays["audio_end"]
-            begins = np.where(here > 0, ends[here - 1], 0)
-            audio = memoryview(arrays["audio"])
-            names = (str(audio[begin:end], "utf-8") for begin, end in zip(begins.tolist(), ends[here].tolist()))
-            durations = arrays["duration"][here].tolist()
-            seconds = (None if math.isnan(duration) else duration for duration in durations)
-            yield from zip(names, arrays["start"][here].tolist(), seconds)
+        for first, batch in self._batches():
+            here = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + len(batch))]
+            chosen = pa.array(here - first)
+            yield from zip(*(batch[name].take(chosen).to_pylist() for name in ("audio", "start", "duration")))
 
     def select(self, tasks: Sequence[str] | None = None, split: str | None = None) -> np.ndarray:
         """Numbers [N] int32 of the rows with one of these tasks and this split; None takes all."""
-        wanted = [(tasks is None or task in tasks) and split in (None, of) for task, of in self._kinds]
-        if all(wanted):
+        wanted = {"task": tasks, "split": None if split is None else [split]}
+        wanted = {name: names for name, names in wanted.items() if names is not None}
+        if not wanted:
             return np.arange(len(self), dtype=np.int32)
-        kinds, found = self.column("kind"), [np.empty(0, np.int32)]
-        for first in range(0, len(self), _PORTION):
-            chosen = np.flatnonzero(np.array(wanted)[kinds[first : first + _PORTION]])
-            found.append((chosen + first).astype(np.int32))
+        found = [np.empty(0, np.int32)]
+        for first, batch in self._batches():
+            keep = np.ones(len(batch), dtype=bool)
+            for name, names in wanted.items():
+                kinds = batch[name].dictionary_encode()
+                allowed = np.array([kind in names for kind in kinds.dictionary.to_pylist()])
+                keep &= allowed[_values(kinds.indices)]
+            found.append((np.flatnonzero(keep) + first).astype(np.int32))
         return np.concatenate(found)
 
     def tasks_and_splits(self) -> set[tuple[str, str]]:
         """All (task, split) that rows have."""
-        return set(self._kinds)
+        pairs = (zip(batch["task"].to_pylist(), batch["split"].to_pylist()) for _, batch in self._batches())
+        return set().union(*pairs)
+
+    def _batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Number of the first row and rows of each batch."""
+        first = 0
+        for number in range(len(self._places)):
+            # Its own mapping, which ends with the batch: the pages would stay resident in the one that lasts.
+            batch = self._reader().get_batch(number)
+            yield first, batch
+            first += len(batch)
+
+
+def _values(column: pa.Array) -> np.ndarray:
+    """An array's numbers or truth values, as its `to_numpy` gives them, which imports pandas (35 MB) for that."""
+    data = column.buffers()[1] or b""
+    if pa.types.is_boolean(column.type):
+        return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: len(column)].astype(bool)
+    return np.frombuffer(data, np.dtype(str(column.type)), len(column))
 
 
 def _stamp(manifest: BinaryIO) -> dict[str, Any]:
@@ -174,11 +192,11 @@ def _stamp(manifest: BinaryIO) -> dict[str, Any]:
 def _source(file: Path) -> dict[str, Any]:
     """What a table says of its manifest; nothing where there is no sound table of this format."""
     try:
-        with file.open("rb") as stream:
-            data = map_file(stream)
-        found = json.loads(metadata_of(data)["manifest"])
-        return found if found["format"] == FORMAT and arrays_of(data).keys() == _COLUMNS.keys() else {}
-    except (OSError, KeyError, TypeError, ValueError):
+        with pa.memory_map(str(file)) as source:
+            schema = pa.ipc.open_file(source).schema
+        found = json.loads(schema.metadata[b"manifest"])
+        return found if found["format"] == FORMAT and schema.equals(_SCHEMA) else {}
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
         return {}
 
 
@@ -189,38 +207,19 @@ def _write(path: Path, stamp: dict[str, Any], file: Path) -> None:
         while block := source.read(1 << 20):
             content.update(block)
     about = {"format": FORMAT, "stamp": stamp, "content": content.hexdigest()}
-    kinds: dict[tuple[str, str], int] = {}
-    write_columns(
-        file,
-        _COLUMNS,
-        _portions(iterate_lines(path, instruction_required=False), kinds),
-        lambda: {"manifest": json.dumps(about), "kinds": json.dumps(list(kinds))},
-    )
+    schema = _SCHEMA.with_metadata({"manifest": json.dumps(about)})
+    facts = (_facts(*line) for line in iterate_lines(path, instruction_required=False))
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        while portion := list(islice(facts, _PORTION)):
+            columns = [pa.array(values, field.type) for values, field in zip(zip(*portion), schema)]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
     with open_manifest(path) as source:
         if _stamp(source) != stamp:
             raise ManifestError(f"{path}: changed while it was read; start again when it is finished")
 
 
-def _portions(
-    lines: Iterator[tuple[dict[str, Any], int, bytes]], kinds: dict[tuple[str, str], int]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Columns of some rows at a time; adds the place of each task and split to `kinds`."""
-    audio_end = 0
-    while portion := [_facts(*line, kinds) for line in islice(lines, _PORTION)]:
-        *numbers, names = zip(*portion)
-        columns = {name: np.array(values, _COLUMNS[name]) for name, values in zip(_NUMBERS, numbers)}
-        columns["audio_end"] = audio_end + np.cumsum([len(name) for name in names], dtype=np.uint64)
-        columns["audio"] = np.frombuffer(b"".join(names), np.uint8)
-        audio_end = columns["audio_end"][-1]
-        yield columns
-
-
-_NUMBERS = ("begin", "size", "crc32", "start", "duration", "kind", "questioned", "several")
-
-
-def _facts(row: dict[str, Any], begin: int, line: bytes, kinds: dict[tuple[str, str], int]) -> tuple:
-    """Values of _NUMBERS, and the audio path."""
-    duration = math.nan if row["duration"] is None else row["duration"]
-    kind = kinds.setdefault((row["task"], row["split"]), len(kinds))
-    asked, several = row["instruction"] is not None, bool(row.get("further_audio"))
-    return begin, len(line), zlib.crc32(line), row["start"], duration, kind, asked, several, row["audio"].encode()
+def _facts(row: dict[str, Any], begin: int, line: bytes) -> tuple:
+    """Values of the table's columns."""
+    place = begin, len(line), zlib.crc32(line)
+    clip = row["start"], row["duration"], row["task"], row["split"], row["audio"]
+    return *place, *clip, row["instruction"] is not None, bool(row.get("further_audio"))

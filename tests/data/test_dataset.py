@@ -48,7 +48,7 @@ def made(tmp_path):
     rows = [row(f"row{clip}", clip, task="class" if clip % 2 else "asr") for clip in range(6)]
     rows += [row("again0", 0), row("again1", 1, split="test")]
     write_manifest(tmp_path / "train.jsonl", rows)
-    with FeatureWriter(tmp_path / "store", {"encoder": "made"}) as writer:
+    with FeatureWriter(tmp_path / "store", {"encoder": "made", "frame_seconds": 0.04}) as writer:
         for clip in range(6):
             writer.add(feature_key(rows[clip]), torch.full((LAYERS, 4 + 3 * clip, DIM), clip + 1.0))
     return tmp_path

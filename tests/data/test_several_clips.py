@@ -56,7 +56,7 @@ def tokenizer():
 @pytest.fixture
 def dataset(tmp_path, tokenizer):
     """Build the dataset of some rows over stored features: clip a is filled with 1, b with 2, c with 3."""
-    with FeatureWriter(tmp_path / "store", {"encoder": "made"}) as writer:
+    with FeatureWriter(tmp_path / "store", {"encoder": "made", "frame_seconds": 0.04}) as writer:
         for row in ROWS:
             for clip in clips_of(row):
                 name = clip["audio"][0]
