@@ -38,9 +38,7 @@ def open_member(path: Path) -> BinaryIO | None:
     OSError
         There is no such member, or the tar file cannot be read up to it.
     """
-    if ".tar/" not in str(path):
-        return None
-    file = next((folder for folder in path.parents if folder.suffix == ".tar" and folder.is_file()), None)
+    file = tar_of(path)
     if file is None:
         return None
     with file.open("rb") as stream:
@@ -50,16 +48,23 @@ def open_member(path: Path) -> BinaryIO | None:
         if place is None:
             raise FileNotFoundError(fault or f"{file.name} has no such member; correct the name, or write it again")
         begin, size = place
-        data = io.BytesIO(os.pread(stream.fileno(), size, begin))
+        stream.seek(begin)
+        data = io.BytesIO(stream.read(size))
     if data.getbuffer().nbytes < size:
         raise OSError(f"{file.name} ends before it does; fetch it again")
     data.name = str(path)  # what messages call it
     return data
 
 
-@lru_cache(
-    maxsize=64
-)  # each keeps a file descriptor, and a corpus may have more shards than a process may have of these
+def tar_of(path: Path) -> Path | None:
+    """The tar file that a path leads into; None where it leads into none."""
+    if ".tar/" not in str(path):
+        return None
+    return next((folder for folder in path.parents if folder.suffix == ".tar" and folder.is_file()), None)
+
+
+# Each keeps a file descriptor, and a corpus may have more shards than a process may have of these.
+@lru_cache(maxsize=64)
 def _members(file: Path, size: int, mtime_ns: int) -> tuple[Names, str]:
     """Table of a tar file in this state, and why it does not have all members."""
     state = f"1 {size} {mtime_ns}"  # the first number is that of the format

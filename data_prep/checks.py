@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from audiolm_lite.audio import audio_blocks, audio_duration
+from audiolm_lite.tar_members import open_member, tar_of
 from data_prep.filters import frame_levels, silence_share
 
 T = TypeVar("T")
@@ -45,7 +46,8 @@ class Check:
 class CheckedAudio:
     """Check audio files, once for each state of a file: what was found is kept in an SQLite file.
 
-    A file counts as the same while its size and time of change are. Faults are not kept, so a repaired file passes.
+    A file counts as the same while its size and time of change are, or those of the tar file that it lies in. Faults
+    are not kept, so a repaired file passes.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ class CheckedAudio:
     def check(self, path: Path, start: float, duration: float | None) -> Check:
         """Facts of a file, or of `duration` seconds of it from `start`; raises AudioError where it cannot be used."""
         try:
-            status = path.stat()
+            status = (tar_of(path) or path).stat()
         except (OSError, ValueError):  # read_audio says what is wrong
             key = None
         else:
@@ -133,7 +135,7 @@ def in_threads(function: Callable[[T], Any], items: Iterable[T]) -> Iterator[tup
 
 def _digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
+    with open_member(path) or path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

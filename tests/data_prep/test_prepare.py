@@ -1,6 +1,7 @@
 """The way from clips to manifests: a stream, faults set aside, filters apart from faults, and a restart for free."""
 
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from audiolm_lite.data.manifest import read_manifest
+from audiolm_lite.features.extract import feature_key
+from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.parts import ConfigError
 from data_prep import checks
 from data_prep.clips import Clip, CorpusError
@@ -172,6 +176,30 @@ def test_restart_looks_at_no_file_twice(corpus, tmp_path, monkeypatch):
     soundfile.write(corpus[0].audio, np.zeros(100), 16000)  # changed since
     prepare(corpus, settings(tmp_path), {})
     assert looked == [corpus[0].audio]
+
+
+def test_clips_in_a_tar_file_are_prepared_like_files(corpus, tmp_path, monkeypatch):
+    corpus[4].audio.write_bytes(corpus[7].audio.read_bytes())
+    corpus[4] = replace(corpus[4], text=corpus[7].text)
+    encoder = {"type": "logmel", "mels": 80, "padding": "exact"}
+    options = {"feature_folder": tmp_path / "features", "feature_dtype": "float32", "long_audio": "reject"}
+    options |= {"filters": {"duplicates": "drop"}, "encoder": encoder, "batch_seconds": 10.0, "num_workers": 0}
+    assert prepare(corpus, settings(tmp_path, **options), {}) == 0
+    expected, from_files = results(tmp_path), FeatureStore(tmp_path / "features")
+
+    with tarfile.open(tmp_path / "corpus.tar", "w") as tar:
+        tar.add(tmp_path / "corpus", "wav")
+    packed = [replace(clip, audio=tmp_path / "corpus.tar/wav" / clip.audio.name) for clip in corpus]
+    options["feature_folder"] = tmp_path / "of tar"
+    assert prepare(packed, settings(tmp_path, **options), {}) == 0
+    (ids, rejected), store = results(tmp_path), FeatureStore(tmp_path / "of tar")
+    assert ids == expected[0] and [entry["filter"] for entry in rejected] == ["duplicates"]
+    for row in read_manifest(tmp_path / "out/train.jsonl"):
+        assert row["audio"].startswith("../corpus.tar/wav/")
+        key = feature_key(row)
+        assert torch.equal(store[key], from_files[key.replace("corpus.tar/wav", "corpus")])
+    monkeypatch.setattr(checks.CheckedAudio, "_look", None)  # a second run looks at nothing
+    assert prepare(packed, settings(tmp_path, **options), {}) == 0
 
 
 def test_debug_takes_a_few_of_each_split(corpus, tmp_path, monkeypatch):
