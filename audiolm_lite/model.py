@@ -1,7 +1,7 @@
 """The audio language model: an adapter's audio tokens spliced into an LLM's prompt, and the loss on the answer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from audiolm_lite.fused_loss import fused_loss, load_kernel
 from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE
 
 
-@dataclass
-class Loss:
+class Loss(NamedTuple):
     """Sums over the supervised tokens of a batch, so that batches of any size add up exactly.
+
+    A tuple, because engines of distributed training look into tuples for what will be differentiated.
 
     Attributes
     ----------
@@ -144,13 +145,7 @@ class AudioLanguageModel(nn.Module):
 
     def supervised(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Last hidden states [K, H] of the positions whose next token is supervised, and these tokens [K]."""
-        targets = batch.labels[:, 1:]
-        chosen = targets != IGNORE
-        # a target without a valid token before it has nothing to be predicted from, whatever stands there
-        if batch.packed:
-            chosen &= batch.position_ids[:, 1:] > 0
-        elif batch.position_ids is None:
-            chosen &= batch.attention_mask[:, :-1]
+        targets, chosen = batch.labels[:, 1:], supervised_positions(batch)
         return self.hidden(batch)[:, :-1][chosen], targets[chosen]
 
     def loss(self, batch: Batch, distillation: Callable | None = None) -> Loss:
@@ -176,6 +171,15 @@ class AudioLanguageModel(nn.Module):
     def forward(self, batch: Batch, distillation: Callable | None = None) -> Loss:
         """The loss: what wrappers for distributed training call."""
         return self.loss(batch, distillation)
+
+
+def supervised_positions(batch: Batch) -> Tensor:
+    """Mask [B, S - 1] of the positions whose next token is supervised; known from the batch alone."""
+    chosen = batch.labels[:, 1:] != IGNORE
+    # a target without a valid token before it has nothing to be predicted from, whatever stands there
+    if batch.packed:
+        return chosen & (batch.position_ids[:, 1:] > 0)
+    return chosen & batch.attention_mask[:, :-1] if batch.position_ids is None else chosen
 
 
 def _set_mode(module: nn.Module, mode: bool) -> None:

@@ -21,7 +21,7 @@ from audiolm_lite.data.batching import Batch
 from audiolm_lite.hub import save_model
 from audiolm_lite.model import Loss
 from audiolm_lite.parts import ConfigError
-from audiolm_lite.training import distributed, handover
+from audiolm_lite.training import distributed, handover, zero
 from audiolm_lite.training.answers import AnswerValidation
 from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks, use_attention
 from audiolm_lite.training.checkpoint import (
@@ -61,7 +61,8 @@ class AudioLMBrain(sb.Brain):
         select_trainable(model, hparams["trainable"])
         self.experiment, self.run_opts = hparams, dict(run_opts or {})
         # a model that is to be shared out stays where it is until each process takes its part
-        self.sharded = distributed.size() > 1 and hparams["parallel"] == "fsdp"
+        self.deepspeed = zero.read_config(hparams) if hparams["parallel"] == "deepspeed" else None
+        self.sharded = self.deepspeed is not None or (distributed.size() > 1 and hparams["parallel"] == "fsdp")
         modules = {} if self.sharded else {"model": model}
         super().__init__(modules=modules, hparams=hparams, run_opts=self.run_opts)
         self.evaluation_ctx = self.training_ctx
@@ -89,6 +90,7 @@ class AudioLMBrain(sb.Brain):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.saved_step = Progress(), 0
         self.signals = StopSignals()
+        self.zero: zero.Zero | None = None
         self.distillation: Distillation | None = None
         self.carried: list[str] = []
         self.summary: dict = {}
@@ -165,32 +167,40 @@ class AudioLMBrain(sb.Brain):
             answers), samples, audio_seconds, input_tokens (audio and text), padding (share of the batches' places), and
             `groups`: lr and grad_norm of each pattern of `learning_rates`. Over all processes.
         """
+        set_learning_rates(self.optimizer.param_groups, self.progress.step, self.total_steps)
+        if self.zero:
+            self.zero.begin(window)
         sums = []
         for index, batch in enumerate(window):
-            batch = batch.to(self.device)
-            with distributed.gradients_of(self.modules.model, last=index == len(window) - 1):
+            batch, last = batch.to(self.device), index == len(window) - 1
+            with distributed.gradients_of(self.modules.model, last):
                 with self.training_ctx:
                     loss = self.compute_forward(batch, sb.Stage.TRAIN)
                     objective = self.compute_objectives(loss, batch, sb.Stage.TRAIN)
-                self.scaler.scale(objective).backward()
+                if self.zero:
+                    self.zero.backward(objective, last)
+                else:
+                    self.scaler.scale(objective).backward()
             sums.append(torch.stack([objective.detach(), loss.tokens]))
-        self.scaler.unscale_(self.optimizer)
         sums = torch.stack(sums)  # [W, 2] float32
         everything = distributed.add_up(torch.cat([sums.sum(dim=0), sums.new_tensor(amounts(window))]))
-        groups: dict[str, list[Tensor]] = {pattern: [] for pattern in self.patterns}
-        for pattern, group in zip(self.patterns, self.optimizer.param_groups):
-            groups[pattern] += group["params"]
-        norms = average_and_clip(list(groups.values()), everything[1], self.max_grad_norm)
+        if self.zero:
+            norms = self.zero.step(everything[1])
+        else:
+            self.scaler.unscale_(self.optimizer)
+            groups: dict[str, list[Tensor]] = {pattern: [] for pattern in self.patterns}
+            for pattern, group in zip(self.patterns, self.optimizer.param_groups):
+                groups[pattern] += group["params"]
+            norms = average_and_clip(list(groups.values()), everything[1], self.max_grad_norm)
         total, tokens, samples, seconds, filled, places, norm, *norms = torch.cat([everything, norms]).tolist()
-
-        set_learning_rates(self.optimizer.param_groups, self.progress.step, self.total_steps)
         # With fp16 an overflowing gradient is the scaler's daily business: it skips the step and lowers its scale.
         overflow = self.scaler.is_enabled() and math.isfinite(total) and self.scaler.get_scale() > 1
         finite = math.isfinite(total) and math.isfinite(norm)
-        if finite or overflow:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        if not self.zero:
+            if finite or overflow:
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         self.progress.window += 1
         if finite:
@@ -199,6 +209,7 @@ class AudioLMBrain(sb.Brain):
         elif not overflow:
             count_bad_step(self.progress, window, sums[:, 0].tolist(), self.nonfinite_patience)
         rates = {pattern: group["lr"] for pattern, group in zip(self.patterns, self.optimizer.param_groups)}
+        norms_of = [{"grad_norm": value} for value in norms] or [{}] * len(rates)  # DeepSpeed tells that of all alone
         return {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
@@ -210,7 +221,7 @@ class AudioLMBrain(sb.Brain):
             "audio_seconds": round(seconds, 2),
             "input_tokens": int(filled),
             "padding": round(1 - filled / places, 4),
-            "groups": {name: {"lr": rates[name], "grad_norm": norm} for name, norm in zip(groups, norms)},
+            "groups": {name: {"lr": rates[name], **entry} for name, entry in zip(rates, norms_of)},
         }
 
     @torch.no_grad()
@@ -286,7 +297,8 @@ class AudioLMBrain(sb.Brain):
     def _train_epoch(self, feed: Feed) -> Iterator[dict]:
         """Take the epoch's remaining optimiser steps, yielding each one's record and saving in between."""
         self.modules.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        if not self.zero:
+            self.optimizer.zero_grad(set_to_none=True)
         saved = time.monotonic()
         for window in self._windows(feed, self.progress.epoch, self.progress.window):
             yield self.fit_batch(window)
@@ -343,8 +355,11 @@ class AudioLMBrain(sb.Brain):
 
     def _save(self, metrics: Mapping | None = None) -> None:
         """Write a checkpoint; only called between optimiser steps, so there are no partial gradients to keep."""
+        if self.zero:
+            self.zero.save(self.checkpoints.shards(self.progress.step))
         state = {
-            "optimizer": distributed.optimizer_state(self.optimizer),
+            "optimizer": None if self.zero else distributed.optimizer_state(self.optimizer),
+            "deepspeed": self.zero and self.zero.layout,
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
             "ranks": self.ranks,
@@ -353,7 +368,7 @@ class AudioLMBrain(sb.Brain):
         info = {"step": self.progress.step, "epoch": self.progress.epoch, "metrics": metrics}
         # statistics of an adapter's batch norms change in training, too
         statistics = {name: buffer for name, buffer in self.model.named_buffers() if name.startswith("adapter.")}
-        tensors = {name: distributed.whole(tensor.detach()) for name, tensor in {**self.trained, **statistics}.items()}
+        tensors = {name: distributed.whole(tensor) for name, tensor in {**self.trained, **statistics}.items()}
         error = None
         if distributed.is_main():
             try:
@@ -398,14 +413,22 @@ class AudioLMBrain(sb.Brain):
             self.progress = Progress(**checkpoint.state["progress"])
             self.saved_step = self.progress.step
             logger.info("Going on from step %s of %s", self.progress.step, self.total_steps)
-        self.modules["model"] = distributed.share_out(
-            self.model, self.hparams.parallel, self.device, self.hparams.cpu_offload
-        )
-        distributed.adopt(self.optimizer, self.model)
+        if self.deepspeed:
+            self.zero = zero.Zero(self.model, self.optimizer, self.deepspeed, torch.device(self.device))
+            self.modules["model"], self.optimizer = self.zero.engine, self.zero.optimizer
+        else:
+            self.modules["model"] = distributed.share_out(
+                self.model, self.hparams.parallel, self.device, self.hparams.cpu_offload
+            )
+            distributed.adopt(self.optimizer, self.model)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         random = checkpoint.state["random"] if checkpoint else []
         if checkpoint:
-            distributed.load_optimizer_state(self.optimizer, checkpoint.state["optimizer"])
+            zero.require_layout(checkpoint.state.get("deepspeed"), self.zero and self.zero.layout, checkpoint.folder)
+            if self.zero:
+                self.zero.load(checkpoint.folder)
+            else:
+                distributed.load_optimizer_state(self.optimizer, checkpoint.state["optimizer"])
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         if len(random) == distributed.size():
             set_random_state(random[distributed.rank()])

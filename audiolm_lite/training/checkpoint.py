@@ -4,7 +4,8 @@ A checkpoint is a folder `step_<number>` (`..._valid` when it was validated) wit
 
 - `trained.safetensors`: the trainable tensors, by name;
 - `state.pt`: optimiser, random number generators and position in the data, read back with `weights_only`;
-- `checkpoint.json`: step, epoch, metrics, the run's settings and the hashes of the other two, written last.
+- under DeepSpeed `deepspeed/`: the optimiser's state, each process's share (see `zero`);
+- `checkpoint.json`: step, epoch, metrics, the run's settings and the hashes of the other files, written last.
 """
 
 import hashlib
@@ -38,11 +39,12 @@ class DamagedCheckpointError(Exception):
 
 @dataclass
 class Checkpoint:
-    """What was saved: `tensors` by name, `state` for an exact restart, `info` as JSON."""
+    """What was saved: `tensors` by name, `state` for an exact restart, `info` as JSON, and the `folder` it lies in."""
 
     tensors: dict[str, Tensor]
     state: dict
     info: dict
+    folder: Path
 
 
 class CheckpointFolder:
@@ -78,6 +80,10 @@ class CheckpointFolder:
         cost = self.sign * metrics[self.metric]
         return math.inf if math.isnan(cost) else cost
 
+    def shards(self, step: int) -> Path:
+        """Folder for what all processes write before one of them saves the checkpoint that it becomes part of."""
+        return self.folder / f".shards-step_{step:08d}"
+
     def save(self, tensors: Mapping[str, Tensor], state: Mapping, info: Mapping) -> Path:
         """Write one checkpoint atomically, then remove those that are neither best nor among the newest."""
         name = f"step_{info['step']:08d}" + ("_valid" if info.get("metrics") else "")
@@ -86,10 +92,14 @@ class CheckpointFolder:
         temporary.mkdir()
         save_tensors(temporary / TENSORS, tensors)
         torch.save(dict(state), temporary / STATE)
-        hashes = {file: file_hash(temporary / file) for file in (TENSORS, STATE)}
+        for part in self.shards(info["step"]).glob("*/"):
+            os.rename(part, temporary / part.name)
+        shutil.rmtree(self.shards(info["step"]), ignore_errors=True)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        hashes = {file.relative_to(temporary).as_posix(): file_hash(file) for file in files}
         (temporary / INFO).write_text(json.dumps({**info, "sha256": hashes}, indent=1), encoding="utf-8")
-        for file in (temporary / TENSORS, temporary / STATE, temporary / INFO, temporary):
-            _flush(file)
+        for path in (*temporary.rglob("*"), temporary):
+            _flush(path)
         os.rename(temporary, final)
         _flush(self.folder)
         keep = {*self._names()[-KEEP_NEWEST:], *self._ranked()[:1]}
@@ -109,7 +119,7 @@ class CheckpointFolder:
     def _first_intact(self, names: list[str]) -> Checkpoint | None:
         for name in names:
             try:
-                return self._load(name)
+                return read_checkpoint(self.folder / name)
             except DamagedCheckpointError as error:
                 aside = self.folder / f"damaged-{name}"
                 logger.warning("%s is damaged (%s): moved to %s, not used", self.folder / name, error, aside.name)
@@ -131,22 +141,29 @@ class CheckpointFolder:
                 continue  # not validated, or damaged, which loading reports
         return [name for _, name in sorted(ranked)]
 
-    def _load(self, name: str) -> Checkpoint:
-        folder = self.folder / name
-        try:
-            info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-            for file, expected in info["sha256"].items():
-                if file_hash(folder / file) != expected:
-                    raise DamagedCheckpointError(f"{file} does not have the hash that {INFO} gives")
-            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-            return Checkpoint(load_file(folder / TENSORS), state, info)
-        except (OSError, ValueError, KeyError) as error:
-            raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
-
     def _remove(self, path: Path) -> None:
         hidden = path.with_name(f".removing-{path.name}")  # renamed first: a half removed folder is never seen
         os.rename(path, hidden)
         shutil.rmtree(hidden)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read one checkpoint's folder.
+
+    Raises
+    ------
+    DamagedCheckpointError
+        A file is missing, or not the one that was written.
+    """
+    try:
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        for file, expected in info["sha256"].items():
+            if file_hash(folder / file) != expected:
+                raise DamagedCheckpointError(f"{file} does not have the hash that {INFO} gives")
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        return Checkpoint(load_file(folder / TENSORS), state, info, folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 The same lines run in one process, where nothing here communicates. Two engines share the work: DDP, every process with
 the whole model, and FSDP2 (`fully_shard`), every process with a share of each tensor. What is written to disk is always
-whole, so that any number of processes can go on from it.
+whole, so that any number of processes can go on from it. (For DeepSpeed's engine see `zero`.)
 """
 
 import logging
@@ -145,9 +145,21 @@ def gradients_of(module: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
+def is_shared_out(tensor: Tensor) -> bool:
+    """Whether this process has but its share of a tensor, by FSDP2 or ZeRO-3."""
+    return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
+
+
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be shared out among processes, whole; all of them must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """A tensor that may be shared out among processes, whole and without gradient; all of them must ask."""
+    if isinstance(tensor, DTensor):
+        return tensor.detach().full_tensor()
+    if is_shared_out(tensor):
+        from deepspeed.runtime.zero import GatheredParameters  # optional, and here in use
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    return tensor.detach()
 
 
 def make_whole(model: nn.Module, names: Iterable[str]) -> None:
@@ -156,8 +168,8 @@ def make_whole(model: nn.Module, names: Iterable[str]) -> None:
         path, _, last = name.rpartition(".")
         module = model.get_submodule(path)
         tensor = getattr(module, last)
-        if isinstance(tensor, DTensor):
-            module.register_parameter(last, nn.Parameter(tensor.full_tensor(), tensor.requires_grad))
+        if is_shared_out(tensor):
+            module.register_parameter(last, nn.Parameter(whole(tensor), tensor.requires_grad))
 
 
 def adopt(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

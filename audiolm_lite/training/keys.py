@@ -134,7 +134,16 @@ TRAINING_KEYS = {
     ),
     "compile": Key("Compile the blocks of LLM and encoder with torch.compile.", bool, False, False),
     "parallel": Key(
-        "With several processes: the whole model in each (ddp) or shares of it (fsdp).", ("ddp", "fsdp"), "ddp", False
+        "With several processes: the whole model in each (ddp) or shares of it (fsdp, deepspeed).",
+        ("ddp", "fsdp", "deepspeed"),
+        "ddp",
+        False,
+    ),
+    "deepspeed_config": Key(
+        "With deepspeed: its JSON file, e.g. hparams/deepspeed/zero2.json; what a key here says must not be in it.",
+        str,
+        None,
+        False,
     ),
     "cpu_offload": Key("With fsdp: keep what is not in use in the host's memory.", bool, False, False),
     "nonfinite_patience": Key(
