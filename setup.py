@@ -65,8 +65,8 @@ EXTRAS = {
     "kernels": ["liger-kernel>=0.6", "cut-cross-entropy>=25.1"],
     "demo": ["gradio>=5"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.9"],
-    # DDP and FSDP come with torch; this adds ZeRO.
-    "distributed": ["deepspeed>=0.17"],
+    # DDP and FSDP come with torch; this adds ZeRO. Earlier ones let a step with a NaN pass in 32 bits.
+    "distributed": ["deepspeed>=0.19.8"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
 }
 
