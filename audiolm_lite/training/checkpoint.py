@@ -92,9 +92,10 @@ class CheckpointFolder:
         temporary.mkdir()
         save_tensors(temporary / TENSORS, tensors)
         torch.save(dict(state), temporary / STATE)
-        for part in self.shards(info["step"]).glob("*/"):
-            os.rename(part, temporary / part.name)
-        shutil.rmtree(self.shards(info["step"]), ignore_errors=True)
+        if (shards := self.shards(info["step"])).is_dir():
+            for part in filter(Path.is_dir, shards.iterdir()):
+                os.rename(part, temporary / part.name)
+            shutil.rmtree(shards)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         hashes = {file.relative_to(temporary).as_posix(): file_hash(file) for file in files}
         (temporary / INFO).write_text(json.dumps({**info, "sha256": hashes}, indent=1), encoding="utf-8")

@@ -78,8 +78,8 @@ def read_config(hparams: Mapping) -> dict[str, Any]:
         raise ConfigError(f"{where}: remove zero_optimization.compute_grad_norm; max_grad_norm needs the norm")
     if hparams["optimizer"] != "adamw":
         raise ConfigError(f"optimizer {hparams['optimizer']} does not go with parallel deepspeed: use adamw, or ddp")
-    if zero["stage"] == 3 and hparams["loss_chunk"]:
-        raise ConfigError("loss_chunk does not go with ZeRO-3, which computes all logits of a batch: use stage 2")
+    if zero["stage"] == 3 and (hparams["loss_chunk"] or hparams["loss_kernel"] != "chunked"):
+        raise ConfigError("ZeRO-3 computes a batch's logits at once: leave loss_chunk and loss_kernel, or use stage 2")
     if hparams["precision"] == "fp16":
         # its scaler takes the scale off the gradients after they were clipped
         raise ConfigError("precision fp16 does not go with parallel deepspeed: use bf16, or parallel ddp or fsdp")
@@ -236,7 +236,13 @@ def _read_file(path: str | None) -> dict[str, Any]:
         raise ConfigError(f"deepspeed_config {path}: no JSON file that can be read ({error})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"deepspeed_config {path}: must be an object, as in hparams/deepspeed/zero2.json")
-    return config
+    return _decided(config)
+
+
+def _decided(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that decide something: files made for other libraries leave some to them as "auto"."""
+    entries = {name: _decided(value) if isinstance(value, dict) else value for name, value in config.items()}
+    return {name: value for name, value in entries.items() if value not in ("auto", {})}
 
 
 def _offloaded(config: Mapping) -> bool:

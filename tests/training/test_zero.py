@@ -62,6 +62,15 @@ def test_the_files_of_the_project_are_accepted(installed, file):
     assert "torch_autocast" not in config
 
 
+def test_what_a_file_leaves_to_us_is_ours(installed, tmp_path):
+    """As files made for transformers and accelerate do."""
+    left = {"gradient_clipping": "auto", "train_batch_size": "auto", "bf16": {"enabled": "auto"}}
+    zero_2 = {"stage": 2, "reduce_bucket_size": "auto"}
+    config = read(write(tmp_path / "zero.json", zero_optimization=zero_2, **left), max_grad_norm=0.5)
+    assert config["gradient_clipping"] == 0.5 and config["zero_optimization"] == {"stage": 2}
+    assert "bf16" not in config and "train_batch_size" not in config
+
+
 def test_precision_is_set_from_our_key(installed, tmp_path):
     autocast = read(write(tmp_path / "zero.json"), precision="bf16")["torch_autocast"]
     assert autocast["enabled"] and autocast["dtype"] == "bfloat16"
