@@ -22,7 +22,7 @@ from train_step import GEOMETRIES, LLAMA, make_items, make_model
 
 from audiolm_lite.training import distributed
 from audiolm_lite.training.brain import AudioLMBrain
-from audiolm_lite.training.keys import TRAINING_KEYS
+from audiolm_lite.training.keys import REQUIRED, TRAINING_KEYS
 
 FILES = Path(__file__).parents[1] / "hparams" / "deepspeed"
 ENGINES = {"ddp": None, "zero2": FILES / "zero2.json", "zero3": FILES / "zero3.json"}
@@ -57,10 +57,8 @@ def run(engine: str, options: argparse.Namespace, device: str, folder: str) -> d
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     kind = torch.device(device).type
-    hparams = {name: key.default for name, key in TRAINING_KEYS.items()} | {
-        **dict.fromkeys(("encoder", "adapter", "llm"), {}),
+    hparams = {name: None if key.default is REQUIRED else key.default for name, key in TRAINING_KEYS.items()} | {
         "manifests": {},
-        "brain": Timed,
         "stage": 1,
         "output_folder": f"{folder}/{engine}",
         "trainable": ["adapter.*", "llm.*lora_*"],
