@@ -25,6 +25,7 @@ class Names:
         self._crc32, self._entries = arrays["crc32"], arrays["entries"]
         # One name is looked up faster in these than in arrays.
         self._codes, self._names = memoryview(self._crc32), memoryview(arrays["names"])
+        self._flat, self._width = memoryview(self._entries.reshape(-1)), self._entries.shape[1]
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -37,10 +38,10 @@ class Names:
     def find(self, name: str) -> list[int] | None:
         """Numbers of a name, of the first where it is there more than once; None for an unknown one."""
         encoded = _encoded(name)
-        code = zlib.crc32(encoded)
-        place = bisect_left(self._codes, code)
-        while place < len(self._codes) and self._codes[place] == code:
-            *numbers, begin, end = self._entries[place].tolist()
+        code, codes, width = zlib.crc32(encoded), self._codes, self._width
+        place = bisect_left(codes, code)
+        while place < len(codes) and codes[place] == code:
+            *numbers, begin, end = self._flat[place * width : (place + 1) * width].tolist()
             if self._names[begin:end] == encoded:
                 return numbers
             place += 1

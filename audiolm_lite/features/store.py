@@ -118,6 +118,9 @@ class FeatureStore:
         size, first = frames * self.feature_dim, begin // data.itemsize
         if layers is None:
             count, copied = self.num_layers, data[first : first + self.num_layers * size].copy()
+        elif len(layers) == 1 and 0 <= layers[0] < self.num_layers:  # one layer is small: every microsecond shows
+            first += layers[0] * size
+            count, copied = 1, data[first : first + size].copy()
         else:
             count, copied = len(layers), self._copy_layers(data, first, size, layers)
         features = torch.from_numpy(copied.reshape(count, frames, self.feature_dim))
@@ -132,9 +135,6 @@ class FeatureStore:
     def _copy_layers(self, data: np.ndarray, first: int, size: int, layers: Sequence[int]) -> np.ndarray:
         if not layers or min(layers) < -self.num_layers or max(layers) >= self.num_layers:
             raise FeatureStoreError(f"{self.folder}: layers {layers}: the store has 0 to {self.num_layers - 1}")
-        if len(layers) == 1:
-            first += layers[0] % self.num_layers * size
-            return data[first : first + size].copy()
         places = [first + layer % self.num_layers * size for layer in layers]
         return np.concatenate([data[place : place + size] for place in places])
 
