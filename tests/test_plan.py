@@ -124,6 +124,57 @@ def test_recomputing_keeps_less_and_gives_the_same_rest(hparams):
     assert (less.weights, less.optimizer, less.gradients) == (plain.weights, plain.optimizer, plain.gradients)
 
 
+def test_what_one_of_several_processes_holds(hparams):
+    """All of it and the buckets with ddp; with fsdp a share, and in turn the whole of two blocks and of the rest."""
+    batch = fullest_batch(make_item(), 400)
+    alone = estimate(outline_model(hparams)[0], batch, hparams)
+
+    def one_of_four(**changes):
+        settings = {**hparams, "processes": 4, "parallel": "fsdp", "cpu_offload": False, **changes}
+        return estimate(outline_model(settings)[0], batch, settings)
+
+    ddp = one_of_four(parallel="ddp")
+    assert (ddp.weights, ddp.optimizer, ddp.gradients) == (alone.weights, alone.optimizer, alone.gradients)
+    assert ddp.exchange == alone.gradients and ddp.total == alone.total + alone.gradients
+    fsdp = one_of_four()
+    for part in alone.weights:
+        assert fsdp.weights[part] == pytest.approx(alone.weights[part] / 4, abs=1)
+    assert fsdp.optimizer == pytest.approx(alone.optimizer / 4, abs=1) and fsdp.kept == alone.kept
+    assert fsdp.gradients == pytest.approx(alone.gradients / 4, abs=1)
+    # the LLM has two blocks, so all that there is
+    assert fsdp.exchange == sum(alone.weights.values()) + alone.gradients
+    assert fsdp.step - fsdp.exchange <= alone.step
+    assert one_of_four(grad_accumulation_factor=2).gradients == alone.gradients
+    offloaded = one_of_four(cpu_offload=True)
+    assert not any(offloaded.weights.values()) and offloaded.optimizer == offloaded.gradients == 0
+    quantised = one_of_four(llm={**hparams["llm"], "quantization": "8bit"})
+    linear, rest = 2 * (4 * 16 * 16 + 3 * 16 * 32), 13 * 16 + 5 * 16
+    assert quantised.weights["LLM"] == linear + rest and quantised.exchange == fsdp.exchange - 4 * linear
+    labels = [label for label, _ in alternatives({**hparams, "processes": 4, "parallel": "ddp", "cpu_offload": False})]
+    assert labels[0] == "parallel: fsdp" and labels[-1].startswith("parallel: fsdp, gradient_checkpointing: 1")
+
+
+def test_whole_fine_tuning_in_shares_needs_a_share(hparams):
+    """Gradients and moments are most of it then; that of no tensor is left whole."""
+    hparams |= {"trainable": ["*"], "processes": 8, "parallel": "ddp", "cpu_offload": False}
+    batch = padded_rows(make_item(), 1)
+    whole = estimate(outline_model(hparams)[0], batch, hparams)
+    hparams["parallel"] = "fsdp"
+    share = estimate(outline_model(hparams)[0], batch, hparams)
+    state = [e.total - e.exchange - sum(e.kept.values()) for e in (whole, share)]
+    assert state[1] < 0.3 * state[0]
+
+
+def test_several_processes_by_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(RECIPE)
+    command = ["hparams/stage_3.yaml", "--data_folder", str(tmp_path), "--batch_tokens", "400", "--processes", "2"]
+    main(command)
+    text = capsys.readouterr().out
+    assert "exchange between 2 processes (ddp)" in text and "total of a process" in text
+    with pytest.raises(ConfigError, match="--measure takes the steps of one process"):
+        main([*command, "--measure"])
+
+
 def test_largest_budget_is_the_largest(hparams):
     """One row more does not fit."""
     item = make_item()

@@ -26,6 +26,7 @@ from audiolm_lite.parts import ConfigError
 from audiolm_lite.plan import measure
 from audiolm_lite.plan.batches import assumed_item, bucket_items, fullest_batch
 from audiolm_lite.plan.outline import outline_model
+from audiolm_lite.plan.processes import NCCL_ALLOWANCE, require_known, share_of
 from audiolm_lite.plan.simulate import Estimate, estimate
 from audiolm_lite.training.experiment import load_experiment
 
@@ -34,6 +35,7 @@ GIB = 2**30
 CUDA_ALLOWANCE = 600 * 2**20
 # What else could be set, mildest first.
 CHANGES = [
+    ("parallel", "fsdp"),
     ("gradient_checkpointing", 1),
     ("loss_chunk", 128),
     ("optimizer", "adamw_8bit"),
@@ -41,7 +43,7 @@ CHANGES = [
     ("llm.quantization", "8bit"),
     ("llm.quantization", "4bit"),
 ]
-TOGETHER = ("gradient_checkpointing", "loss_chunk", "llm.quantization")
+TOGETHER = ("parallel", "gradient_checkpointing", "loss_chunk", "llm.quantization")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,7 +51,11 @@ def main(argv: Sequence[str]) -> None:
     options, rest = _parse(argv)
     with tempfile.TemporaryDirectory() as folder:
         hparams, run_opts = load_experiment([*rest, "--output_folder", folder])
+        hparams["processes"] = options.processes
+        require_known(hparams)
         on_gpu = torch.cuda.is_available() and run_opts.get("device") != "cpu"
+        if options.measure and options.processes > 1:
+            raise ConfigError("--measure takes the steps of one process: leave out --processes")
         if options.measure and not on_gpu:
             measure.restart_to_measure(argv)
         items, described = _items(hparams, options)
@@ -59,8 +65,13 @@ def main(argv: Sequence[str]) -> None:
         if options.vram is not None:
             print(f"\n{_advice(hparams, items[worst], needed, options.vram * GIB)}")
         if options.measure:
-            limit = options.vram * GIB - CUDA_ALLOWANCE if options.vram is not None else None
+            limit = options.vram * GIB - allowance(hparams) if options.vram is not None else None
             print(f"\n{_measured(hparams, run_opts, items, limit, on_gpu)}")
+
+
+def allowance(hparams: Mapping) -> int:
+    """Bytes set aside for what is not computed."""
+    return CUDA_ALLOWANCE + (NCCL_ALLOWANCE if hparams["processes"] > 1 else 0)
 
 
 def plan(hparams: Mapping, items: Mapping[str, Item]) -> tuple[str, Estimate]:
@@ -87,6 +98,10 @@ def changed(hparams: Mapping, key: str, value: object) -> dict | None:
     less = before in (0, None) if last in ("gradient_checkpointing", "loss_chunk") else before != value
     if last == "r":
         less = before > value
+    if last == "parallel" and hparams.get("processes", 1) == 1:
+        return None
+    if last == "optimizer" and share_of(hparams) < 1:  # the 8-bit ones cannot share out their state
+        return None
     if last == "quantization" and (before == "4bit" or not _frozen_llm(hparams)):
         return None
     if not less:
@@ -140,6 +155,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("file", help="YAML file of a stage")
     parser.add_argument("--vram", type=float, help="memory of the GPU in GiB")
+    parser.add_argument("--processes", type=int, default=1, help="GPUs that train together, as `parallel` says")
     parser.add_argument("--measure", action="store_true", help="take real steps")
     parser.add_argument("--audio_seconds", type=float, default=10.0, help="of an item, where there is no data yet")
     parser.add_argument("--text_tokens", type=int, default=64, help="its prompt without audio and answer")
@@ -172,8 +188,12 @@ def _memory_table(hparams: Mapping, item: Item, name: str, needed: Estimate) -> 
         ("gradients", needed.gradients),
         *((f"kept for the backward pass, {part}", size) for part, size in needed.kept.items()),
         ("temporary, less what is not there at the worst moment", needed.temporary),
-        ("CUDA context (an allowance, not computed)", CUDA_ALLOWANCE),
-        ("total", needed.total + CUDA_ALLOWANCE),
+    ]
+    if hparams["processes"] > 1:
+        rows.append((f"exchange between {hparams['processes']} processes ({hparams['parallel']})", needed.exchange))
+    rows += [
+        ("CUDA and NCCL (an allowance, not computed)", allowance(hparams)),
+        ("total" if hparams["processes"] == 1 else "total of a process", needed.total + allowance(hparams)),
     ]
     return "\n".join(
         [
@@ -188,7 +208,7 @@ def _memory_table(hparams: Mapping, item: Item, name: str, needed: Estimate) -> 
 
 def _advice(hparams: Mapping, item: Item, needed: Estimate, vram: float) -> str:
     """Whether it fits, and what other settings need and allow."""
-    limit = vram - CUDA_ALLOWANCE
+    limit = vram - allowance(hparams)
     lines = [f"It {'fits' if needed.total <= limit else 'does not fit'} into {vram / GIB:g} GiB.", ""]
     lines.append(f"{'total':>11}  {'largest batch_tokens':>20}  with")
     for label, setting in [("the file's settings", hparams), *alternatives(hparams)]:
@@ -196,7 +216,7 @@ def _advice(hparams: Mapping, item: Item, needed: Estimate, vram: float) -> str:
         if setting is not hparams and estimated.total > 0.99 * needed.total:
             continue  # not worth a line
         fits = "fits" if estimated.total <= limit else "    "
-        total = (estimated.total + CUDA_ALLOWANCE) / GIB
+        total = (estimated.total + allowance(hparams)) / GIB
         lines.append(f"{total:>7.2f} GiB  {budget or 'none':>20}  {fits}  {label}")
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.model import AudioLanguageModel
 from audiolm_lite.parts import ConfigError, build, map_sources
+from audiolm_lite.plan.processes import exchanged_bytes, share_of
 from audiolm_lite.quantization import CHOICES
 from audiolm_lite.training.blocks import checkpoint_blocks
 from audiolm_lite.training.build import open_store
@@ -90,23 +91,35 @@ def _unquantised(block: Any) -> Any:
 
 
 def weight_bytes(model: AudioLanguageModel, hparams: Mapping) -> dict[str, int]:
-    """Bytes of the weights by part: encoder, adapter, LLM and its LoRA."""
+    """Bytes of the weights by part that a process keeps: encoder, adapter, LLM and its LoRA."""
+    quantised = _quantised(model, hparams)
+    share = share_of(hparams)
+    sizes: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        each = quantised[name] if name in quantised else share * parameter.element_size()
+        row = "LoRA" if "lora_" in name else {"llm": "LLM"}.get(part, part)
+        sizes[row] = sizes.get(row, 0) + parameter.numel() * each
+    return {row: round(size) for row, size in sizes.items()}
+
+
+def exchange_bytes(model: AudioLanguageModel, hparams: Mapping) -> int:
+    """Bytes of what processes gather from each other or reduce; quantised weights stay whole in each."""
+    quantised = _quantised(model, hparams)
+    return exchanged_bytes(model, hparams, lambda name, p: 0 if name in quantised else p.nbytes)
+
+
+def _quantised(model: AudioLanguageModel, hparams: Mapping) -> dict[str, float]:
+    """Bytes of each weight of the parameters that are quantised, by name."""
     bits = {"llm": hparams["llm"].get("quantization"), "encoder": hparams["encoder"].get("quantization")}
-    quantised = {
-        f"{name}.weight"
+    return {
+        f"{name}.weight": QUANTISED[bits[name.split(".")[0]]]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and bits.get(name.split(".")[0])
         and "lora_" not in name
         and module is not model.llm.get_output_embeddings()
     }
-    sizes: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
-        part = name.split(".")[0]
-        each = QUANTISED[bits[part]] if name in quantised else parameter.element_size()
-        row = "LoRA" if "lora_" in name else {"llm": "LLM"}.get(part, part)
-        sizes[row] = sizes.get(row, 0) + parameter.numel() * each
-    return {row: round(size) for row, size in sizes.items()}
 
 
 def optimizer_bytes(model: AudioLanguageModel, optimizer: str) -> int:

@@ -25,14 +25,15 @@ from torch.utils._pytree import tree_leaves
 from audiolm_lite.data.batching import Batch
 from audiolm_lite.language.prompt import IGNORE
 from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.plan.outline import optimizer_bytes, weight_bytes
+from audiolm_lite.plan.outline import exchange_bytes, optimizer_bytes, weight_bytes
+from audiolm_lite.plan.processes import share_of, shared_gradients
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Estimate:
-    """Bytes that a training step needs.
+    """Bytes that a training step needs, in each process.
 
     Attributes
     ----------
@@ -44,6 +45,8 @@ class Estimate:
         The batch, and the activations that each part keeps for the backward pass.
     temporary : int
         What else exists at the worst moment, less what no longer or not yet exists then; so it can be negative.
+    exchange : int
+        What several processes gather from each other or reduce.
     """
 
     weights: dict[str, int]
@@ -51,11 +54,12 @@ class Estimate:
     gradients: int
     kept: dict[str, int]
     temporary: int
+    exchange: int = 0
 
     @property
     def step(self) -> int:
         """What comes and goes with each step: all but weights and optimiser."""
-        return self.gradients + sum(self.kept.values()) + self.temporary
+        return self.gradients + sum(self.kept.values()) + self.temporary + self.exchange
 
     @property
     def total(self) -> int:
@@ -128,11 +132,16 @@ def estimate(model: AudioLanguageModel, batch: Batch, hparams: Mapping) -> Estim
     batch : Batch
         Real, on the CPU.
     hparams : mapping
-        `precision`, `optimizer`, `grad_accumulation_factor`, and the blocks `llm` and `encoder`.
+        `precision`, `optimizer`, `grad_accumulation_factor`, and the blocks `llm` and `encoder`; with `processes` above
+        1 also `parallel` and `cpu_offload`.
     """
-    sizes = weight_bytes(model, hparams)
+    sizes, exchange, share = weight_bytes(model, hparams), exchange_bytes(model, hparams), share_of(hparams)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    shared = round(share * gradients)
+    accumulates = hparams["grad_accumulation_factor"] > 1
+    if not accumulates:  # else FSDP2 keeps them whole until a window's last batch
+        gradients = shared
     fake = detect_fake_mode(tuple(model.parameters())) or FakeTensorMode(allow_non_fake_inputs=True)
     make_fake(model, fake)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -141,7 +150,7 @@ def estimate(model: AudioLanguageModel, batch: Batch, hparams: Mapping) -> Estim
     supervised = (batch.labels[:, 1:] != IGNORE) & batch.attention_mask[:, :-1]
     counts = {tuple(supervised.shape): int(supervised.sum())}
     with fake, allocations:
-        if hparams["grad_accumulation_factor"] > 1:  # those of the batches before
+        if accumulates:  # those of the batches before
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
         before = allocations.live
@@ -150,19 +159,21 @@ def estimate(model: AudioLanguageModel, batch: Batch, hparams: Mapping) -> Estim
         with KnownMasks(counts), _growth_of(parts, allocations) as kept, autocast:
             loss = model(batch).total
         kept["LLM and loss"] = allocations.live - before - sum(kept.values())
-        loss.backward()
+        with nullcontext() if accumulates or share == 1 else shared_gradients(trained, share):
+            loss.backward()
         for parameter in trained:
             parameter.grad = None
     inputs = sum(tensor.nbytes for tensor in vars(batch).values() if isinstance(tensor, Tensor))
     activations = sum(kept.values())
     # the optimiser's own temporary tensors (a denominator for every parameter) meet no activations
-    peak = max(allocations.peak, gradients + (0 if hparams["optimizer"].endswith("8bit") else gradients))
+    peak = max(allocations.peak, shared + (0 if hparams["optimizer"].endswith("8bit") else shared))
     return Estimate(
         weights=sizes,
-        optimizer=optimizer_bytes(model, hparams["optimizer"]),
+        optimizer=round(share * optimizer_bytes(model, hparams["optimizer"])),
         gradients=gradients,
         kept={"batch": inputs, **kept},
         temporary=peak - activations - gradients + _largest_quantised(model, hparams),
+        exchange=exchange,
     )
 
 
