@@ -17,7 +17,9 @@ NCCL_ALLOWANCE = 400 * 2**20
 def require_known(hparams: Mapping) -> None:
     """Raise ConfigError where what a process holds cannot be told."""
     if hparams["processes"] > 1 and hparams["parallel"] not in ("ddp", "fsdp"):
-        raise ConfigError(f"--processes knows parallel ddp and fsdp, not {hparams['parallel']}; ZeRO-3 is much like fsdp")
+        raise ConfigError(
+            f"--processes knows parallel ddp and fsdp, not {hparams['parallel']}; ZeRO-3 is much like fsdp"
+        )
 
 
 def share_of(hparams: Mapping) -> float:
