@@ -9,8 +9,9 @@ vocabulary of 128k; where there is a GPU the geometry of Llama-3.2-1B and 3B wit
 and with 4-bit weights where bitsandbytes is installed.
 
 Times are medians over rounds in which the two take turns. Peak memory is measured in a process for each: on the CPU the
-growth of its resident memory since before the model was made, on the GPU what torch has allocated. The last line of
-standard output is one JSON object.
+growth of its resident memory since before the model was made, on the GPU what torch has allocated. On a GPU also the
+model's operations a second, and their share of what the card can do (null for a card that is not in the table). The
+last line of standard output is one JSON object.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -64,8 +66,13 @@ GEOMETRIES = {
         (32, 1280, 75),
     ),
 }  # fmt: skip
-# Dense bfloat16 operations a second, as their maker states them, for the utilisation.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "L4": 121e12}
+# Dense bfloat16 operations a second (summed in float32), as their maker states them, for the utilisation.
+PEAK_FLOPS = {
+    "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12,
+    "A100": 312e12, "A40": 150e12, "A30": 165e12, "A10": 125e12, "A10G": 70e12, "L40S": 362e12, "L40": 181e12,
+    "L4": 121e12, "RTX 6000 Ada": 364e12, "RTX A6000": 155e12, "RTX 5090": 209e12, "RTX 4090": 165e12,
+    "RTX 4080": 97e12, "RTX 3090": 71e12,
+}  # fmt: skip
 
 
 def make_items(count: int, shape: tuple[int, int, int], vocabulary: int) -> list[Item]:
@@ -248,9 +255,10 @@ def benchmark(options: argparse.Namespace, device: str) -> dict:
                 print(f"{options.geometry}, {name}: {times[name][-1]:.1f} s", file=sys.stderr)
         ours, tokens = sides["ours"], sum(len(item.input_ids) for item in items)
         if device == "cuda":
-            name = torch.cuda.get_device_name()
-            peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
-            result["model_flops_utilisation"] = peak and _flops(ours) / median(times["ours"]) / peak
+            peak = peak_flops(torch.cuda.get_device_name())
+            result["peak_flops"] = peak
+            result["model_flops_per_second"] = _flops(ours) / median(times["ours"])
+            result["model_flops_utilisation"] = peak and result["model_flops_per_second"] / peak
         del sides, model, ours
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -267,6 +275,12 @@ def benchmark(options: argparse.Namespace, device: str) -> dict:
         result["peak_memory_ratio"] = peaks["ours"] / peaks["plain"]
         result["checkpoint_bytes_ratio"] = sizes["ours"] / sizes["plain"]
     return result
+
+
+def peak_flops(device: str) -> float | None:
+    """Entry of `PEAK_FLOPS` for a GPU by the name that CUDA gives it; None where the table does not have it."""
+    found = [part for part in PEAK_FLOPS if re.search(rf"\b{part}\b", device)]
+    return PEAK_FLOPS[max(found, key=len)] if found and "Laptop" not in device else None
 
 
 def _loss_difference(sides: dict, indices: list[int], device: str) -> float:

@@ -122,6 +122,8 @@ KEYS = {
     "augmentation": ["--augmentation", "{}"],
     "distillation": ["--distillation", "{text: target, weight: 0.7}"],
 }
+if hasattr(torch.nn.functional, "linear_cross_entropy"):
+    KEYS["kernel beside shares"] = ["--loss_kernel", "torch", "--parallel", "fsdp"]
 
 
 def train_with(root, name, folder):
