@@ -80,6 +80,8 @@ def read_config(hparams: Mapping) -> dict[str, Any]:
         raise ConfigError(f"optimizer {hparams['optimizer']} does not go with parallel deepspeed: use adamw, or ddp")
     if zero["stage"] == 3 and (hparams["loss_chunk"] or hparams["loss_kernel"] != "chunked"):
         raise ConfigError("ZeRO-3 computes a batch's logits at once: leave loss_chunk and loss_kernel, or use stage 2")
+    if zero["stage"] == 3 and hparams["compile"]:
+        raise ConfigError("compile gains nothing with ZeRO-3, where parameters change their size: use stage 2")
     if hparams["precision"] == "fp16":
         # its scaler takes the scale off the gradients after they were clipped
         raise ConfigError("precision fp16 does not go with parallel deepspeed: use bf16, or parallel ddp or fsdp")
@@ -175,9 +177,20 @@ class Zero:
         self.engine.save_checkpoint(folder, tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Take over what `save` wrote; DeepSpeed unpickles, so each file is first read with torch's own safe reader."""
-        for file in sorted((folder / SHARDS).glob("*.pt")):
-            read_shard(file)
+        """Take over what `save` wrote; DeepSpeed unpickles, so each file is first read with torch's restricted reader.
+
+        Raises
+        ------
+        ConfigError
+            A file names what DeepSpeed does not write; PeerError where another process has read that file.
+        """
+        error = None
+        try:
+            for file in sorted((folder / SHARDS).glob("*.pt"))[distributed.rank() :: distributed.size()]:
+                read_shard(file)
+        except ConfigError as raised:
+            error = raised
+        distributed.agree(error)
         self.engine.load_checkpoint(folder, tag=SHARDS, load_module_strict=False, load_lr_scheduler_states=False)
 
 

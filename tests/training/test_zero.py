@@ -99,7 +99,13 @@ def test_what_a_key_of_ours_says_is_refused_in_the_file(installed, tmp_path, ent
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"precision": "fp16"}, "fp16"), ({"optimizer": "adamw_8bit"}, "adamw_8bit"), ({"loss_chunk": 8}, "loss_chunk")],
+    [
+        ({"precision": "fp16"}, "fp16"),
+        ({"optimizer": "adamw_8bit"}, "adamw_8bit"),
+        ({"loss_chunk": 8}, "loss_chunk"),
+        ({"loss_kernel": "torch"}, "loss_kernel"),
+        ({"compile": True}, "compile"),
+    ],
 )
 def test_keys_that_do_not_go_with_it_are_refused(installed, tmp_path, changes, named):
     with pytest.raises(ConfigError, match=named):
