@@ -26,7 +26,6 @@ from audiolm_lite.training.answers import AnswerValidation
 from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks, use_attention
 from audiolm_lite.training.checkpoint import (
     Checkpoint,
-    CheckpointFolder,
     copy_tensors,
     random_state,
     seed_process,
@@ -130,7 +129,9 @@ class AudioLMBrain(sb.Brain):
             require_frozen_llm(self.model)
             self.distillation = Distillation(train.template, train.tokenizer, **self.hparams.distillation)
         epochs = min(self.hparams.epochs, self.debug_epochs) if self.debug else self.hparams.epochs
-        checkpoint = self._newest_checkpoint(len(train))
+        self.items = len(train)
+        asked = {**self._settings(), "items": self.items}
+        self.checkpoints, checkpoint = handover.open_checkpoints(self.folder, self.hparams.valid_metric, asked)
         self.ranks = checkpoint.state["ranks"] if checkpoint else distributed.size()
         feed = self._feed(train, shuffle=True)
         self.total_steps = sum(len(feed.windows(epoch)) for epoch in range(1, epochs + 1))
@@ -377,34 +378,6 @@ class AudioLMBrain(sb.Brain):
                 error = raised
         distributed.agree(error)
         self.saved_step = self.progress.step
-
-    def _newest_checkpoint(self, items: int) -> Checkpoint | None:
-        """Open the folder of checkpoints and find the one to go on from; the main process clears up before others look.
-
-        Raises
-        ------
-        ConfigError
-            It is of a run with other settings, or not every process sees it.
-        """
-        self.items = items
-        checkpoint = None
-        for turn in (True, False):
-            if distributed.is_main() == turn:
-                self.checkpoints = CheckpointFolder(self.folder / "checkpoints", self.hparams.valid_metric)
-                checkpoint = self.checkpoints.newest()
-            distributed.agree()
-        if len(set(distributed.gather(checkpoint and checkpoint.info["step"]))) > 1:
-            raise ConfigError(f"{self.folder} is not the same in all processes: put output_folder on a shared disk")
-        if checkpoint is None:
-            return None
-        saved = {**checkpoint.info["settings"], "items": checkpoint.info["items"]}
-        different = handover.difference(saved, {**self._settings(), "items": items})
-        if different:
-            raise ConfigError(
-                f"{self.checkpoints.folder} holds an unfinished run with other settings: {'; '.join(different)}. "
-                f"Use the same settings, delete {self.folder} to start anew, or choose another --output_folder"
-            )
-        return checkpoint
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Share the model out and, where there is a checkpoint, go on from it."""

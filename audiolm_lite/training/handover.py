@@ -1,4 +1,4 @@
-"""From stage to stage: what a finished stage leaves in its output folder, and how the next one starts from it.
+"""From run to run: the checkpoint that a run goes on from, what a finished stage leaves for the next one to start from.
 
 A finished stage's folder holds `trained.safetensors` (the adapter, the LoRA and whatever else any stage so far has
 trained, from the best checkpoint) and `finished.json` (how it was made), which is written last.
@@ -17,7 +17,8 @@ from torch import nn
 
 from audiolm_lite.hub import CONFIG, load_trained, read_config
 from audiolm_lite.parts import ConfigError, with_defaults
-from audiolm_lite.training.checkpoint import copy_tensors, file_hash, save_tensors
+from audiolm_lite.training import distributed
+from audiolm_lite.training.checkpoint import Checkpoint, CheckpointFolder, copy_tensors, file_hash, save_tensors
 from audiolm_lite.training.experiment import settings
 from audiolm_lite.training.keys import REQUIRED, TRAINING_KEYS
 from audiolm_lite.training.parts import trainable_names
@@ -160,6 +161,40 @@ def is_finished(hparams: Mapping, run_opts: Mapping) -> bool:
         "Stage %s is finished (%s): nothing to train. Delete the folder to train again.", hparams["stage"], folder
     )
     return True
+
+
+def open_checkpoints(folder: Path, metric: str, settings: Mapping) -> tuple[CheckpointFolder, Checkpoint | None]:
+    """Open a run's checkpoints and find the one to go on from; the main process clears up before others look.
+
+    Parameters
+    ----------
+    folder : Path
+        Output folder of the run.
+    metric : str
+        See `CheckpointFolder`.
+    settings : mapping
+        Those of this run, and the number of `items` in its training set.
+
+    Raises
+    ------
+    ConfigError
+        It is of a run with other settings, or not every process sees it.
+    """
+    for turn in (True, False):
+        if distributed.is_main() == turn:
+            checkpoints = CheckpointFolder(folder / "checkpoints", metric)
+            checkpoint = checkpoints.newest()
+        distributed.agree()
+    if len(set(distributed.gather(checkpoint and checkpoint.info["step"]))) > 1:
+        raise ConfigError(f"{folder} is not the same in all processes: put output_folder on a shared disk")
+    if checkpoint is not None:
+        saved = {**checkpoint.info["settings"], "items": checkpoint.info["items"]}
+        if different := difference(saved, settings):
+            raise ConfigError(
+                f"{checkpoints.folder} holds an unfinished run with other settings: {'; '.join(different)}. "
+                f"Use the same settings, delete {folder} to start anew, or choose another --output_folder"
+            )
+    return checkpoints, checkpoint
 
 
 def difference(before: Mapping, now: Mapping) -> list[str]:
