@@ -142,7 +142,7 @@ class Zero:
         if _offloaded(config):
             adam = deepspeed.ops.adam.DeepSpeedCPUAdam
             optimizer = adam(optimizer.param_groups, betas=optimizer.defaults["betas"], adamw_mode=True)
-        self.engine, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
         self.optimizer = optimizer
         self.engine.optimizer.check_grad_overflow = True  # ZeRO-2 would step where 16-bit parameters have a NaN
         self.layout = {"stage": stage, "ranks": distributed.size()}
