@@ -155,7 +155,7 @@ def estimate(model: AudioLanguageModel, batch: Batch, hparams: Mapping) -> Estim
                 parameter.grad = torch.zeros_like(parameter)
         before = allocations.live
         parts = {"encoder": model.encoder, "adapter": model.adapter}
-        autocast = nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+        autocast = nullcontext() if dtype is None else torch.autocast("cpu", dtype, cache_enabled=False)
         with KnownMasks(counts), _growth_of(parts, allocations) as kept, autocast:
             loss = model(batch).total
         kept["LLM and loss"] = allocations.live - before - sum(kept.values())
@@ -165,14 +165,16 @@ def estimate(model: AudioLanguageModel, batch: Batch, hparams: Mapping) -> Estim
             parameter.grad = None
     inputs = sum(tensor.nbytes for tensor in vars(batch).values() if isinstance(tensor, Tensor))
     activations = sum(kept.values())
-    # the optimiser's own temporary tensors (a denominator for every parameter) meet no activations
-    peak = max(allocations.peak, shared + (0 if hparams["optimizer"].endswith("8bit") else shared))
+    # the optimiser's own temporary tensors (a denominator for every parameter) meet no activations, and DDP's buckets,
+    # but nothing that FSDP2 has gathered
+    stepping = shared + (0 if hparams["optimizer"].endswith("8bit") else shared) + (exchange if share == 1 else 0)
+    peak = max(allocations.peak + exchange, stepping)
     return Estimate(
         weights=sizes,
         optimizer=round(share * optimizer_bytes(model, hparams["optimizer"])),
         gradients=gradients,
         kept={"batch": inputs, **kept},
-        temporary=peak - activations - gradients + _largest_quantised(model, hparams),
+        temporary=peak - activations - gradients - exchange + _largest_quantised(model, hparams),
         exchange=exchange,
     )
 

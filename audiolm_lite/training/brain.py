@@ -14,6 +14,7 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -64,6 +65,9 @@ class AudioLMBrain(sb.Brain):
         self.sharded = self.deepspeed is not None or (distributed.size() > 1 and hparams["parallel"] == "fsdp")
         modules = {} if self.sharded else {"model": model}
         super().__init__(modules=modules, hparams=hparams, run_opts=self.run_opts)
+        # no cache: autocast would keep a copy of every trained weight, also of FSDP's, until a forward pass ends
+        dtype = AMPConfig.from_name(self.precision).dtype
+        self.training_ctx = TorchAutocast(device_type=self.device_type, dtype=dtype, cache_enabled=False)
         self.evaluation_ctx = self.training_ctx
         self.model = model
         defaults = {name: hparams[name] for name in ("weight_decay", "schedule", "warmup_steps")}
