@@ -58,8 +58,10 @@ def root(tmp_path_factory):
 
 def launch(root):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tests/training/two_processes.py"), str(root)]
+    command += ["--max_restarts", "1", str(ROOT / "tests/training/two_processes.py"), str(root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # else processes started again may call the addresses of those before (github.com/pytorch/pytorch/issues/167288)
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -121,6 +123,12 @@ def test_a_launcher_that_a_cluster_stops_saves_and_goes_on(root):
     assert losses(root / "launcher stopped") == losses(root / "whole")
     stopped, whole = weights(root / "launcher stopped"), weights(root / "whole")
     assert all((stopped[name] == whole[name]).all() for name in whole)
+
+
+def test_the_launcher_starts_all_again_where_one_was_killed(root):
+    assert losses(root / "killed") == losses(root / "whole")
+    killed, whole = weights(root / "killed"), weights(root / "whole")
+    assert all((killed[name] == whole[name]).all() for name in whole)
 
 
 @pytest.mark.parametrize("name", KEYS)

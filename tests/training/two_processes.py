@@ -1,8 +1,9 @@
 """What test_distributed.py starts with torchrun: runs on two processes, whose results it looks at.
 
-torchrun --nproc_per_node 2 tests/training/two_processes.py FOLDER
+torchrun --nproc_per_node 2 --max_restarts 1 tests/training/two_processes.py FOLDER
 
-The last of them has the launcher stopped, as a cluster does; the same command then goes on with that one alone.
+One of them has the launcher stopped, as a cluster does; the same command goes on with that one, and then trains another
+of which the second process is killed, so that the launcher starts both again.
 """
 
 import json
@@ -45,6 +46,15 @@ class LauncherStopped(AudioLMBrain):
                 os.kill(os.getppid(), signal.SIGTERM)
             while not self.signals.requested:
                 time.sleep(0.01)
+        return super().fit_batch(window)
+
+
+class Killed(AudioLMBrain):
+    """The second process is killed in its third step, once."""
+
+    def fit_batch(self, window):
+        if self.progress.step == 2 and distributed.rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().fit_batch(window)
 
 
@@ -140,6 +150,7 @@ def main(root):
         run_all(root)
         distributed.agree()
     run(root / "launcher stopped", LauncherStopped, dropout=0.1)
+    run(root / "killed", Killed, dropout=0.1, ckpt_interval_minutes=1e-9)  # saved after every step
 
 
 def run_all(root):
