@@ -12,6 +12,7 @@ _DUAL = re.compile(r"\(([^()]*)\)\s*/\s*\(([^()]*)\)")
 _NOISE = re.compile(r"(?<!\w)[blnou]/")
 # After a Korean syllable wherever it stands, after another word at its end alone: a+b and 3/4 are no marks.
 _MARK = re.compile(r"(?<=[가-힣])[/+*]+|(?<=\w)(?<!(?<!\w)[blnou])[/+*]+(?=\s|$|[.,?!])")
+_MARK_AT_NOISE = re.compile(r"(?<=[가-힣])[/+*]+(?=[blnou]/)")  # without it the noise would join the word
 
 _DIGITS = "영일이삼사오육칠팔구"
 _SMALL = ("", "십", "백", "천")
@@ -56,7 +57,7 @@ def _choose(text: str, form: int) -> str:
 
 def korean_marks(text: str) -> str:
     """Drop the marks / + * at the end of Korean words (filler, repetition, unclear), and keep the words."""
-    return _MARK.sub("", text)
+    return _MARK.sub("", _MARK_AT_NOISE.sub(" ", text))
 
 
 def korean_symbols(text: str) -> str:
