@@ -10,8 +10,9 @@ and with 4-bit weights where bitsandbytes is installed.
 
 Times are medians over rounds in which the two take turns. Peak memory is measured in a process for each: on the CPU the
 growth of its resident memory since before the model was made, on the GPU what torch has allocated. On a GPU also the
-model's operations a second, and their share of what the card can do (null for a card that is not in the table). The
-last line of standard output is one JSON object.
+model's operations a second, and their share of what the card can do (null for a card that is not in the table).
+--compile times our side with compiled blocks, too, after an epoch that compiles them. The last line of standard output
+is one JSON object.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE
 from audiolm_lite.model import AudioLanguageModel
 from audiolm_lite.plan.measure import RETURN_MEMORY, reset_resident_peak, resident
 from audiolm_lite.quantization import bitsandbytes_config
+from audiolm_lite.training.blocks import compile_blocks
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.checkpoint import CheckpointFolder, random_state
 from audiolm_lite.training.keys import TRAINING_KEYS
@@ -254,6 +256,11 @@ def benchmark(options: argparse.Namespace, device: str) -> dict:
                 times[name].append(_epoch_seconds(side, epoch, device))
                 print(f"{options.geometry}, {name}: {times[name][-1]:.1f} s", file=sys.stderr)
         ours, tokens = sides["ours"], sum(len(item.input_ids) for item in items)
+        if options.compile:  # last, since both sides run the same blocks
+            compile_blocks(model.llm)
+            print(f"compiled in {_epoch_seconds(ours, 0, device):.1f} s", file=sys.stderr)
+            times["compiled"] = [_epoch_seconds(ours, epoch, device) for epoch in range(options.rounds)]
+            result["compile_ratio"] = median(times["ours"]) / median(times["compiled"])
         if device == "cuda":
             peak = peak_flops(torch.cuda.get_device_name())
             result["peak_flops"] = peak
@@ -310,6 +317,7 @@ def main() -> None:
     parser.add_argument("--batch_items", type=int, default=8, help="items of a batch, on average")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quantised", action="store_true", help="the LLM in 4 bits, on our side only")
+    parser.add_argument("--compile", action="store_true", help="time our side with compiled blocks, too")
     parser.add_argument("--peak_of", choices=SIDES, help="print the peak memory of one side and end")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
