@@ -54,6 +54,8 @@ class AnswerValidation:
     together : bool
         All processes answer every item at the same time, as they must where each has only a share of the model;
         otherwise they share the items out.
+    limit : int, optional
+        Most items, whatever `valid_answers` says.
 
     Attributes
     ----------
@@ -68,7 +70,14 @@ class AnswerValidation:
         A task without a metric, or unknown options.
     """
 
-    def __init__(self, model: AudioLanguageModel, dataset: AudioTextDataset, hparams: Mapping, together: bool):
+    def __init__(
+        self,
+        model: AudioLanguageModel,
+        dataset: AudioTextDataset,
+        hparams: Mapping,
+        together: bool,
+        limit: int | None = None,
+    ):
         options = {**DEFAULTS, **hparams["valid_answers"]}
         if unknown := sorted(options.keys() - {*DEFAULTS, "metrics"}):
             raise ConfigError(f"valid_answers: unknown entry {unknown[0]!r}; it takes metrics, {', '.join(DEFAULTS)}")
@@ -79,7 +88,7 @@ class AnswerValidation:
         self.prompts, self.metrics, self.every = dataset.prompts(), options["metrics"], options["every"]
         generation = {"max_new_tokens": 100, **(hparams["generation"] or {}), **options["generation"]}
         self.bundle = ModelBundle(model, dataset.tokenizer, dataset.template, generation, {}, identity="in training")
-        count = min(options["items"], len(dataset))
+        count = min(options["items"], len(dataset), limit or len(dataset))
         self.chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
         self.rows = [dataset.rows[index] for index in self.chosen]
         check_metrics(self.metrics, sorted({row["task"] for row in self.rows}))

@@ -142,7 +142,8 @@ class AudioLMBrain(sb.Brain):
         self._begin(checkpoint)
         answers = None
         if self.hparams.valid_answers is not None:
-            answers = AnswerValidation(self.model, valid, self.experiment, together=self.sharded)
+            limit = self.debug_batches if self.debug else None
+            answers = AnswerValidation(self.model, valid, self.experiment, self.sharded, limit)
         place = (self.folder, self.progress, self.total_steps, f"stage {self.hparams.stage}")
         options = {"quiet": self.noprogressbar, "wandb": self.hparams.wandb, "settings": self._settings()}
         with self.signals, TrainingLog(*place, **options, active=distributed.is_main()) as log:

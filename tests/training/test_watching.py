@@ -115,6 +115,13 @@ def test_curves_are_drawn(run):
     assert (run / "stage_1" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_debug_answers_two_items(corpus, tmp_path):
+    train([*command(corpus, tmp_path, valid_answers={**ANSWERS, "items": 4}), "--debug"])
+    board = EventAccumulator(str(tmp_path / "stage_1" / "tensorboard"))
+    board.Reload()
+    assert sum(tag.startswith("samples/") for tag in board.Tags()["audio"]) == 2
+
+
 def test_live_audio_is_answered_too(corpus, tmp_path):
     options = {"train_encoder": "true", "trainable": "['adapter.*', 'encoder.model.layers.*']"}
     train(command(corpus, tmp_path, valid_answers=ANSWERS, epochs="1", **options))
