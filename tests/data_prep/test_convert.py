@@ -1,0 +1,118 @@
+"""The command that converts manifests: paths, exit status, rejects, options, and a real corpus through all formats."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from audiolm_lite.audio import read_audio
+from audiolm_lite.data.manifest import read_manifest
+from data_prep.convert import convert, main
+from data_prep.formats import FormatError, format_names, load_format
+from tests.data_prep.test_formats import DEFAULTS, FORMATS, ROW, write
+
+
+def manifest_of(path: Path, rows: list[dict]) -> Path:
+    write("manifest", rows, path)
+    return path
+
+
+def test_paths_stay_right_when_the_manifest_moves(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "wav").mkdir(parents=True)
+    (folder / "wav/a.wav").touch()
+    source = manifest_of(folder / "train.jsonl", [ROW])
+    output = tmp_path / "deep/er/train.json"
+    report = convert("manifest", "nemo", source, output, defaults=DEFAULTS)
+    audio = json.loads(output.read_text())["audio_filepath"]
+    assert not audio.startswith("/") and (output.parent / audio).resolve() == folder / "wav/a.wav"
+    assert not report.without_audio
+    report = convert("manifest", "slam", source, output, defaults=DEFAULTS, absolute=True)
+    assert json.loads(output.read_text())["source"] == str(folder / "wav/a.wav")
+    moved = manifest_of(tmp_path / "elsewhere.jsonl", [ROW])
+    assert convert("manifest", "nemo", moved, output, defaults=DEFAULTS).without_audio
+    assert not convert("manifest", "nemo", moved, output, defaults=DEFAULTS, audio_root=folder).without_audio
+
+
+def test_exit_status_and_rejects(tmp_path, capsys):
+    source, output = tmp_path / "m.json", tmp_path / "out.jsonl"
+    rejects = tmp_path / "out.jsonl.rejected.jsonl"
+    line = '{"audio_filepath": "a.wav", "text": "t"}\n'
+    source.write_text(line * 3)
+    assert main(["nemo", "manifest", str(source), str(output)]) == 0 and not rejects.exists()
+    assert len(read_manifest(output)) == 3
+    before = output.read_bytes()
+    source.write_text(line * 3 + "{\n")
+    assert main(["nemo", "manifest", str(source), str(output)]) == 1
+    assert "1 of 4 rows were set aside" in capsys.readouterr().err
+    assert output.read_bytes() == before and json.loads(rejects.read_text())["line"] == 4
+    assert main(["nemo", "manifest", str(source), str(output), "--max_rejects", "0.25", "--dataset", "d"]) == 3
+    shown = capsys.readouterr().out
+    assert "rows written   3" in shown and "audio missing  3" in shown
+    assert read_manifest(output)[0]["id"] == "d-1"
+    source.write_text(line)
+    assert main(["nemo", "manifest", str(source), str(output)]) == 0 and not rejects.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "out.jsonl"]
+
+
+def test_strict_options_and_renamed_fields(tmp_path, capsys):
+    source = tmp_path / "m.jsonl"
+    source.write_text('{"key": "k", "source": "a.wav", "caption": "c", "mood": "x"}\n')
+    arguments = ["slam", "kaldi", str(source), str(tmp_path / "out")]
+    assert main([*arguments, "--field", "target=caption", "--strict"]) == 1
+    assert (
+        "no place for dataset 1, instruction 1, mood 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    )
+    assert main([*arguments, "--field", "target=caption"]) == 0
+    assert "mood 1" in capsys.readouterr().out
+    assert main([*arguments, "--data_root", "/x"]) == 1
+    assert "--data_root: neither slam nor kaldi" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--field", "target"])
+
+
+def test_questions_can_be_left_to_question_files(tmp_path):
+    lines = [
+        {"audio_filepath": "a.wav", "answer": "hello"},
+        {"audio_filepath": "b.wav", "answer": "a", "question": "b?"},
+    ]
+    (tmp_path / "nemo.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source, output = tmp_path / "nemo.json", tmp_path / "out.jsonl"
+    for options, expected in ((["--instruction", "null"], [None, "b?"]), ([], ["Transcribe the speech.", "b?"])):
+        assert main(["nemo", "manifest", str(source), str(output), *options]) == 0
+        assert [row["instruction"] for row in read_manifest(output, instruction_required=False)] == expected
+    assert main(["nemo", "slam", str(source), str(tmp_path / "slam.jsonl"), "--instruction", "null", "--absolute"]) == 0
+
+
+def test_help_lists_every_format(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name}" in shown for name in format_names())
+    with pytest.raises(FormatError, match="unknown format 'kaldy'"):
+        load_format("kaldy")
+
+
+def test_real_kaldi_folder_through_every_format(real_data, tmp_path):
+    """SpeechOcean762's own folder; at the end the rows are those of the start."""
+    corpus = real_data / "speechocean762"
+    first = tmp_path / "first.jsonl"
+    report = convert("kaldi", "manifest", corpus / "train", first, defaults=DEFAULTS, audio_root=corpus)
+    rows = read_manifest(first)
+    assert report.written == len(rows) == 180 and not report.without_audio and not report.rejected
+    assert {row["gender"] for row in rows} == {"male", "female"}
+    seconds = sum(len(read_audio(tmp_path / row["audio"])) for row in rows[:9]) / 16000
+    assert 20 < seconds < 100
+    here, path = "manifest", first
+    for number, (name, ending) in enumerate(FORMATS):
+        output = tmp_path / f"step{number}{ending}"
+        convert(here, name, path, output, defaults=DEFAULTS)
+        here, path = name, output
+    convert(here, "manifest", path, tmp_path / "last.jsonl", defaults=DEFAULTS)
+    last = {row["id"]: row for row in read_manifest(tmp_path / "last.jsonl")}
+    for row in rows:
+        again = last[row["id"]]
+        assert {**again, "duration": None, "audio": ""} == {**row, "duration": None, "audio": ""}
+        assert (tmp_path / again["audio"]).read_bytes() == (tmp_path / row["audio"]).read_bytes()
+        assert math.isclose(again["duration"], len(read_audio(tmp_path / row["audio"])) / 16000, abs_tol=1e-3)
