@@ -83,8 +83,9 @@ class AnswerValidation:
             raise ConfigError(f"valid_answers: unknown entry {unknown[0]!r}; it takes metrics, {', '.join(DEFAULTS)}")
         if not options.get("metrics"):
             raise ConfigError("valid_answers: metrics is missing; give task -> {type: asr, ...} as in evaluation")
-        if min(options["items"], options["every"]) < 1:
-            raise ConfigError("valid_answers: items and every must be at least 1")
+        for name in ("items", "every"):
+            if type(options[name]) is not int or options[name] < 1:
+                raise ConfigError(f"valid_answers: {name} is {options[name]!r}; write a whole number, 1 at least")
         self.prompts, self.metrics, self.every = dataset.prompts(), options["metrics"], options["every"]
         generation = {"max_new_tokens": 100, **(hparams["generation"] or {}), **options["generation"]}
         self.bundle = ModelBundle(model, dataset.tokenizer, dataset.template, generation, {}, identity="in training")

@@ -25,13 +25,7 @@ from audiolm_lite.parts import ConfigError
 from audiolm_lite.training import distributed, handover, zero
 from audiolm_lite.training.answers import AnswerValidation
 from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks, use_attention
-from audiolm_lite.training.checkpoint import (
-    Checkpoint,
-    copy_tensors,
-    random_state,
-    seed_process,
-    set_random_state,
-)
+from audiolm_lite.training.checkpoint import Checkpoint, copy_tensors, random_state, seed_process, set_random_state
 from audiolm_lite.training.distillation import Distillation, require_frozen_llm
 from audiolm_lite.training.experiment import settings
 from audiolm_lite.training.feed import Feed
@@ -89,6 +83,8 @@ class AudioLMBrain(sb.Brain):
                 compile_blocks(part)
             if hparams["gradient_checkpointing"]:
                 checkpoint_blocks(part, hparams["gradient_checkpointing"])
+        if hparams["patience"] is not None and hparams["patience"] < 1:
+            raise ConfigError(f"patience is {hparams['patience']}; write 1 at least, or null to train all epochs")
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.saved_step = Progress(), 0

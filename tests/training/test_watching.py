@@ -135,7 +135,8 @@ def test_live_audio_is_answered_too(corpus, tmp_path):
     [
         ({"metric": {}}, "unknown entry 'metric'"),
         ({"items": 3}, "metrics is missing"),
-        ({"metrics": METRICS, "every": 0}, "at least 1"),
+        ({"metrics": METRICS, "every": 0}, "every is 0; write a whole number"),
+        ({"metrics": METRICS, "items": "all"}, "items is 'all'; write a whole number"),
         ({"metrics": {"asr": {"type": "asr"}}}, "task 'sound_class'"),
     ],
 )
@@ -159,6 +160,11 @@ def test_training_stops_early_and_a_restart_finds_it_stopped(tmp_path, caplog):
     assert brain.summary["step"] == steps // 3  # the first is the best
     assert len(losses_of(train_toy(tmp_path, **settings))) == steps
     assert train_toy(tmp_path / "patient", **{**settings, "epochs": 2}).progress.epoch == 3
+
+
+def test_no_patience_at_all_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="patience is 0; write 1 at least"):
+        make_brain(tmp_path, patience=0)
 
 
 def test_better_validations_start_patience_anew():
