@@ -16,7 +16,7 @@ torchaudio_stub.install()
 
 def __getattr__(name: str) -> Any:
     if name == "AudioLM":
-        from audiolm_lite.inference import AudioLM
+        from audiolm_lite.api import AudioLM
 
         return AudioLM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

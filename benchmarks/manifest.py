@@ -59,8 +59,8 @@ def memory(pids: Sequence[int]) -> dict[str, float]:
 
 def open_here(file: str) -> Sequence:
     """Open the table and choose by task."""
-    from audiolm_lite.data.rows import Rows
-    from audiolm_lite.data.table import ManifestTable
+    from audiolm_lite.data.manifest_table import ManifestTable
+    from audiolm_lite.data.selected_rows import Rows
 
     table = ManifestTable(file)
     return Rows([table], [table.select(["asr"])], None)
@@ -79,7 +79,9 @@ def measure(open_rows: Callable[[str], Sequence], file: str) -> dict:
     from torch.utils.data import DataLoader
 
     # imports are no part of opening
-    importlib.import_module("audiolm_lite.data.rows" if open_rows is open_here else "speechbrain.dataio.dataset")
+    importlib.import_module(
+        "audiolm_lite.data.selected_rows" if open_rows is open_here else "speechbrain.dataio.dataset"
+    )
     result = {"before_mb": memory([os.getpid()])}
     began = time.perf_counter()
     rows = open_rows(file)

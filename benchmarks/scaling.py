@@ -26,13 +26,14 @@ from torch.utils.data import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from audiolm_lite.adapters.tltr import TLTR  # noqa: E402
+from audiolm_lite.config.keys import TRAINING_KEYS  # noqa: E402
 from audiolm_lite.data.batching import Item  # noqa: E402
-from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE  # noqa: E402
-from audiolm_lite.model import AudioLanguageModel  # noqa: E402
-from audiolm_lite.training import distributed  # noqa: E402
+from audiolm_lite.distributed import processes  # noqa: E402
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel  # noqa: E402
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE  # noqa: E402
 from audiolm_lite.training.brain import AudioLMBrain  # noqa: E402
-from audiolm_lite.training.feed import Feed  # noqa: E402
-from audiolm_lite.training.keys import TRAINING_KEYS  # noqa: E402
+from audiolm_lite.training.data_loader import Feed  # noqa: E402
+from audiolm_lite.training.engines import sharding  # noqa: E402
 
 IMPORTED = time.perf_counter()
 LAYERS, DIM, VOCABULARY, BATCH_TOKENS = 4, 64, 4000, 1600
@@ -79,7 +80,7 @@ def make_brain(folder: str) -> AudioLMBrain:
     }
     brain = AudioLMBrain(model, hparams, {"device": "cpu", "noprogressbar": True})
     brain.total_steps = 10**6
-    brain.modules.model = distributed.share_out(model, "ddp", brain.device)
+    brain.modules.model = sharding.shard_model(model, "ddp", brain.device)
     brain.modules.train()
     return brain
 
@@ -138,16 +139,16 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help="take the steps, print their time and end")
     options = parser.parse_args()
     if options.worker:
-        distributed.start("cpu")
+        processes.start_process_group("cpu")
         result = train(options.steps)
-        if distributed.is_main():
+        if processes.is_main():
             print(json.dumps({**result, "import_seconds": IMPORTED - STARTED}), flush=True)
         return
     runs: dict[int, list[dict]] = {1: [], 2: []}
     for _ in range(options.rounds):
-        for processes, results in runs.items():
-            results.append(train_elsewhere(processes, options.steps))
-            print(f"{processes} processes: {results[-1]['samples_per_second']:.1f} samples/s", file=sys.stderr)
+        for count, results in runs.items():
+            results.append(train_elsewhere(count, options.steps))
+            print(f"{count} processes: {results[-1]['samples_per_second']:.1f} samples/s", file=sys.stderr)
     speeds = {number: median(run["samples_per_second"] for run in results) for number, results in runs.items()}
     pairs = zip(runs[1][0]["losses"], runs[2][0]["losses"], strict=True)
     sizes = [cost_per_sample(options.rows * factor, 40) for factor in (1, 10, 100)]

@@ -24,8 +24,8 @@ import audiolm_lite  # noqa: F401  # isort: skip  (before speechbrain: its torch
 import numpy as np
 import torch
 
-from audiolm_lite.features.format import DTYPES
 from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.features.store_format import DTYPES
 from audiolm_lite.features.writer import FeatureWriter
 
 LAYERS, FRAMES, DIM = 32, 25, 1280

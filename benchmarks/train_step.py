@@ -36,15 +36,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from audiolm_lite.adapters.tltr import TLTR
+from audiolm_lite.config.keys import TRAINING_KEYS
 from audiolm_lite.data.batching import Item, LengthBucketSampler, collate
-from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE
-from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
+from audiolm_lite.modeling.quantization import bitsandbytes_config
+from audiolm_lite.modeling.transformer_blocks import compile_blocks
 from audiolm_lite.plan.measure import RETURN_MEMORY, reset_resident_peak, resident
-from audiolm_lite.quantization import bitsandbytes_config
-from audiolm_lite.training.blocks import compile_blocks
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.checkpoint import CheckpointFolder, random_state
-from audiolm_lite.training.keys import TRAINING_KEYS
 
 LLAMA = {"vocab_size": 128256, "max_position_embeddings": 2048, "tie_word_embeddings": True}
 # name -> LLM, and layers L, dimension D and most frames of the features

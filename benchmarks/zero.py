@@ -20,9 +20,9 @@ from statistics import median
 import torch
 from train_step import GEOMETRIES, LLAMA, make_items, make_model
 
-from audiolm_lite.training import distributed
+from audiolm_lite.config.keys import REQUIRED, TRAINING_KEYS
+from audiolm_lite.distributed import processes
 from audiolm_lite.training.brain import AudioLMBrain
-from audiolm_lite.training.keys import REQUIRED, TRAINING_KEYS
 
 FILES = Path(__file__).parents[1] / "hparams" / "deepspeed"
 ENGINES = {"ddp": None, "zero2": FILES / "zero2.json", "zero3": FILES / "zero3.json"}
@@ -90,18 +90,18 @@ def main() -> None:
         print(json.dumps({"missing": {"zero": "needs DeepSpeed: pip install deepspeed"}}))
         return
     # no device given: a GPU where there is one
-    device = distributed.start(None) or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = processes.start_process_group(None) or ("cuda:0" if torch.cuda.is_available() else "cpu")
     options.geometry = options.geometry or ("small" if device == "cpu" else "llama-3.2-1b")
     found = {}
     with tempfile.TemporaryDirectory() as own:
-        folder = distributed.gather(own)[0]  # of the first process, for all
+        folder = processes.gather(own)[0]  # of the first process, for all
         for engine in ENGINES:
             found[engine] = run(engine, options, device, folder)
             gc.collect()
             if device != "cpu":
                 torch.cuda.empty_cache()
-        distributed.gather(None)  # the folder goes when all are done
-    if not distributed.is_main():
+        processes.gather(None)  # the folder goes when all are done
+    if not processes.is_main():
         return
     pairs = {e: zip(found[e].pop("losses"), found["ddp"]["losses"]) for e in ("zero2", "zero3")}
     differences = {engine: max(abs(a - b) / b for a, b in both) for engine, both in pairs.items()}
@@ -116,7 +116,7 @@ def main() -> None:
                 "last_loss": losses[-1],
                 "steps": len(losses),
                 "geometry": options.geometry,
-                "processes": distributed.size(),
+                "processes": processes.world_size(),
                 "device": machine,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,

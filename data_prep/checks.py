@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from audiolm_lite.audio import audio_blocks, audio_duration
-from audiolm_lite.tar_members import open_member, tar_of
+from audiolm_lite.audio.reading import audio_blocks, audio_duration
+from audiolm_lite.audio.tar_members import open_member, tar_of
 from data_prep.filters import frame_levels, silence_share
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
 
 FRAME_SECONDS = 0.02
 # A frame is silent if it is this far below the clip's loudest frame, or below this level of full scale.

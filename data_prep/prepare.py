@@ -23,14 +23,15 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from audiolm_lite.audio import AudioError
+from audiolm_lite.audio.long_audio import LONG_AUDIO
+from audiolm_lite.audio.reading import AudioError
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import write_manifest
-from audiolm_lite.features.clips import LONG_AUDIO
-from audiolm_lite.features.extract import extract, feature_key
-from audiolm_lite.features.format import DTYPES
-from audiolm_lite.features.sharing import Share, share_of, wait_for_all_ranks
-from audiolm_lite.parts import build
-from audiolm_lite.training.keys import Key
+from audiolm_lite.distributed.partition import Share, share_of, wait_for_all_ranks
+from audiolm_lite.features.extract import extract
+from audiolm_lite.features.keys import feature_key
+from audiolm_lite.features.store_format import DTYPES
 from data_prep.checks import Check, CheckedAudio, in_threads
 from data_prep.clips import Clip, CorpusError
 from data_prep.filters import Dropped, Filters

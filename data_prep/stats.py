@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from audiolm_lite.audio import AudioError, audio_duration, audio_header
+from audiolm_lite.audio.reading import AudioError, audio_duration, audio_header
 from audiolm_lite.data.manifest import audio_path, iterate_manifest
 from data_prep.checks import in_threads
 from data_prep.tables import format_table

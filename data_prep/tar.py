@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from audiolm_lite.audio import AudioError, audio_duration
+from audiolm_lite.audio.reading import AudioError, audio_duration
+from audiolm_lite.audio.tar_members import open_member
 from audiolm_lite.data.manifest import ManifestError, audio_path, write_manifest
 from audiolm_lite.data.tarred import import_webdataset
-from audiolm_lite.tar_members import open_member
 from data_prep.formats import FormatError, Report, Row, atomic_file, load_format, to_json
 
 

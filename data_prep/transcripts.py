@@ -18,9 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from audiolm_lite.audio import AudioError, read_audio
+from audiolm_lite.audio.reading import AudioError, read_audio
 from audiolm_lite.data.manifest import audio_path, read_manifest, write_manifest
-from audiolm_lite.features.extract import feature_key
+from audiolm_lite.features.keys import feature_key
 
 
 def main(argv: Sequence[str] | None = None) -> int:

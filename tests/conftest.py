@@ -119,9 +119,9 @@ def make_experiment(sources: Path) -> Callable[..., dict]:
 def make_model() -> Callable[..., torch.nn.Module]:
     """The model of such hyperparameters as training leaves it: adapter and LoRA away from their start, trainable."""
     from audiolm_lite.adapters.build import build_adapter
+    from audiolm_lite.config.registry import build
     from audiolm_lite.language.llm import load_llm
-    from audiolm_lite.model import AudioLanguageModel
-    from audiolm_lite.parts import build
+    from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 
     def make(experiment: dict, with_encoder: bool = True) -> AudioLanguageModel:
         encoder = build("encoders", experiment["encoder"])

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from audiolm_lite.parts import ConfigError, build
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build
 
 _LORA_ENTRIES = {"r", "alpha", "dropout"}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.convert import export
 from audiolm_lite.convert.accounting import (
     ConversionError,
@@ -23,8 +24,7 @@ from audiolm_lite.convert.accounting import (
 from audiolm_lite.convert.llm_names import check_lora, lora_block
 from audiolm_lite.convert.read import Published, read_published
 from audiolm_lite.convert.write import write_folder
-from audiolm_lite.hub import ModelFolderError
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.hub.folder import ModelFolderError
 
 FORMATS = ("slam_llm", "salmonn", "nemo_salm", "ltu_as", "voxtral")
 

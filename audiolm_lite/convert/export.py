@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from audiolm_lite import hub
 from audiolm_lite.convert.accounting import ConversionError
+from audiolm_lite.hub.folder import read_config
+from audiolm_lite.hub.load import load_language_model
 
 
 def export_lora(folder: Path, out: Path) -> None:
@@ -17,7 +18,7 @@ def export_lora(folder: Path, out: Path) -> None:
         The model has no LoRA, or `out` exists.
     """
     _require_new(out)
-    if "lora" not in hub.read_config(folder)["tensors"]:
+    if "lora" not in read_config(folder)["tensors"]:
         raise ConversionError(f"{folder}: this model has no LoRA; export_merged writes its LLM")
     shutil.copytree(folder / "lora", temporary := _temporary(out))
     os.replace(temporary, out)
@@ -34,9 +35,9 @@ def export_merged(folder: Path, out: Path) -> None:
         `out` exists.
     """
     _require_new(out)
-    config = hub.read_config(folder)
+    config = read_config(folder)
     config["llm"] = {name: value for name, value in config["llm"].items() if name != "quantization"}
-    llm, tokenizer = hub.load_language_model(folder, config)
+    llm, tokenizer = load_language_model(folder, config)
     if hasattr(llm, "merge_and_unload"):
         llm = llm.merge_and_unload()
     temporary = _temporary(out)

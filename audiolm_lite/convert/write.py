@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from audiolm_lite import hub
 from audiolm_lite.convert.accounting import ConversionError, Converted
 from audiolm_lite.convert.read import PEFT_CONFIG
+from audiolm_lite.hub.save import describe, write_config
 
 
 def write_folder(
@@ -67,7 +67,7 @@ def write_folder(
             "llm": {**llm, "lora": dict(lora) if lora else None},
             "template": template,
         }
-        hub.write_config(temporary, hub.describe(experiment, out), counts)
+        write_config(temporary, describe(experiment, out), counts)
     os.replace(temporary, out)
 
 

@@ -13,8 +13,8 @@ import torch
 from speechbrain.augment.time_domain import DropChunk, DropFreq, SpeedPerturb
 from torch import Tensor
 
-from audiolm_lite.audio import SAMPLE_RATE
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.audio.reading import SAMPLE_RATE
+from audiolm_lite.config.errors import ConfigError
 
 ON_FEATURES = {"time_masks": 2, "time_share": 0.1, "layer_mask": 0.1}
 ON_AUDIO = {"speeds": [90, 100, 110], "time_masks": 2, "frequency_masks": 2}

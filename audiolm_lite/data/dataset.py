@@ -13,15 +13,15 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from audiolm_lite.audio import SAMPLE_RATE, audio_duration, read_audio
+from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration, read_audio
 from audiolm_lite.data.batching import Item
 from audiolm_lite.data.lengths import largest, of_each, text_tokens
 from audiolm_lite.data.manifest import audio_path
+from audiolm_lite.data.manifest_table import ManifestTable
 from audiolm_lite.data.mixing import Mixture, temperature_weights
 from audiolm_lite.data.questions import Questions
-from audiolm_lite.data.rows import DatasetError, Rows
-from audiolm_lite.data.table import ManifestTable
-from audiolm_lite.features.extract import clips_of, feature_key
+from audiolm_lite.data.selected_rows import DatasetError, Rows
+from audiolm_lite.features.keys import clips_of, feature_key
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.prompt import PromptTemplate
 

@@ -14,8 +14,8 @@ import transformers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from audiolm_lite.cache import made_once
-from audiolm_lite.data.table import ManifestTable
+from audiolm_lite.data.manifest_table import ManifestTable
+from audiolm_lite.storage.cache import made_once
 
 _PORTION = 1000  # rows counted at once
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from audiolm_lite.audio import AudioError, read_audio
+from audiolm_lite.audio.reading import AudioError, read_audio
 from audiolm_lite.data.manifest import ManifestError, iterate_manifest
 
 log = logging.getLogger(__name__)

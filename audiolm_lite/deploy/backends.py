@@ -27,7 +27,6 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,61 +35,10 @@ import transformers
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from audiolm_lite.decoding.beam import beam_search
-from audiolm_lite.decoding.generate import generate
+from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
 
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm_lite" / "compiled"
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A language model ready to generate.
-
-    Attributes
-    ----------
-    name : str
-        "eager", "inductor" or "aoti".
-    llm : nn.Module
-        The model; a compiled back end goes on reading its weights where they lie, so do not move or cast it.
-    prefill, decode_step : callable
-        As in `audiolm_lite.decoding.state`, with the same arguments.
-    state : DecodeState or None
-        The cache they were compiled for. None (eager): any cache will do.
-    compile_seconds : float
-        Time spent exporting, compiling or loading.
-    """
-
-    name: str
-    llm: nn.Module
-    prefill: Callable[[nn.Module, DecodeState, Tensor, Tensor], Tensor]
-    decode_step: Callable[[nn.Module, DecodeState, Tensor], Tensor]
-    state: DecodeState | None
-    compile_seconds: float
-
-    def generate(self, inputs_embeds: Tensor, attention_mask: Tensor, **options) -> list[list[int]]:
-        """`audiolm_lite.decoding.generate` on this back end; a batch of fewer rows than compiled for is fine."""
-        return generate(
-            self.llm,
-            inputs_embeds,
-            attention_mask,
-            prefill=self.prefill,
-            decode_step=self.decode_step,
-            state=self.state,
-            **options,
-        )
-
-    def beam_search(self, inputs_embeds: Tensor, attention_mask: Tensor, **options) -> list[list[int]]:
-        """`audiolm_lite.decoding.beam_search` on this back end, which needs rows for all beams."""
-        return beam_search(
-            self.llm,
-            inputs_embeds,
-            attention_mask,
-            prefill=self.prefill,
-            decode_step=self.decode_step,
-            state=self.state,
-            **options,
-        )
 
 
 def available_backends(device: str = "cpu") -> dict[str, str | None]:
@@ -142,7 +90,7 @@ def make_backend(
     if llm.training:
         raise ValueError("make_backend: the model is in training mode; call .eval() first")
     if name == "eager":
-        return Backend(name, llm, prefill, decode_step, None, 0.0)
+        return eager_backend(llm)
     started = time.perf_counter()
     state = DecodeState.allocate(llm, batch_size, max_length)
     with torch.no_grad():

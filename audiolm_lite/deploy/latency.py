@@ -22,9 +22,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from audiolm_lite.decoding.backend import Backend
 from audiolm_lite.decoding.generate import generate
 from audiolm_lite.decoding.state import DecodeState
-from audiolm_lite.deploy.backends import Backend, make_backend
+from audiolm_lite.deploy.backends import make_backend
 
 MEGABYTE = 1e6
 Prompt = Callable[[], tuple[Tensor, Tensor]]

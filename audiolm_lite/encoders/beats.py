@@ -7,7 +7,8 @@ import torch.nn.functional as F
 import torchaudio.compliance.kaldi as kaldi
 from torch import Tensor, nn
 
-from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.contract import (
     LayerChoice,
     cast_weights,
@@ -17,7 +18,6 @@ from audiolm_lite.encoders.contract import (
     weights_digest,
 )
 from audiolm_lite.encoders.relative_position import gate, position_bias
-from audiolm_lite.parts import ConfigError
 
 MELS = 128
 WINDOW, HOP = 400, 160  # samples: 25 ms and 10 ms

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audiolm_lite.audio import SAMPLE_RATE
+from audiolm_lite.audio.reading import SAMPLE_RATE
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.pooling import POOLINGS, mix_layers, mixing_weights
-from audiolm_lite.parts import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.contract import valid_mask
-from audiolm_lite.parts import ConfigError, build
 
 _ALIGN = ("nearest", "linear", "pad")
 

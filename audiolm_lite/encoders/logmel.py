@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.config.errors import ConfigError
 
 
 def log_mel(waveforms: Tensor, lengths: Tensor, filters: Tensor, n_fft: int, hop: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
 
 
 def mean_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tensor]:

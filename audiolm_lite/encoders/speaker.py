@@ -10,9 +10,9 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from torch import Tensor, nn
 
-from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.contract import check_shortest, read_checkpoint, valid_mask, weights_digest
-from audiolm_lite.parts import ConfigError
 
 
 class SpeakerEncoder(nn.Module):

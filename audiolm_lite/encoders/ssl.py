@@ -14,11 +14,11 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.contract import LayerChoice, cast_weights, check_shortest, valid_mask, weights_digest
 from audiolm_lite.encoders.relative_position import gate, position_bias
-from audiolm_lite.parts import ConfigError
-from audiolm_lite.quantization import bitsandbytes_config
+from audiolm_lite.modeling.quantization import bitsandbytes_config
 
 _KINDS = ("wav2vec2", "hubert", "wavlm")
 _DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")

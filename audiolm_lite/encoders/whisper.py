@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from audiolm_lite.audio import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.contract import LayerChoice, cast_weights, valid_mask, weights_digest
 from audiolm_lite.encoders.logmel import log_mel
-from audiolm_lite.parts import ConfigError
-from audiolm_lite.quantization import bitsandbytes_config
+from audiolm_lite.modeling.quantization import bitsandbytes_config
 
 _HOP = 160  # samples between spectrogram frames of every published size
 # Names inside openai-whisper's checkpoints -> names inside transformers' encoder, applied in this order.

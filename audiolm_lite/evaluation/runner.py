@@ -11,15 +11,15 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from audiolm_lite.bundle import ModelBundle
 from audiolm_lite.data.batching import LengthBucketSampler
-from audiolm_lite.deploy.backends import Backend
-from audiolm_lite.evaluation.asr import NORMALISERS, score_asr
-from audiolm_lite.evaluation.captioning import METRICS, score_captions
-from audiolm_lite.evaluation.classification import score_classification
-from audiolm_lite.evaluation.matching import score_matched_captions
-from audiolm_lite.evaluation.multi_label import score_multi_label
-from audiolm_lite.evaluation.regression import score_regression
+from audiolm_lite.decoding.backend import Backend
+from audiolm_lite.decoding.bundle import ModelBundle
+from audiolm_lite.evaluation.metrics.asr import NORMALISERS, score_asr
+from audiolm_lite.evaluation.metrics.captioning import METRICS, score_captions
+from audiolm_lite.evaluation.metrics.classification import score_classification
+from audiolm_lite.evaluation.metrics.matching import score_matched_captions
+from audiolm_lite.evaluation.metrics.multi_label import score_multi_label
+from audiolm_lite.evaluation.metrics.regression import score_regression
 
 PREDICTIONS, RESULTS, SETTINGS = "predictions.jsonl", "metrics.json", "evaluation.json"
 

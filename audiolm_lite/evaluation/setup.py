@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import torch
 
-from audiolm_lite.bundle import ModelBundle
 from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.features.store import FeatureStore
-from audiolm_lite.hub import load_model
+from audiolm_lite.hub.load import load_model
 
 
 def load_bundle(hparams: Mapping, run_opts: Mapping) -> ModelBundle:

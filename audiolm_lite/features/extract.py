@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from audiolm_lite.features.clips import DecodedBatches, LongAudio, Plan, Source, make_batches, seconds_of
-from audiolm_lite.features.format import DTYPES, read_index
+from audiolm_lite.audio.long_audio import LongAudio, Plan, Source, seconds_of
+from audiolm_lite.features.clip_batches import DecodedBatches, make_batches
+from audiolm_lite.features.keys import clips_of, feature_key
 from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.features.store_format import DTYPES, read_index
 from audiolm_lite.features.writer import FeatureWriter, UnfitFeaturesError
 
 log = logging.getLogger(__name__)
@@ -43,22 +45,6 @@ class Summary:
     skipped: int
     rejected: int
     cut: int = 0
-
-
-def feature_key(row: dict[str, Any]) -> str:
-    """Key of a manifest row's features: its audio path, followed by `#start+duration` where it is a segment."""
-    start, duration = float(row.get("start", 0.0)), row.get("duration")
-    if start == 0 and duration is None:
-        return row["audio"]
-    return f"{row['audio']}#{start}+{'' if duration is None else float(duration)}"
-
-
-def clips_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """All clips of a manifest row in reading order, as {audio, start, duration}: its own, then `further_audio`."""
-    return [
-        {"audio": clip["audio"], "start": clip.get("start", 0.0), "duration": clip.get("duration")}
-        for clip in (row, *row.get("further_audio", ()))
-    ]
 
 
 def extract(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiolm_lite.features.format import DTYPES, FeatureStoreError, damage, read_header, read_index, require_equal
-from audiolm_lite.features.lookup import Lookup
+from audiolm_lite.features.key_table import Lookup
+from audiolm_lite.features.store_format import DTYPES, FeatureStoreError, damage, read_header, read_index, require_equal
 
 
 class FeatureStore:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from audiolm_lite.features.format import damage, read_header, read_index
-from audiolm_lite.features.lookup import FILE, Lookup
+from audiolm_lite.features.key_table import FILE, Lookup
+from audiolm_lite.features.store_format import damage, read_header, read_index
 
 
 def verify(folder: str | Path) -> dict[str, str]:

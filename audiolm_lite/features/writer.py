@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from audiolm_lite.features.format import (
+from audiolm_lite.features.key_table import Lookup
+from audiolm_lite.features.store_format import (
     DTYPES,
     FORMAT,
     SCALE,
@@ -32,7 +33,6 @@ from audiolm_lite.features.format import (
     require_equal,
     write_atomically,
 )
-from audiolm_lite.features.lookup import Lookup
 
 
 class UnfitFeaturesError(FeatureStoreError):

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.language.voxtral import NOT_QUANTISED, load_tekken, load_voxtral_llm
-from audiolm_lite.parts import ConfigError
-from audiolm_lite.quantization import bitsandbytes_config
+from audiolm_lite.modeling.quantization import bitsandbytes_config
 
 _ENTRIES = {"source": None, "tokenizer": None, "dtype": "float32", "quantization": None, "lora": None}
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.language.chat import ChatTemplateError, render_chat
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 
-AUDIO_SLOT = -1  # input id of a position that an audio token fills
-IGNORE = -100  # label of a position without supervision
 AUDIO_MARK = "<audio>"  # where, inside an instruction, the next clip stands
 _FIELDS = {"answer": "target"}  # slots whose manifest field has another name
 

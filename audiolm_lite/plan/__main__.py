@@ -19,16 +19,16 @@ from pathlib import Path
 import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import torch
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.manifest_entries import split_entries
 from audiolm_lite.data.batching import Item
-from audiolm_lite.data.mixing import split_entries
-from audiolm_lite.language.prompt import AUDIO_SLOT
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.modeling.batch import AUDIO_SLOT
 from audiolm_lite.plan import measure
 from audiolm_lite.plan.batches import assumed_item, bucket_items, fullest_batch
 from audiolm_lite.plan.outline import outline_model
 from audiolm_lite.plan.processes import NCCL_ALLOWANCE, require_known, share_of
 from audiolm_lite.plan.simulate import Estimate, estimate
-from audiolm_lite.training.experiment import load_experiment
 
 GIB = 2**30
 # What CUDA, cuBLAS and the allocator's rounding take: an allowance, since it depends on GPU and driver.
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     """Print the plan of a stage."""
     options, rest = _parse(argv)
     with tempfile.TemporaryDirectory() as folder:
-        hparams, run_opts = load_experiment([*rest, "--output_folder", folder])
+        hparams, run_opts, _ = load_experiment([*rest, "--output_folder", folder])
         hparams["processes"] = options.processes
         require_known(hparams)
         on_gpu = torch.cuda.is_available() and run_opts.get("device") != "cpu"

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from audiolm_lite.audio import SAMPLE_RATE
-from audiolm_lite.data.batching import Batch, Item, collate
+from audiolm_lite.audio.reading import SAMPLE_RATE
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.features.store import FeatureStore
-from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE
-from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE, Batch
 from audiolm_lite.training.build import build_dataset
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from audiolm_lite.data.batching import Batch, Item
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.data.batching import Item
+from audiolm_lite.modeling.batch import Batch
 from audiolm_lite.plan.batches import padded_rows
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.build import build_model

@@ -10,14 +10,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build, map_sources
 from audiolm_lite.language.llm import load_llm
-from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError, build, map_sources
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.quantization import CHOICES
+from audiolm_lite.modeling.transformer_blocks import checkpoint_blocks
 from audiolm_lite.plan.processes import exchanged_bytes, share_of
-from audiolm_lite.quantization import CHOICES
-from audiolm_lite.training.blocks import checkpoint_blocks
 from audiolm_lite.training.build import open_store
-from audiolm_lite.training.parts import select_trainable
+from audiolm_lite.training.trainable import select_trainable
 
 # Bytes a weight takes as bitsandbytes stores it. 8 bits: a byte, and a float32 scale for each row, which is little.
 # NF4 with double quantisation: half a byte, a byte for 64 weights, a float32 for 256 of these.

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError
-from audiolm_lite.training.blocks import blocks
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.transformer_blocks import blocks
 
 # What NCCL's channels take on a GPU: an allowance, since it depends on the number of GPUs and how they are connected.
 NCCL_ALLOWANCE = 400 * 2**20

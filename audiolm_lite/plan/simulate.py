@@ -22,9 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from audiolm_lite.data.batching import Batch
-from audiolm_lite.language.prompt import IGNORE
-from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.batch import IGNORE, Batch
 from audiolm_lite.plan.outline import exchange_bytes, optimizer_bytes, weight_bytes
 from audiolm_lite.plan.processes import share_of, shared_gradients
 

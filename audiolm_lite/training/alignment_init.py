@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import collate
-from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.training.soft_text import soft_text
 
 

@@ -18,22 +18,24 @@ from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from audiolm_lite.data.batching import Batch
-from audiolm_lite.hub import save_model
-from audiolm_lite.model import Loss
-from audiolm_lite.parts import ConfigError
-from audiolm_lite.training import distributed, handover, zero
-from audiolm_lite.training.answers import AnswerValidation
-from audiolm_lite.training.blocks import checkpoint_blocks, compile_blocks, use_attention
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.experiment import settings
+from audiolm_lite.distributed import processes
+from audiolm_lite.evaluation.validation import AnswerValidation
+from audiolm_lite.hub.save import save_model
+from audiolm_lite.modeling.audio_language_model import Loss
+from audiolm_lite.modeling.batch import Batch
+from audiolm_lite.modeling.transformer_blocks import checkpoint_blocks, compile_blocks, use_attention
+from audiolm_lite.training import handover
 from audiolm_lite.training.checkpoint import Checkpoint, copy_tensors, random_state, seed_process, set_random_state
+from audiolm_lite.training.data_loader import Feed
 from audiolm_lite.training.distillation import Distillation, require_frozen_llm
-from audiolm_lite.training.experiment import settings
-from audiolm_lite.training.feed import Feed
-from audiolm_lite.training.log import TrainingLog, progress_bar
-from audiolm_lite.training.optimisation import build_optimizer, set_learning_rates
-from audiolm_lite.training.parts import parameter_groups, parts_table, select_trainable
-from audiolm_lite.training.step import Progress, amounts, average_and_clip, count_bad_step
-from audiolm_lite.training.stopping import Stopped, StopSignals
+from audiolm_lite.training.engines import sharding, zero
+from audiolm_lite.training.logging.training_log import TrainingLog, progress_bar
+from audiolm_lite.training.optimizer import build_optimizer, set_learning_rates
+from audiolm_lite.training.optimizer_step import Progress, amounts, average_and_clip, count_bad_step
+from audiolm_lite.training.signals import Stopped, StopSignals
+from audiolm_lite.training.trainable import parameter_groups, parts_table, select_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class AudioLMBrain(sb.Brain):
         self.experiment, self.run_opts = hparams, dict(run_opts or {})
         # a model that is to be shared out stays where it is until each process takes its part
         self.deepspeed = zero.read_config(hparams) if hparams["parallel"] == "deepspeed" else None
-        self.sharded = self.deepspeed is not None or (distributed.size() > 1 and hparams["parallel"] == "fsdp")
+        self.sharded = self.deepspeed is not None or (processes.world_size() > 1 and hparams["parallel"] == "fsdp")
         modules = {} if self.sharded else {"model": model}
         super().__init__(modules=modules, hparams=hparams, run_opts=self.run_opts)
         # no cache: autocast would keep a copy of every trained weight, also of FSDP's, until a forward pass ends
@@ -132,7 +134,7 @@ class AudioLMBrain(sb.Brain):
         self.items = len(train)
         asked = {**self._settings(), "items": self.items}
         self.checkpoints, checkpoint = handover.open_checkpoints(self.folder, self.hparams.valid_metric, asked)
-        self.ranks = checkpoint.state["ranks"] if checkpoint else distributed.size()
+        self.ranks = checkpoint.state["ranks"] if checkpoint else processes.world_size()
         feed = self._feed(train, shuffle=True)
         self.total_steps = sum(len(feed.windows(epoch)) for epoch in range(1, epochs + 1))
         self._begin(checkpoint)
@@ -142,7 +144,7 @@ class AudioLMBrain(sb.Brain):
             answers = AnswerValidation(self.model, valid, self.experiment, self.sharded, limit)
         place = (self.folder, self.progress, self.total_steps, f"stage {self.hparams.stage}")
         options = {"quiet": self.noprogressbar, "wandb": self.hparams.wandb, "settings": self._settings()}
-        with self.signals, TrainingLog(*place, **options, active=distributed.is_main()) as log:
+        with self.signals, TrainingLog(*place, **options, active=processes.is_main()) as log:
             while self.progress.epoch <= epochs and not self._stale:
                 self._run_epoch(feed, valid, answers, log, last=self.progress.epoch == epochs)
             if self._stale:
@@ -151,7 +153,7 @@ class AudioLMBrain(sb.Brain):
             log.draw()
         best = self.checkpoints.best()
         if self.sharded:  # what is handed over is whole again
-            distributed.make_whole(self.model, handover.handed_over_names(self.model, self.carried))
+            sharding.unshard_parameters(self.model, handover.handed_over_names(self.model, self.carried))
         copy_tensors(self.model, best.tensors, self.checkpoints.folder)
         self.summary = {name: best.info[name] for name in ("step", "metrics")}
         self.summary["seconds"] = round(time.monotonic() - began, 1)
@@ -175,7 +177,7 @@ class AudioLMBrain(sb.Brain):
         sums = []
         for index, batch in enumerate(window):
             batch, last = batch.to(self.device), index == len(window) - 1
-            with distributed.gradients_of(self.modules.model, last):
+            with sharding.gradient_sync(self.modules.model, last):
                 with self.training_ctx:
                     loss = self.compute_forward(batch, sb.Stage.TRAIN)
                     objective = self.compute_objectives(loss, batch, sb.Stage.TRAIN)
@@ -185,7 +187,7 @@ class AudioLMBrain(sb.Brain):
                     self.scaler.scale(objective).backward()
             sums.append(torch.stack([objective.detach(), loss.tokens]))
         sums = torch.stack(sums)  # [W, 2] float32
-        everything = distributed.add_up(torch.cat([sums.sum(dim=0), sums.new_tensor(amounts(window))]))
+        everything = processes.sum_over_processes(torch.cat([sums.sum(dim=0), sums.new_tensor(amounts(window))]))
         if self.zero:
             norms = self.zero.step(everything[1])
         else:
@@ -239,9 +241,7 @@ class AudioLMBrain(sb.Brain):
         feed = self._feed(dataset, shuffle=False)
         windows = len(feed.windows(epoch=0))
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with progress_bar(
-            windows, 0, "validation", self.noprogressbar or not distributed.is_main(), leave=False
-        ) as bar:
+        with progress_bar(windows, 0, "validation", self.noprogressbar or not processes.is_main(), leave=False) as bar:
             for window in self._windows(feed, 0, 0):
                 for batch in window:
                     batch = batch.to(self.device)
@@ -250,19 +250,19 @@ class AudioLMBrain(sb.Brain):
                     sums += torch.stack([loss.total, loss.tokens, loss.correct])
                 bar.update()
                 self._save_and_stop_if_asked()
-        total, tokens, correct = distributed.add_up(sums).tolist()
+        total, tokens, correct = processes.sum_over_processes(sums).tolist()
         return {"loss": total / tokens, "accuracy": correct / tokens}
 
     def export(self, folder: str | Path) -> None:
         """Write the model's folder (see `hub`) for users to `folder`, then mark the stage finished for the next one."""
         error = None
-        if distributed.is_main():
+        if processes.is_main():
             try:
                 save_model(self.model, self.experiment, folder, trained=self.carried)
                 handover.save_stage(self.model, self.experiment, self.run_opts, self.carried, self.summary)
             except Exception as raised:
                 error = raised
-        distributed.agree(error)
+        processes.any_rank(error)
 
     @property
     def _stale(self) -> bool:
@@ -317,17 +317,17 @@ class AudioLMBrain(sb.Brain):
                 window = next(windows, None)
             except Exception as raised:
                 error = raised
-            distributed.agree(error)
+            processes.any_rank(error)
             if window is None:
                 return
             yield window
 
     def _save_and_stop_if_asked(self, save: bool = False) -> bool:
         """Save where any process wants to, and end the run where a signal came to any of them."""
-        wishes = distributed.agree(save=save, stop=bool(self.signals.requested))
-        if any(wishes.values()) and self.saved_step != self.progress.step:
+        flags = processes.any_rank(save=save, stop=bool(self.signals.requested))
+        if any(flags.values()) and self.saved_step != self.progress.step:
             self._save()
-        if wishes["stop"]:
+        if flags["stop"]:
             logger.warning(
                 "Stopped by %s at step %s of %s; the same command goes on from there",
                 self.signals.requested or "another process",
@@ -335,7 +335,7 @@ class AudioLMBrain(sb.Brain):
                 self.total_steps,
             )
             raise Stopped
-        return wishes["save"]
+        return flags["save"]
 
     def _feed(self, dataset: Dataset, shuffle: bool) -> Feed:
         """Batches of training, or of validation in the order of their length."""
@@ -343,7 +343,7 @@ class AudioLMBrain(sb.Brain):
         return Feed(
             dataset,
             self.hparams.batch_tokens,
-            **planned if shuffle else {"accumulation": distributed.size()},
+            **planned if shuffle else {"accumulation": processes.world_size()},
             shuffle=shuffle,
             seed=self.hparams.seed,
             limit=self.debug_batches if self.debug else None,
@@ -360,24 +360,24 @@ class AudioLMBrain(sb.Brain):
         if self.zero:
             self.zero.save(self.checkpoints.shards(self.progress.step))
         state = {
-            "optimizer": None if self.zero else distributed.optimizer_state(self.optimizer),
+            "optimizer": None if self.zero else sharding.full_optimizer_state(self.optimizer),
             "deepspeed": self.zero and self.zero.layout,
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
             "ranks": self.ranks,
-            "random": distributed.gather(random_state()),
+            "random": processes.gather(random_state()),
         }
         info = {"step": self.progress.step, "epoch": self.progress.epoch, "metrics": metrics}
         # statistics of an adapter's batch norms change in training, too
         statistics = {name: buffer for name, buffer in self.model.named_buffers() if name.startswith("adapter.")}
-        tensors = {name: distributed.whole(tensor) for name, tensor in {**self.trained, **statistics}.items()}
+        tensors = {name: sharding.full_tensor(tensor) for name, tensor in {**self.trained, **statistics}.items()}
         error = None
-        if distributed.is_main():
+        if processes.is_main():
             try:
                 self.checkpoints.save(tensors, state, {**info, "items": self.items, "settings": self._settings()})
             except Exception as raised:
                 error = raised
-        distributed.agree(error)
+        processes.any_rank(error)
         self.saved_step = self.progress.step
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
@@ -391,10 +391,10 @@ class AudioLMBrain(sb.Brain):
             self.zero = zero.Zero(self.model, self.optimizer, self.deepspeed, torch.device(self.device))
             self.modules["model"], self.optimizer = self.zero.engine, self.zero.optimizer
         else:
-            self.modules["model"] = distributed.share_out(
+            self.modules["model"] = sharding.shard_model(
                 self.model, self.hparams.parallel, self.device, self.hparams.cpu_offload
             )
-            distributed.adopt(self.optimizer, self.model)
+            sharding.rebind_parameters(self.optimizer, self.model)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         random = checkpoint.state["random"] if checkpoint else []
         if checkpoint:
@@ -402,10 +402,10 @@ class AudioLMBrain(sb.Brain):
             if self.zero:
                 self.zero.load(checkpoint.folder)
             else:
-                distributed.load_optimizer_state(self.optimizer, checkpoint.state["optimizer"])
+                sharding.load_full_optimizer_state(self.optimizer, checkpoint.state["optimizer"])
             self.scaler.load_state_dict(checkpoint.state["scaler"])
-        if len(random) == distributed.size():
-            set_random_state(random[distributed.rank()])
-        elif checkpoint or distributed.size() > 1:
+        if len(random) == processes.world_size():
+            set_random_state(random[processes.rank()])
+        elif checkpoint or processes.world_size() > 1:
             # each process draws its own dropout; with another number of them the old draws cannot go on
-            seed_process(self.hparams.seed, self.progress.step, distributed.rank())
+            seed_process(self.hparams.seed, self.progress.step, processes.rank())

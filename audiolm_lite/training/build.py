@@ -9,17 +9,18 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.manifest_entries import split_entries
+from audiolm_lite.config.registry import build, with_defaults
 from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.dataset import AudioTextDataset
-from audiolm_lite.data.mixing import split_entries
+from audiolm_lite.distributed import processes
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
-from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError, build, with_defaults
-from audiolm_lite.training import distributed
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.training.alignment_init import initialise_projection
-from audiolm_lite.training.parts import audio_token_rate
+from audiolm_lite.training.trainable import audio_token_rate
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokeniz
         )
     # of processes that share one model out, the first one reads the LLM; quantised weights are not shared out
     shared = hparams["parallel"] == "fsdp" and hparams["llm"].get("quantization") is None
-    llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=shared and not distributed.is_main())
+    llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=shared and not processes.is_main())
     encoder = build("encoders", hparams["encoder"]) if hparams["train_encoder"] else None
     source = encoder if encoder is not None else open_store(hparams)
     adapter = build_adapter(

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from audiolm_lite.chunked import cross_entropy
-from audiolm_lite.data.batching import Batch
-from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE, PromptTemplate
-from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.language.prompt import PromptTemplate
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE, Batch
+from audiolm_lite.modeling.chunked_loss import cross_entropy
 
 
 class Distillation:

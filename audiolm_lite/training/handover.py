@@ -15,13 +15,15 @@ from safetensors.torch import load_file
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
 
-from audiolm_lite.hub import CONFIG, load_trained, read_config
-from audiolm_lite.parts import ConfigError, with_defaults
-from audiolm_lite.training import distributed
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.experiment import settings
+from audiolm_lite.config.keys import REQUIRED, TRAINING_KEYS
+from audiolm_lite.config.registry import with_defaults
+from audiolm_lite.distributed import processes
+from audiolm_lite.hub.folder import CONFIG, read_config
+from audiolm_lite.hub.load import load_trained
 from audiolm_lite.training.checkpoint import Checkpoint, CheckpointFolder, copy_tensors, file_hash, save_tensors
-from audiolm_lite.training.experiment import settings
-from audiolm_lite.training.keys import REQUIRED, TRAINING_KEYS
-from audiolm_lite.training.parts import trainable_names
+from audiolm_lite.training.trainable import trainable_names
 
 logger = logging.getLogger(__name__)
 
@@ -181,11 +183,11 @@ def open_checkpoints(folder: Path, metric: str, settings: Mapping) -> tuple[Chec
         It is of a run with other settings, or not every process sees it.
     """
     for turn in (True, False):
-        if distributed.is_main() == turn:
+        if processes.is_main() == turn:
             checkpoints = CheckpointFolder(folder / "checkpoints", metric)
             checkpoint = checkpoints.newest()
-        distributed.agree()
-    if len(set(distributed.gather(checkpoint and checkpoint.info["step"]))) > 1:
+        processes.any_rank()
+    if len(set(processes.gather(checkpoint and checkpoint.info["step"]))) > 1:
         raise ConfigError(f"{folder} is not the same in all processes: put output_folder on a shared disk")
     if checkpoint is not None:
         saved = {**checkpoint.info["settings"], "items": checkpoint.info["items"]}

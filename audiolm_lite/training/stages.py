@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from audiolm_lite.parts import ConfigError
-from audiolm_lite.training.experiment import parse_arguments, read_experiment
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.experiment import load_experiment, parse_arguments
 
 # What belongs to one stage, and can therefore not be said of several at once.
 OF_ONE_STAGE = ("stage", "output_folder", "previous_stage")
@@ -66,7 +66,7 @@ def _check(commands: Mapping[Path, Sequence[str]]) -> None:
     """Read every stage's file, so that a mistake in the last one shows before the first one trains."""
     folders: dict[Path, Path] = {}
     for file, command in commands.items():
-        folder = Path(read_experiment(command)[0]["output_folder"]).resolve()
+        folder = Path(load_experiment(command)[0]["output_folder"]).resolve()
         if folder in folders:
             raise ConfigError(f"--stages: {folders[folder]} and {file} have the same output_folder, {folder}")
         folders[folder] = file

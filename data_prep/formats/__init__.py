@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
-from audiolm_lite.audio import TOLERANCE, AudioError, audio_duration
+from audiolm_lite.audio.reading import TOLERANCE, AudioError, audio_duration
 from audiolm_lite.data.manifest import ManifestError, RowChecker
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from audiolm_lite.audio import TOLERANCE, audio_header
+from audiolm_lite.audio.reading import TOLERANCE, audio_header
 from audiolm_lite.data.manifest import audio_path
 from data_prep.formats import (
     FormatError,

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
 from data_prep.text.korean import (
     korean_marks,
     korean_noises,

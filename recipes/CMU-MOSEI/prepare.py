@@ -2,8 +2,9 @@
 
 import sys
 
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from data_prep.corpora.cmu_mosei import read_cmu_mosei
 from data_prep.prepare import PREPARE_KEYS, prepare
 
@@ -14,7 +15,8 @@ KEYS = {
 
 
 def main(argv: list[str]) -> int:
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     clips = read_cmu_mosei(hparams["data_folder"])
     return prepare(clips, hparams, run_opts)
 

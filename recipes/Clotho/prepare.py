@@ -2,8 +2,9 @@
 
 import sys
 
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from data_prep.clips import keep_apart
 from data_prep.corpora.clotho import read_clotho, read_clotho_aqa
 from data_prep.prepare import PREPARE_KEYS, prepare
@@ -16,7 +17,8 @@ KEYS = {
 
 
 def main(argv: list[str]) -> int:
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     clotho, aqa = hparams["data_folder"], hparams["aqa_folder"]
     corpora = [lambda: read_clotho(clotho)]
     if aqa is not None:

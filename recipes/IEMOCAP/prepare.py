@@ -2,8 +2,9 @@
 
 import sys
 
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from data_prep.corpora.iemocap import read_iemocap
 from data_prep.prepare import PREPARE_KEYS, prepare
 
@@ -16,7 +17,8 @@ KEYS = {
 
 
 def main(argv: list[str]) -> int:
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     clips = read_iemocap(hparams["data_folder"], hparams["valid_session"], hparams["test_session"])
     return prepare(clips, hparams, run_opts)
 

@@ -2,8 +2,9 @@
 
 import sys
 
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from data_prep.corpora.kaldi import read_kaldi
 from data_prep.prepare import PREPARE_KEYS, prepare
 
@@ -18,7 +19,8 @@ KEYS = {
 
 
 def main(argv: list[str]) -> int:
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     folder = hparams["data_folder"]
     root = hparams["audio_root"] or folder
     clips = read_kaldi(folder, hparams["parts"], root, hparams["dataset"], hparams["language"])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolm_lite.parts import build, part_types
+from audiolm_lite.config.registry import build, part_types
 
 DIM, LLM_DIM = 16, 12
 BLOCKS = {"dim": 24, "heads": 3, "hidden_dim": 40}

@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from audiolm_lite.parts import build, part_types
-from audiolm_lite.training.parts import audio_token_rate
+from audiolm_lite.config.registry import build, part_types
+from audiolm_lite.training.trainable import audio_token_rate
 
 BLOCKS = Path(__file__).parents[2] / "hparams" / "adapters"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from audiolm_lite.adapters.build import build_adapter
-from audiolm_lite.parts import ConfigError
-from audiolm_lite.training.parts import select_trainable
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.training.trainable import select_trainable
 
 SIZES = {"feature_dim": 8, "num_layers": 1, "llm_dim": 6}
 VOXTRAL = {"type": "mlp_pooling", "stride": 4, "pooling": "concat", "bias": False}

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from audiolm_lite.parts import build
+from audiolm_lite.config.registry import build
 
 DIM = 16  # of the tiny encoder's frames and of the tiny LLM
 

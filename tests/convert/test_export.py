@@ -6,7 +6,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from audiolm_lite.convert.__main__ import main
-from audiolm_lite.hub import load_model, save_model
+from audiolm_lite.hub.load import load_model
+from audiolm_lite.hub.save import save_model
 
 IDS = torch.arange(3, 9)[None]
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from audiolm_lite.hub import load_model
+from audiolm_lite.hub.load import load_model
 from tests.convert import published
 
 QFORMER = {"queries": 3, "dim": 24, "heads": 3, "hidden_dim": 20}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.augmentation import Augmentation
-from audiolm_lite.parts import ConfigError
 
 LAYERS, TIME, DIM = 3, 40, 4
 

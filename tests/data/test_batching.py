@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiolm_lite.data.batching import Item, LengthBucketSampler, collate
-from audiolm_lite.language.prompt import IGNORE
+from audiolm_lite.modeling.batch import IGNORE
 
 all_lengths = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from audiolm_lite.data.batching import LengthBucketSampler, collate
 from audiolm_lite.data.dataset import AudioTextDataset, DatasetError
 from audiolm_lite.data.manifest import write_manifest
-from audiolm_lite.features.extract import feature_key
+from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.features.writer import FeatureWriter
-from audiolm_lite.language.prompt import AUDIO_SLOT, PromptError, PromptTemplate
+from audiolm_lite.language.prompt import PromptError, PromptTemplate
+from audiolm_lite.modeling.batch import AUDIO_SLOT
 
 LAYERS, DIM, STRIDE = 2, 4, 2
 TEMPLATE = "{bos}{audio}{instruction}{answer}{eos}"

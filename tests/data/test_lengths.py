@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from audiolm_lite.data.lengths import text_tokens, tokenizer_identity
 from audiolm_lite.data.manifest import write_manifest
-from audiolm_lite.data.table import ManifestTable
+from audiolm_lite.data.manifest_table import ManifestTable
 
 
 def tokenizer(words="a b c"):

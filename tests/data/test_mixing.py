@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.manifest_entries import split_entries
 from audiolm_lite.data.batching import LengthBucketSampler
-from audiolm_lite.data.mixing import Mixture, split_entries, temperature_weights
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.data.mixing import Mixture, temperature_weights
 
 parts = st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 10)), min_size=1, max_size=4)
 

@@ -13,10 +13,11 @@ from audiolm_lite.data.batching import collate
 from audiolm_lite.data.dataset import AudioTextDataset, DatasetError
 from audiolm_lite.data.lengths import largest
 from audiolm_lite.data.manifest import ManifestError, write_manifest
-from audiolm_lite.features.extract import clips_of, feature_key
+from audiolm_lite.features.keys import clips_of, feature_key
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.features.writer import FeatureWriter
-from audiolm_lite.language.prompt import AUDIO_SLOT, PromptError, PromptTemplate
+from audiolm_lite.language.prompt import PromptError, PromptTemplate
+from audiolm_lite.modeling.batch import AUDIO_SLOT
 
 TEMPLATE = "{bos}{turn}{audio}{instruction}{answer}{eos}"
 FRAMES = {"a": 4, "b": 6, "c": 9}

@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from audiolm_lite.audio import AudioError, read_audio
+from audiolm_lite.audio.reading import AudioError, read_audio
+from audiolm_lite.config.registry import build
 from audiolm_lite.data import tarred
 from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.manifest import ManifestError, read_manifest, write_manifest
 from audiolm_lite.data.tarred import TarredAudio, expand_shards
-from audiolm_lite.features.extract import extract, feature_key
+from audiolm_lite.features.extract import extract
+from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.prompt import PromptTemplate
-from audiolm_lite.parts import build
 from data_prep.convert import main as convert
 from data_prep.tar import pack
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audiolm_lite.audio import read_audio
+from audiolm_lite.audio.reading import read_audio
 from data_prep.clips import Clip
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -16,10 +16,10 @@ import pytest
 import soundfile
 import torch
 
+from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import iterate_manifest, read_manifest
-from audiolm_lite.features.extract import feature_key
+from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store import FeatureStore
-from audiolm_lite.parts import build
 from data_prep.clips import Clip, CorpusError
 from data_prep.prepare import PREPARE_KEYS, SPLITS, prepare
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from audiolm_lite.audio import read_audio
+from audiolm_lite.audio.reading import read_audio
 from audiolm_lite.data.manifest import read_manifest
 from data_prep.convert import convert, main
 from data_prep.formats import FormatError, format_names, load_format

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.manifest import read_manifest
-from audiolm_lite.parts import ConfigError
 from data_prep.clips import Clip, Event, Label, Question
 from data_prep.questions import questions
 from data_prep.wordings import MINIASQA, VARIED

@@ -2,7 +2,7 @@
 
 import pytest
 
-from audiolm_lite.audio import AudioError, read_audio
+from audiolm_lite.audio.reading import AudioError, read_audio
 from audiolm_lite.data.manifest import read_manifest
 from data_prep.clips import CorpusError
 from data_prep.corpora.cmu_mosei import read_cmu_mosei

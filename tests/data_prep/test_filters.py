@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
 from data_prep.filters import Dropped, Filters, frame_levels, silence_share
 
 

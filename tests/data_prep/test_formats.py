@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiolm_lite.audio import read_audio
+from audiolm_lite.audio.reading import read_audio
 from data_prep.formats import FormatError, Report, format_names, load_format
 
 DEFAULTS = {"dataset": "set", "split": "train", "task": "asr", "instruction": "What is said?", "language": "en"}

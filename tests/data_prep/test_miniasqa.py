@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiolm_lite.features.sharing import Share
+from audiolm_lite.distributed.partition import Share
 from data_prep.miniasqa import corpus
 from data_prep.miniasqa.corpus import RATE, STYLES, make_plans, render
 from data_prep.miniasqa.questions import PHRASES, captions, rows_for, spoken_labels

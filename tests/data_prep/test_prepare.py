@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.manifest import read_manifest
-from audiolm_lite.features.extract import feature_key
+from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store import FeatureStore
-from audiolm_lite.parts import ConfigError
 from data_prep import checks
 from data_prep.clips import Clip, CorpusError
 from data_prep.prepare import SPLITS, prepare

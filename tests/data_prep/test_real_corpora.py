@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from audiolm_lite.data.manifest import read_manifest
-from audiolm_lite.features.extract import feature_key
+from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store import FeatureStore
 from data_prep.clips import Clip, CorpusError, Label, hold_out, read_table
 from data_prep.corpora.an4 import read_an4

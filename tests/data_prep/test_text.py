@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
 from data_prep.text import STEPS, normaliser, plain_transcript
 from data_prep.text.__main__ import main
 from data_prep.text.korean import _sino

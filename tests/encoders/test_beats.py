@@ -5,8 +5,9 @@ import pytest
 import torch
 from speechbrain.lobes.models import beats as published
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.beats import BEATsEncoder
-from audiolm_lite.parts import ConfigError, build
 
 CONFIG = {
     "embed_dim": 24,

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build, part_types
 from audiolm_lite.encoders.contract import cast_weights
-from audiolm_lite.parts import ConfigError, build, part_types
 
 WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 20}
 WHISPER = {"type": "whisper", "source": {**WHISPER, "max_source_positions": 100}}

@@ -8,7 +8,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolm_lite.parts import ConfigError, build
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build
 
 
 def collate(waves):

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.pooling import POOLINGS, mix_layers, mixing_weights
 from audiolm_lite.encoders.whisper import WhisperEncoder
-from audiolm_lite.parts import ConfigError
 
 WINDOW = {"mean": lambda x: x.mean(1), "max": lambda x: x.amax(1), "stride": lambda x: x[:, 0]}
 

@@ -7,7 +7,7 @@ import torch
 import whisper as openai_whisper
 from hyperpyyaml import load_hyperpyyaml
 
-from audiolm_lite.parts import build
+from audiolm_lite.config.registry import build
 
 FOLDER = Path(__file__).parents[2] / "hparams" / "encoders"
 

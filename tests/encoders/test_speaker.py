@@ -5,8 +5,9 @@ import torch
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import InputNormalization
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.speaker import SpeakerEncoder
-from audiolm_lite.parts import ConfigError, build
 
 SIZES = {"channels": [16, 16, 16, 48], "kernel_sizes": [5, 3, 3, 1], "dilations": [1, 2, 3, 1]}
 SIZES |= {"attention_channels": 8, "embedding_dim": 12, "mels": 20}

@@ -5,8 +5,9 @@ import pytest
 import torch
 import transformers
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.ssl import SSLEncoder
-from audiolm_lite.parts import ConfigError, build
 
 SIZES = {
     "hidden_size": 32,

@@ -10,8 +10,9 @@ import whisper as openai_whisper
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.whisper import WhisperEncoder
-from audiolm_lite.parts import ConfigError, build
 
 SECONDS = 2  # the tiny model's "30 s"
 

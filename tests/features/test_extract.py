@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from audiolm_lite.audio import AudioError, read_audio
+from audiolm_lite.audio.long_audio import LongAudio, Source
+from audiolm_lite.audio.reading import AudioError, read_audio
 from audiolm_lite.encoders.whisper import WhisperEncoder
 from audiolm_lite.features import writer as writer_module
-from audiolm_lite.features.clips import LongAudio, Source
-from audiolm_lite.features.extract import ExtractionError, Summary, extract, feature_key
-from audiolm_lite.features.format import FeatureStoreError
+from audiolm_lite.features.extract import ExtractionError, Summary, extract
+from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.features.store_format import FeatureStoreError
 
 
 class ToyEncoder(nn.Module):

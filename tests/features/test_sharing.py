@@ -11,9 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from audiolm_lite.features.sharing import Share, share_of
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.distributed.partition import Share, share_of
 from audiolm_lite.features.store import FeatureStore
-from audiolm_lite.parts import ConfigError
 from data_prep.clips import Clip
 from data_prep.prepare import SPLITS, prepare
 

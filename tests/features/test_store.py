@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 
-from audiolm_lite.features import lookup as lookup_module
+from audiolm_lite.features import key_table as lookup_module
 from audiolm_lite.features import writer as writer_module
-from audiolm_lite.features.format import FeatureStoreError
 from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.features.store_format import FeatureStoreError
 from audiolm_lite.features.verify import main, verify
 from audiolm_lite.features.writer import FeatureWriter, UnfitFeaturesError
 
@@ -271,7 +271,7 @@ def test_the_table_of_keys_is_made_once(tmp_path, monkeypatch):
 
 
 def test_keys_of_equal_crc_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("audiolm_lite.names.zlib.crc32", lambda data, start=0: 7)
+    monkeypatch.setattr("audiolm_lite.storage.name_table.zlib.crc32", lambda data, start=0: 7)
     fill(tmp_path, range(6))
     check(tmp_path, range(6))
     assert "clip 7" not in FeatureStore(tmp_path)

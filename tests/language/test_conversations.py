@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE, PromptError, PromptTemplate
+from audiolm_lite.language.prompt import PromptError, PromptTemplate
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"

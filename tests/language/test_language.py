@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.language.llm import load_llm
-from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE, PromptError, PromptTemplate
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.language.prompt import PromptError, PromptTemplate
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 
 TEXT = ["what is heard in the audio?", "a dog barks twice and a door shuts", "USER: ASSISTANT: transcribe the speech"]
 TEMPLATE = "{bos}USER: {audio}\n{instruction}\nASSISTANT: {answer}{eos}"

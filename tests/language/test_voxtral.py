@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import VoxtralConfig, VoxtralForConditionalGeneration, WhisperFeatureExtractor
 
+from audiolm_lite.config.registry import build
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptError, PromptTemplate
 from audiolm_lite.language.voxtral import load_tekken
-from audiolm_lite.parts import build
 
 TEXT = {
     "vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.convert.accounting import Converted, check_adapter, require_complete
-from audiolm_lite.data.batching import Batch
-from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.batch import Batch
 
 # Absolute tolerances. A relative one on top would hide wrong epsilons of norms.
 STATES, LOGITS, LOSS, LOG_MEL, CONFORMER = 2e-5, 5e-5, 1e-5, 5e-5, 1e-5

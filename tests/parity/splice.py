@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_lite.convert import ltu_as, salmonn, slam_llm
-from audiolm_lite.data.batching import Batch
-from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE
-from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE, Batch
 from tests.parity.adapters import full, salmonn_features
 from tests.parity.reference import (
     LOGITS,

@@ -4,8 +4,8 @@ import torch
 from transformers import VoxtralConfig, VoxtralForConditionalGeneration
 
 from audiolm_lite.convert import voxtral
-from audiolm_lite.language.prompt import AUDIO_SLOT
-from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.batch import AUDIO_SLOT
 from tests.parity.reference import (
     LOGITS,
     LOSS,

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from audiolm_lite.config.registry import build
 from audiolm_lite.encoders import whisper
 from audiolm_lite.encoders.logmel import log_mel
 from audiolm_lite.encoders.pooling import mean_pool
 from audiolm_lite.encoders.whisper import WhisperEncoder
-from audiolm_lite.parts import build
 from tests.parity.reference import LOG_MEL, STATES, Reference, assert_near, below
 
 _WINDOW = 10.0  # seconds that LTU-AS hears

@@ -9,11 +9,11 @@ import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.registry import build
 from audiolm_lite.language import llm as language
-from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import build
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.parts import parameter_groups, select_trainable
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.training.trainable import parameter_groups, select_trainable
 from tests.encoders.test_real_sizes import with_geometry
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_as_many_parameters_train_as_published(name, load_llm, tmp_path, monkeyp
     folder, file = (ROOT / "recipes" / name).parent, f"hparams/{Path(name).name}.yaml"
     monkeypatch.chdir(folder)
     beats = ["--beats", "PLACEHOLDER"] if "beats:" in (folder / file).read_text("utf-8") else []
-    hparams, _ = load_experiment([file, "--output_folder", str(tmp_path), *beats])
+    hparams, _, _ = load_experiment([file, "--output_folder", str(tmp_path), *beats])
     llm = load_llm(hparams["llm"])
     with torch.device("meta"):
         encoder = build("encoders", with_geometry(hparams["encoder"]))

@@ -20,7 +20,7 @@ from types import ModuleType
 
 import pytest
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
 from tests.data_prep import miniatures
 
 ROOT = Path(__file__).parents[2]
@@ -135,12 +135,13 @@ def test_yaml_file_has_the_keys_of_its_script(row, script_of, tmp_path, monkeypa
         pass
 
     script = script_of(row)
-    load_experiment = script.load_experiment
+    command = sys.modules[script.main.__module__]  # of the library, where the recipe's script only calls it
+    load_experiment = command.load_experiment
 
     def only_parse(*arguments):
         raise Parsed(load_experiment(*arguments)[0])
 
-    monkeypatch.setattr(script, "load_experiment", only_parse)
+    monkeypatch.setattr(command, "load_experiment", only_parse)
     monkeypatch.chdir(RECIPES / row["recipe"])
     with pytest.raises(Parsed) as parsed:
         folders = {name: tmp_path / name for name in ("tmp", "real", "mini")}

@@ -12,7 +12,7 @@ from audiolm_lite.data.mixing import Mixture
 from audiolm_lite.training import brain, checkpoint
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.checkpoint import CheckpointFolder
-from audiolm_lite.training.log import TrainingLog
+from audiolm_lite.training.logging.training_log import TrainingLog
 from tests.training.toy import ToyData, make_brain, make_model
 
 EPOCHS = 3

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from audiolm_lite.adapters.tltr import TLTR
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import collate
-from audiolm_lite.model import AudioLanguageModel
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.training import handover
 from audiolm_lite.training.brain import AudioLMBrain
-from audiolm_lite.training.step import NonFiniteError
+from audiolm_lite.training.optimizer_step import NonFiniteError
 from tests.training.toy import (
     HIDDEN,
     LAYERS,

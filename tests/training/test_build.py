@@ -20,10 +20,12 @@ from transformers import (
     WhisperModel,
 )
 
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.experiment import load_experiment, settings
+from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import read_manifest, write_manifest
 from audiolm_lite.features.extract import extract
-from audiolm_lite.hub import load_model
-from audiolm_lite.parts import ConfigError, build
+from audiolm_lite.hub.load import load_model
 from audiolm_lite.training.build import (
     _require_encoder,
     align_projection,
@@ -31,7 +33,6 @@ from audiolm_lite.training.build import (
     build_datasets,
     build_model,
 )
-from audiolm_lite.training.experiment import load_experiment, settings
 from audiolm_lite.training.handover import is_finished
 
 WORDS = ["<s>", "</s>", "<unk>", ",", "what", "is", "heard", "?", "a", "low", "high", "tone", ":"]
@@ -61,7 +62,7 @@ warmup_steps: 1
 
 def train(argv):
     """What a recipe's train.py does."""
-    hparams, run_opts = load_experiment(argv)
+    hparams, run_opts, _ = load_experiment(argv)
     if is_finished(hparams, run_opts):
         return None
     model, tokenizer = build_model(hparams)
@@ -173,7 +174,7 @@ def test_debug_takes_two_steps_an_epoch(corpus, tmp_path):
 
 def test_training_through_the_encoder_on_live_audio(corpus, tmp_path):
     command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu", "--train_encoder", "true"]
-    hparams, _ = load_experiment(command)
+    hparams, _, _ = load_experiment(command)
     before = build_model(hparams)[0].state_dict()
     # with augmentation, which changes the clips' lengths and so the prompts
     brain = train([*command, "--trainable", "['adapter.*', 'encoder.model.layers.*']", "--augmentation", "{}"])
@@ -196,7 +197,7 @@ def test_features_of_another_encoder_block_are_refused(corpus, tmp_path):
         "--encoder.type": r"encoder type 'whisper', the YAML file asks for 'beats'",
     }.items():
         value = {"--encoder.pool": "4", "--encoder.layers": "[-1]", "--encoder.type": "beats"}[block]
-        hparams, _ = load_experiment([*command, block, value])
+        hparams, _, _ = load_experiment([*command, block, value])
         with pytest.raises(ConfigError, match=message):
             build_model(hparams)
 
@@ -218,7 +219,7 @@ def test_encoders_inside_a_fused_one_are_compared_each():
 
 
 def test_evaluation_data_has_controls_and_no_answers(corpus, tmp_path):
-    hparams, _ = load_experiment([str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)])
+    hparams, _, _ = load_experiment([str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)])
     model, tokenizer = build_model(hparams)
     dataset = build_dataset(hparams, "valid", model, tokenizer, audio="zeros", with_answer=False)
     assert not dataset[0].features.any() and max(dataset[0].labels) == -100
@@ -227,7 +228,7 @@ def test_evaluation_data_has_controls_and_no_answers(corpus, tmp_path):
 
 
 def test_the_library_needs_no_encoder_for_stored_features(corpus, tmp_path, monkeypatch):
-    hparams, _ = load_experiment([str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)])
+    hparams, _, _ = load_experiment([str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)])
     monkeypatch.setattr(sys.modules["audiolm_lite.encoders.whisper"], "_load", None)
     model, _ = build_model(hparams)
     assert model.encoder is None

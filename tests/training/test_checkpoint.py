@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.training.checkpoint import CheckpointFolder, copy_tensors, random_state, set_random_state
 
 

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.language.prompt import PromptTemplate
-from audiolm_lite.parts import ConfigError
 from audiolm_lite.training.distillation import Distillation, require_frozen_llm, without_lora
-from audiolm_lite.training.parts import select_trainable
+from audiolm_lite.training.trainable import select_trainable
 from tests.training.toy import VOCABULARY, make_brain, make_model
 
 TEMPLATE = PromptTemplate("{bos}{audio}{instruction}{answer}{eos}")

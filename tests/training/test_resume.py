@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from audiolm_lite.training.brain import AudioLMBrain
-from audiolm_lite.training.stopping import STOPPED, Stopped, StopSignals
+from audiolm_lite.training.signals import STOPPED, Stopped, StopSignals
 from tests.training import kills
 from tests.training.toy import ToyData, assert_same_weights, losses_of, make_brain, outcome, train
 

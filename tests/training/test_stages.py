@@ -2,16 +2,17 @@
 
 import gc
 import importlib.util
+import sys
 import weakref
 from pathlib import Path
 
 import pytest
 
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.training.brain import AudioLMBrain
-from audiolm_lite.training.experiment import load_experiment
+from audiolm_lite.training.signals import Stopped
 from audiolm_lite.training.stages import stage_commands
-from audiolm_lite.training.stopping import Stopped
 from tests.training.test_build import make_corpus
 
 RECIPE = Path(__file__).parents[2] / "recipes/MiniASQA/ltu_as"
@@ -32,11 +33,11 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def recipe():
-    """A recipe's train.py."""
+    """A recipe's train.py, and the module of the library that it calls."""
     spec = importlib.util.spec_from_file_location("recipe_train", RECIPE / "train.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return sys.modules[module.main.__module__]
 
 
 def trained(folder):

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from audiolm_lite.hub import ModelFolderError, load_trained, save_model
-from audiolm_lite.parts import ConfigError
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.hub.folder import ModelFolderError
+from audiolm_lite.hub.load import load_trained
+from audiolm_lite.hub.save import save_model
 from audiolm_lite.training.handover import load_previous_stage
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}

@@ -11,13 +11,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.adapters.tltr import TLTR
+from audiolm_lite.config.keys import TRAINING_KEYS
 from audiolm_lite.data.batching import Item
 from audiolm_lite.data.mixing import Mixture
-from audiolm_lite.language.prompt import AUDIO_SLOT
-from audiolm_lite.model import AudioLanguageModel
+from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.batch import AUDIO_SLOT
 from audiolm_lite.training import checkpoint
 from audiolm_lite.training.brain import AudioLMBrain
-from audiolm_lite.training.keys import TRAINING_KEYS
 
 LAYERS, DIM, HIDDEN, VOCABULARY = 2, 8, 16, 30
 

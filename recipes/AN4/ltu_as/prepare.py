@@ -2,8 +2,9 @@
 
 import sys
 
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from data_prep.corpora.an4 import read_an4
 from data_prep.prepare import PREPARE_KEYS, prepare
 
@@ -11,7 +12,8 @@ KEYS = {**PREPARE_KEYS, "data_folder": Key("The unpacked corpus, with etc/ and w
 
 
 def main(argv: list[str]) -> int:
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     clips = read_an4(hparams["data_folder"], hparams["valid_share"], hparams["seed"])
     return prepare(clips, hparams, run_opts)
 

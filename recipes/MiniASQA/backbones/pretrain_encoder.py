@@ -24,9 +24,10 @@ from packed import PackedClips, render_packed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from audiolm_lite.encoders.whisper import WhisperEncoder
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
 
 KEYS = {
     "seed": Key("Seed of data, weights and batches.", int),
@@ -141,7 +142,8 @@ def save_folder(folder: Path, encoder: WhisperEncoder) -> None:
 
 def main(argv: list[str]) -> None:
     """Train, going on from a checkpoint where there is one, and write the folder."""
-    hparams, _ = load_experiment(argv, KEYS)
+    hparams, _, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     torch.manual_seed(hparams["seed"])
     work, output = Path(hparams["work_folder"]), Path(hparams["output_folder"])
     sets = {

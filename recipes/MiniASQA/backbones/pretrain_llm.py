@@ -25,9 +25,11 @@ from packed import render_packed
 from torch import Tensor
 from tqdm import tqdm
 
-from audiolm_lite.language.prompt import AUDIO_SLOT, IGNORE, PromptTemplate
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
+from audiolm_lite.language.prompt import PromptTemplate
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 from audiolm_lite.training.soft_text import SoftText, soft_text
 from data_prep.miniasqa.corpus import make_plans
 from data_prep.miniasqa.questions import rows_for, spoken_labels
@@ -180,7 +182,8 @@ def main(argv: list[str]) -> None:
     """Train, going on from a checkpoint where there is one, and write the folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    hparams, _ = load_experiment(argv, KEYS)
+    hparams, _, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     seed, output, work = hparams["seed"], Path(hparams["output_folder"]), Path(hparams["work_folder"])
     clips, plans = {}, {}
     for split, counts in hparams["clips"].items():

@@ -16,12 +16,13 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.registry import build
+from audiolm_lite.config.start import start_run
 from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.distributed.partition import Share, share_of
 from audiolm_lite.features.extract import extract
-from audiolm_lite.features.sharing import Share, share_of
-from audiolm_lite.parts import build
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
 from data_prep.miniasqa import VERSION
 from data_prep.miniasqa.corpus import RATE, SHARD, Clip, make_plans, render
 from data_prep.miniasqa.questions import rows_for, spoken_labels
@@ -81,7 +82,8 @@ def save_shard(clips: list[Clip], folder: Path, seed: int) -> int:
 
 def main(argv: list[str]) -> None:
     """Write audio, manifests and features."""
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     folder = Path(hparams["data_folder"])
     share = share_of(hparams["shard"]) if hparams["shard"] else Share(0, 1, goes_on=True)
     rows = []

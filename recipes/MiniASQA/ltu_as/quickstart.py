@@ -15,9 +15,9 @@ import latency
 import prepare
 import train
 
+from audiolm_lite.api import AudioLM
 from audiolm_lite.evaluation.report import markdown_table, write_report
 from audiolm_lite.evaluation.runner import PREDICTIONS
-from audiolm_lite.inference import AudioLM
 
 EVALUATION = Path("results/evaluation")
 STAGES = (1, 2, 3)

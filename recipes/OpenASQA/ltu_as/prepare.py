@@ -6,9 +6,10 @@ Each corpus is prepared where its folder is given; null leaves it out.
 import sys
 from collections.abc import Callable, Iterable
 
-from audiolm_lite.parts import ConfigError
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from data_prep.clips import Clip, keep_apart
 from data_prep.corpora.audiocaps import read_audiocaps
 from data_prep.corpora.audioset import read_audioset
@@ -48,7 +49,8 @@ KEYS = {
 
 
 def main(argv: list[str]) -> int:
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     folders = {name: hparams[f"{name}_folder"] for name in READERS if hparams[f"{name}_folder"] is not None}
     if not folders:
         raise ConfigError(f"no corpus: give at least one of {', '.join(f'--{name}_folder' for name in READERS)}")

@@ -5,8 +5,9 @@ Folders are given as --an4_folder, --esc50_folder and --speechocean762_folder.
 
 import sys
 
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from data_prep.corpora.an4 import read_an4
 from data_prep.corpora.esc50 import read_esc50
 from data_prep.corpora.speechocean762 import read_speechocean762
@@ -24,7 +25,8 @@ KEYS = {
 
 
 def main(argv: list[str]) -> int:
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     share, seed = hparams["valid_share"], hparams["seed"]
     clips = read_an4(hparams["an4_folder"], share, seed)
     clips += read_esc50(hparams["esc50_folder"], hparams["esc10"], hparams["test_fold"], share, seed)

@@ -2,8 +2,9 @@
 
 import sys
 
-from audiolm_lite.training.experiment import load_experiment
-from audiolm_lite.training.keys import Key
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.keys import Key
+from audiolm_lite.config.start import start_run
 from data_prep.corpora.speechocean762 import read_speechocean762
 from data_prep.prepare import PREPARE_KEYS, prepare
 
@@ -15,7 +16,8 @@ KEYS = {
 
 
 def main(argv: list[str]) -> int:
-    hparams, run_opts = load_experiment(argv, KEYS)
+    hparams, run_opts, resolved = load_experiment(argv, KEYS)
+    start_run(hparams, resolved)
     options = {name: hparams[name] for name in ("valid_share", "test_share", "seed")}
     return prepare(read_speechocean762(hparams["data_folder"], **options), hparams, run_opts)
 

@@ -1,0 +1,67 @@
+"""Start of a run: random seeds, the output folder and logging."""
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the random number generators of Python, NumPy and torch, on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # all devices
+
+
+def start_run(hparams: Mapping, resolved: str, is_main: bool = True) -> None:
+    """Seed the random number generators and open the output folder of an experiment that has been loaded.
+
+    Parameters
+    ----------
+    hparams : mapping
+        Loaded keys; `seed` and `output_folder` are used where the command has them.
+    resolved : str
+        Text of the resolved YAML file.
+    is_main : bool
+        See `open_run_folder`.
+    """
+    if "seed" in hparams:
+        seed_everything(hparams["seed"])
+    if "output_folder" in hparams:
+        open_run_folder(hparams["output_folder"], resolved, is_main)
+
+
+def open_run_folder(folder: str | Path, resolved: str, is_main: bool = True) -> None:
+    """Create the output folder, store the resolved YAML file there, and log to the console and to log.txt.
+
+    Parameters
+    ----------
+    folder : path
+        The run's output folder.
+    resolved : str
+        Text of the resolved YAML file, stored as hyperparams.yaml.
+    is_main : bool
+        Whether this is the main process. Other processes only log warnings, to the console.
+    """
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if getattr(h, "of_experiment", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_main:
+        temporary = folder / f"hyperparams.yaml.{os.getpid()}.tmp"  # several processes may prepare into it
+        temporary.write_text(resolved, encoding="utf-8")
+        os.replace(temporary, folder / "hyperparams.yaml")
+        handlers.append(logging.FileHandler(folder / "log.txt", encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    for handler in handlers:
+        handler.of_experiment = True
+        root.addHandler(handler)
+    root.setLevel(logging.INFO if is_main else logging.WARNING)

@@ -1,0 +1,35 @@
+"""The train command: one stage of the curriculum, or several in order.
+
+Every recipe's train.py calls `main`. A recipe that differs writes its own.
+"""
+
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.start import start_run
+from audiolm_lite.distributed import processes
+from audiolm_lite.training.build import align_projection, build_datasets, build_model
+from audiolm_lite.training.handover import is_finished
+from audiolm_lite.training.stages import stage_commands
+
+
+def main(argv: list[str]) -> None:
+    """Train the stages that a command line names, one after the other."""
+    for command in stage_commands(argv):
+        train_stage(command)
+
+
+def train_stage(argv: list[str]) -> None:
+    """Train a stage and export its best model; do nothing where this very stage is trained already."""
+    hparams, run_opts, resolved = load_experiment(argv)
+    if device := processes.start_process_group(run_opts.get("device")):
+        run_opts["device"] = device
+    start_run(hparams, resolved, processes.is_main())
+    if is_finished(hparams, run_opts):
+        return
+    model, tokenizer = build_model(hparams)
+    datasets = build_datasets(hparams, model, tokenizer)
+    brain = hparams["brain"](model, hparams, run_opts)
+    brain.print_parts()
+    brain.load_previous_stage()
+    align_projection(hparams, model, datasets["train"], tokenizer)
+    brain.fit_stage(datasets["train"], datasets["valid"])
+    brain.export(hparams["output_folder"])

@@ -1,0 +1,330 @@
+"""Reading audio: right samples, or an error that names the file and says what to do."""
+
+import csv
+import io
+import os
+import pickle
+import shutil
+import stat
+import struct
+import tracemalloc
+import unicodedata
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audiolm_lite.audio.reading import AudioError, audio_duration, audio_header, read_audio
+
+
+def sine(rate, seconds=1.0, frequency=440.0):
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_formats(tmp_path, suffix):
+    soundfile.write(tmp_path / f"a.{suffix}", sine(16000), 16000)
+    samples = read_audio(tmp_path / f"a.{suffix}")
+    assert samples.dtype == torch.float32 and samples.shape == (16000,)
+    assert audio_duration(tmp_path / f"a.{suffix}") == 1.0
+    np.testing.assert_allclose(samples[2000:-2000], sine(16000)[2000:-2000], atol=0.02)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000, 192000])
+def test_other_rates_are_resampled_without_aliasing(tmp_path, rate):
+    high = sine(rate, frequency=9000.0) if rate > 22050 else 0.0  # above 8 kHz: must be gone at 16 kHz
+    soundfile.write(tmp_path / "a.wav", sine(rate) + high, rate, subtype="FLOAT")
+    samples = read_audio(tmp_path / "a.wav")
+    assert samples.shape == (16000,)
+    np.testing.assert_allclose(samples[500:-500], sine(16000)[500:-500], atol=2e-3)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "DOUBLE", "ULAW"])
+def test_sample_formats(tmp_path, subtype):
+    soundfile.write(tmp_path / "a.wav", sine(16000), 16000, subtype=subtype)
+    atol = {"PCM_U8": 1 / 128, "ULAW": 0.02}.get(subtype, 1e-6)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), sine(16000), atol=atol)
+
+
+def test_eight_channels(tmp_path):
+    channels = np.stack([(channel + 1) * sine(16000) / 8 for channel in range(8)], axis=1)
+    soundfile.write(tmp_path / "a.wav", channels, 16000, subtype="FLOAT")
+    assert audio_header(tmp_path / "a.wav") == (16000, 16000, 8)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), sine(16000) * 4.5 / 8, atol=1e-6)
+
+
+def test_headerless_pcm(tmp_path):
+    samples = (sine(16000) * 32767).astype("<i2")
+    (tmp_path / "a.PCM").write_bytes(samples.tobytes())
+    np.testing.assert_allclose(read_audio(tmp_path / "a.PCM", 0.5), samples[8000:] / 32768, atol=1e-7)
+    (tmp_path / "a.bin").write_bytes(samples.tobytes())
+    with pytest.raises(AudioError, match="not readable as audio"):
+        read_audio(tmp_path / "a.bin")
+    (tmp_path / "odd.pcm").write_bytes(samples.tobytes()[:-1])  # as some of KsponSpeech's evaluation files
+    np.testing.assert_allclose(read_audio(tmp_path / "odd.pcm"), samples[:-1] / 32768, atol=1e-7)
+    (tmp_path / "one.pcm").write_bytes(b"\x00")
+    with pytest.raises(AudioError, match="holds no audio"):
+        read_audio(tmp_path / "one.pcm")
+    soundfile.write(tmp_path / "wav.wav", sine(8000), 8000)
+    (tmp_path / "wav.wav").rename(tmp_path / "wav.pcm")
+    assert audio_header(tmp_path / "wav.pcm") == (8000, 8000, 1)
+
+
+def test_channels_are_averaged(tmp_path):
+    stereo = np.stack([sine(16000), np.zeros(16000, np.float32)], axis=1)
+    soundfile.write(tmp_path / "a.wav", stereo, 16000, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), sine(16000) / 2, atol=1e-7)
+
+
+def test_segments(tmp_path):
+    ramp = np.linspace(-1, 1, 16000, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", ramp, 16000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav", start=0.25, duration=0.5), ramp[4000:12000])
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav", start=0.75), ramp[12000:])
+    assert len(read_audio(tmp_path / "a.wav", start=0.5, duration=0.505)) == 8000  # the manifest's seconds are rounded
+    soundfile.write(tmp_path / "b.flac", sine(44100), 44100)
+    assert len(read_audio(tmp_path / "b.flac", start=0.5, duration=0.25)) == 4000
+
+
+def noisy_then_quiet(rate):
+    """30 s whose bitrate varies if the codec lets it."""
+    samples = np.concatenate([sine(rate, 10), np.random.default_rng(0).normal(0, 0.2, 10 * rate), sine(rate, 10)])
+    return samples.clip(-1, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
+def test_mp3_segments_begin_where_they_should(tmp_path, mode):
+    """Seeking in an MP3 of varying bitrate lands seconds away."""
+    file = tmp_path / "a.mp3"
+    soundfile.write(file, noisy_then_quiet(16000), 16000, bitrate_mode=mode, compression_level=0.5)
+    whole = read_audio(file)
+    for start in (0.5, 9.9, 20.0, 25.3):
+        np.testing.assert_allclose(read_audio(file, start, 1.5), whole[round(16000 * start) :][:24000], atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff"])
+def test_blocks_are_the_whole(tmp_path, monkeypatch, suffix):
+    """However finely a file is read, the samples are those of one read."""
+    file = tmp_path / f"a.{suffix}"
+    settings = {"bitrate_mode": "VARIABLE", "compression_level": 0.5} if suffix == "mp3" else {}
+    settings |= {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
+    soundfile.write(file, noisy_then_quiet(16000)[144000:176000], 16000, **settings)
+    whole = read_audio(file)
+    monkeypatch.setattr("audiolm_lite.audio.reading._BLOCK_SECONDS", 0.0371)
+    np.testing.assert_allclose(read_audio(file), whole, atol=1e-6)
+    np.testing.assert_allclose(read_audio(file, 0.9, 1.0), whole[14400:30400], atol=1e-6)
+
+
+def untagged(file):
+    """Drop the first frame of an MP3, which holds its length and no sound."""
+    data = file.read_bytes()
+    file.write_bytes(data[data.index(data[:2], 100) :])
+
+
+def test_mp3_without_its_length(tmp_path):
+    samples, rate = noisy_then_quiet(44100), 44100
+    for mode in ("CONSTANT", "VARIABLE"):
+        soundfile.write(tmp_path / f"{mode}.mp3", samples, rate, bitrate_mode=mode, compression_level=0.5)
+        untagged(tmp_path / f"{mode}.mp3")
+    assert len(read_audio(tmp_path / "CONSTANT.mp3")) == pytest.approx(30 * 16000, abs=2 * 1152)
+    with pytest.raises(AudioError, match=r"without a length tag: libsndfile takes 30.* s for .*ffmpeg -i"):
+        read_audio(tmp_path / "VARIABLE.mp3")
+
+
+@pytest.mark.parametrize("kind", ["wav", "aiff", "au", "w64", "sph"])
+def test_header_longer_than_the_data_is_an_error_naming_both(tmp_path, kind):
+    file = tmp_path / f"a.{kind}"
+    soundfile.write(file, sine(16000), 16000, format="NIST" if kind == "sph" else None, subtype="PCM_16")
+    data = file.read_bytes()
+    file.write_bytes(data[:-2000])
+    with pytest.raises(AudioError, match=r"cut off: \d+ of the \d+ (bytes|samples) that its header announces"):
+        audio_duration(file)
+    file.write_bytes(data)
+    assert audio_duration(file) == 1.0
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF - 36])
+def test_sizes_that_stand_for_an_unknown_length_are_no_fault(tmp_path, size):
+    """What programs write that send WAV through a pipe."""
+    samples = (sine(16000) * 32767).astype("<i2").tobytes()
+    format = struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16)
+    header = b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + format + b"data" + struct.pack("<I", size)
+    (tmp_path / "a.wav").write_bytes(header + samples)
+    assert audio_duration(tmp_path / "a.wav") == 1.0 and len(read_audio(tmp_path / "a.wav")) == 16000
+
+
+def test_integers_stored_as_floats_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", sine(16000) * 32768, 16000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="samples of up to 16384, but full scale is 1"):
+        read_audio(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "a.wav", sine(16000) * 3, 16000, subtype="FLOAT")  # loud, not wrong
+    assert read_audio(tmp_path / "a.wav").max() > 1.4
+
+
+def test_a_segment_of_two_hours_takes_little_memory(tmp_path):
+    tone = (sine(16000, 5) * 32767).astype("<i2").tobytes()
+    size = 2 * 3600 * 16000 * 2
+    with (tmp_path / "a.wav").open("wb") as file:  # a hole where there is no tone
+        format = struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16)
+        file.write(b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt " + format + b"data" + struct.pack("<I", size))
+        file.seek(44 + 7000 * 32000)
+        file.write(tone)
+        file.truncate(44 + size)
+    tracemalloc.start()
+    samples = read_audio(tmp_path / "a.wav", start=7000.0, duration=5.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(samples, sine(16000, 5), atol=1e-4)
+    assert audio_duration(tmp_path / "a.wav") == 7200.0 and peak < 5e6
+
+
+def test_names(tmp_path):
+    names = ["a b.wav", "-i.wav", "file:x.wav", "new\nline.wav", "한국어 é.wav", "%s $(true) '.wav"]
+    for name in names:
+        soundfile.write(tmp_path / name, sine(16000), 16000)
+        assert len(read_audio(tmp_path / name)) == 16000
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        name = unicodedata.normalize(form, "é한.wav")
+        soundfile.write(tmp_path / name, sine(16000), 16000)
+        assert len(read_audio(tmp_path / name)) == 16000
+        with pytest.raises(AudioError, match=f"written in Unicode form {form}"):
+            read_audio(tmp_path / unicodedata.normalize(other, "é한.wav"))
+        (tmp_path / name).unlink()
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "link.wav").symlink_to(tmp_path / "gone.wav")
+    (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
+    (tmp_path / "file.wav").write_bytes(b"x")
+    for name, message in {
+        "pipe.wav": "is a pipe",
+        "link.wav": f"broken link: no such file {tmp_path}/gone.wav",
+        "loop.wav": "symbolic links",
+        "file.wav/a.wav": "Not a directory",
+        "nu\0ll.wav": "null",
+        "x" * 300: "name too long",
+    }.items():
+        with pytest.raises(AudioError, match=message):
+            read_audio(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path):
+    soundfile.write(tmp_path / "a.wav", sine(16000), 16000)
+    (tmp_path / "a.wav").chmod(0)
+    with pytest.raises(AudioError, match=r"cannot be opened \(Permission denied\); check who may read it"):
+        read_audio(tmp_path / "a.wav")
+
+
+@pytest.fixture
+def m4a(tmp_path):
+    """Bytes that begin as an MPEG-4 file does."""
+    file = tmp_path / "my song.m4a"
+    file.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0" + b"\0" * 100)
+    return file
+
+
+def test_foreign_formats_name_the_command(m4a, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(AudioError, match=r"MPEG-4.*install ffmpeg, or convert it: ffmpeg -i '.*my song.m4a' -ar 16000"):
+        read_audio(m4a)
+    stream = io.BytesIO(m4a.read_bytes())
+    stream.name = "shard.tar/a.m4a"
+    with pytest.raises(AudioError, match=r"shard.tar/a.m4a: is MPEG-4"):
+        read_audio(stream)
+
+
+def test_ffmpeg_is_called_without_a_shell_and_with_files_only(m4a, tmp_path, monkeypatch):
+    """A program of that name that notes its arguments and answers with a prepared file, or with an error."""
+    soundfile.write(tmp_path / "answer.w64", sine(44100), 44100, subtype="FLOAT")
+    program = tmp_path / "bin/ffmpeg"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\nfor out; do :; done\n'
+        f'[ -e {tmp_path}/answer.w64 ] || {{ echo "moov atom not found" >&2; exit 1; }}\n'
+        f'cp {tmp_path}/answer.w64 "${{out#file:}}"\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    np.testing.assert_allclose(read_audio(m4a, 0.25, 0.5)[100:-100], sine(16000)[4100:11900], atol=2e-3)
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[arguments.index("-i") + 1] == f"file:{m4a}"
+    assert arguments[arguments.index("-protocol_whitelist") + 1] == "file"
+    (tmp_path / "answer.w64").unlink()
+    with pytest.raises(AudioError, match=r"ffmpeg cannot decode it \(moov atom not found\)"):
+        read_audio(m4a)
+
+
+def test_real_files_of_many_formats(real_data):
+    """What the table beside them says: rate, channels and duration, or that libsndfile has no decoder."""
+    with (real_data / "formats/manifest.csv").open(encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == 48
+    for row in rows:
+        file = real_data / "formats" / row["file"]
+        if row["format"].startswith("UNREADABLE") and not shutil.which("ffmpeg"):
+            with pytest.raises(AudioError, match="MPEG-4 audio.*ffmpeg -i"):
+                read_audio(file)
+        elif not row["format"].startswith("UNREADABLE"):
+            rate, samples, channels = audio_header(file)
+            assert (rate, channels) == (int(row["sample_rate"]), int(row["channels"]))
+            assert samples / rate == pytest.approx(float(row["seconds"]), abs=0.001)
+            heard = read_audio(file)
+            untagged_mp3 = 2 * 1152 * 16000 / rate if file.suffix == ".mp3" else 1
+            assert len(heard) == pytest.approx(16000 * samples / rate, abs=untagged_mp3) and heard.abs().max() > 0.01
+    name = "audio-mono-16-bit-44100Hz"
+    truth = read_audio(real_data / f"formats/{name}.wav")
+    for other in (f"{name}.flac", f"{name}.aiff", "audio-mono-24-bit-44100Hz.wav", "audio-stereo-16-bit-44100Hz.flac"):
+        torch.testing.assert_close(read_audio(real_data / "formats" / other), truth, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        ({"start": 1.0}, "not inside the 1 s of audio"),
+        ({"start": 0.5, "duration": 0.6}, "segment 0.5 s to 1.1 s is not inside"),
+        ({"start": -0.1}, "start must be >= 0"),
+        ({"duration": 0.0}, "duration > 0"),
+        ({"duration": 1e-5}, "holds no sample"),
+    ],
+)
+def test_impossible_segments_are_refused(tmp_path, segment, message):
+    soundfile.write(tmp_path / "a.wav", sine(16000), 16000)
+    with pytest.raises(AudioError, match=message):
+        read_audio(tmp_path / "a.wav", **segment)
+
+
+def broken_files(folder):
+    """File -> part of the message that it must cause."""
+    (folder / "folder.wav").mkdir()
+    (folder / "zero_bytes.wav").write_bytes(b"")
+    (folder / "text.flac").write_text("404 Not Found")
+    (folder / "noise.raw").write_bytes(b"1234")
+    soundfile.write(folder / "no_samples.wav", np.zeros(0, np.float32), 16000)
+    with_nan = sine(16000)
+    with_nan[8000] = np.nan
+    soundfile.write(folder / "nan.wav", with_nan, 16000, subtype="FLOAT")
+    soundfile.write(folder / "whole.flac", sine(16000, seconds=4), 16000)
+    whole = (folder / "whole.flac").read_bytes()
+    (folder / "half.flac").write_bytes(whole[: len(whole) // 2])
+    return {
+        "missing.wav": "no such file",
+        "folder.wav": "is a directory",
+        "zero_bytes.wav": "not readable as audio",
+        "text.flac": "not readable as audio",
+        "noise.raw": "not readable as audio",
+        "no_samples.wav": "holds no audio",
+        "nan.wav": "NaN or infinite sample at 0.5 s",
+        "half.flac": "fetch the file again",
+    }
+
+
+def test_broken_files_are_refused_by_name(tmp_path):
+    for name, message in broken_files(tmp_path).items():
+        with pytest.raises(AudioError, match=message) as error:
+            read_audio(tmp_path / name)
+        assert error.value.path == str(tmp_path / name) and str(error.value).startswith(error.value.path)
+        copy = pickle.loads(pickle.dumps(error.value))  # the way out of a DataLoader worker
+        assert str(copy) == str(error.value)

@@ -1,0 +1,84 @@
+"""Captions mapped to classes by a second model: an embedding model and a causal LM."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.evaluation.metrics.matching import QUESTION, _by_llm, score_matched_captions
+from audiolm_lite.evaluation.runner import EvaluationError, check_metrics
+
+CLASSES = ["dog", "rain", "church_bells"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "dog", "rain", "church", "bells", "the", "sound", "of", ".", "a", "barks"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory, tokenizer):
+    """A sentence-transformers model that averages word embeddings, which are nearly orthogonal."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = tmp_path_factory.mktemp("embedder")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    bert = BertModel(config)
+    for name, parameter in bert.named_parameters():
+        if "layer.0" in name and "LayerNorm" not in name:
+            parameter.data.zero_()  # the block adds nothing
+        if "position" in name or "token_type" in name:
+            parameter.data.zero_()
+    bert.save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    # a folder of a plain BERT gets mean pooling over its tokens
+    sentence_transformers.SentenceTransformer(str(folder / "bert")).save(str(folder / "model"))
+    return str(folder / "model")
+
+
+def test_the_nearest_class_is_taken(embedder):
+    answers = ["a dog barks", "the rain", "bells of church", ""]
+    targets = ["dog", "dog", "church_bells", "rain"]
+    scores = score_matched_captions(targets, answers, [CLASSES] * 4, {"type": "embedding", "source": embedder})
+    assert scores["accuracy"] == 0.5 and scores["unparsed"] == 1
+    assert scores["per_class"]["dog"]["recall"] == 0.5 and scores["per_class"]["church_bells"]["f1"] == 1
+    # an item's own classes alone are asked for
+    scores = score_matched_captions(["rain"], ["a dog barks"], [["rain"]], {"type": "embedding", "source": embedder})
+    assert scores["accuracy"] == 1
+
+
+def test_a_causal_lm_ranks_the_classes_by_mean_log_probability(tmp_path, tokenizer):
+    torch.manual_seed(1)
+    llm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            initializer_range=0.5, max_position_embeddings=64,
+        )
+    ).eval()  # fmt: skip
+    llm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scores = _by_llm(str(tmp_path), ["a dog", "rain"], CLASSES)
+    prompt = tokenizer.encode(QUESTION.format(caption="rain"), add_special_tokens=False)
+    bells = tokenizer.encode("church bells", add_special_tokens=False)
+    with torch.no_grad():
+        logits = llm(torch.tensor([prompt + bells])).logits[0].log_softmax(-1)
+    expected = (logits[len(prompt) - 1, bells[0]] + logits[len(prompt), bells[1]]) / 2
+    torch.testing.assert_close(scores[1, 2], expected)
+    best = score_matched_captions(["dog"], ["rain"], [CLASSES], {"type": "llm", "source": str(tmp_path)})
+    assert best["accuracy"] == float(scores[1].argmax() == 0)
+
+
+def test_other_matchers_are_refused():
+    for matcher in ({}, {"type": "magic", "source": "x"}, {"type": "llm"}):
+        with pytest.raises(ConfigError, match="embedding or llm"):
+            score_matched_captions(["dog"], ["dog"], [CLASSES], matcher)
+    with pytest.raises(EvaluationError, match="unknown option 'model'"):
+        check_metrics({"caption": {"type": "matched_caption", "model": "x"}}, ["caption"])

@@ -1,0 +1,156 @@
+"""The user's AudioLM: files and waveforms, one and many, on every back end, with the same answers."""
+
+import json
+from dataclasses import replace
+
+import audiolm_lite  # isort: skip  (before transformers: its torchaudio stand-in)
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audiolm_lite.api import AudioLM
+from audiolm_lite.audio.reading import AudioError
+from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.decoding import DecodeState
+from audiolm_lite.deploy.backends import make_backend
+from audiolm_lite.evaluation.runner import evaluate
+from audiolm_lite.hub.save import save_model
+
+SECONDS = (0.6, 1.1, 0.35)
+OPTIONS = {"max_new_tokens": 6}
+
+
+def noise(number):
+    generator = np.random.default_rng(number)
+    return (0.1 * generator.standard_normal(int(16000 * SECONDS[number]))).astype(np.float32)
+
+
+@pytest.fixture
+def folder(sources, make_experiment, make_model):
+    """A saved model and three clips beside it."""
+    experiment = make_experiment(lora=True)
+    experiment |= {"generation": OPTIONS, "instructions": {"transcribe": "transcribe", "caption": "describe audio"}}
+    save_model(make_model(experiment), experiment, sources / "model")
+    for number in range(len(SECONDS)):
+        soundfile.write(sources / f"{number}.wav", noise(number), 16000, subtype="FLOAT")
+    return sources
+
+
+def test_files_waveforms_batches_and_single_clips_agree(folder):
+    model = audiolm_lite.AudioLM.from_pretrained(folder / "model", device="cpu", batch_size=2)
+    files = [str(folder / f"{number}.wav") for number in range(3)]
+    answers = model.ask(files, "what dog")
+    assert len(answers) == 3 and all(isinstance(text, str) for text in answers) and len(set(answers)) > 1
+    for number, text in enumerate(answers):
+        assert model.ask(folder / f"{number}.wav", "what dog") == text
+        assert model.ask(torch.from_numpy(noise(number)), "what dog") == text
+    assert model.ask(files, ["what dog", "rain", "what dog"])[::2] == answers[::2]
+
+
+def test_transcribe_and_caption_ask_what_the_model_was_trained_on(folder):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    clip = folder / "1.wav"
+    assert model.transcribe(clip) == model.ask(clip, "transcribe")
+    assert model.caption(clip) == model.ask(clip, "describe audio")
+
+
+def test_characters_that_the_tokenizer_lacks_are_named(folder, recwarn):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    model.ask(folder / "0.wav", "what dog")
+    assert not [w for w in recwarn if w.category is UserWarning and "tokenizer" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"reads the question 'What dog' as 'dog'.*lower case"):
+        model.ask(folder / "0.wav", "What dog")
+
+
+def test_sampled_answers_depend_on_clip_and_seed_alone(folder):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    files = [str(folder / f"{number}.wav") for number in range(3)]
+    sampled = model.ask(files, "what", temperature=1.5, seed=3)
+    assert sampled[1] == model.ask(files[1], "what", temperature=1.5, seed=3)
+    assert sampled != model.ask(files, "what", temperature=1.5, seed=4)
+    assert len(model.ask(files[0], "what", max_new_tokens=1).split()) <= 1
+
+
+def test_several_clips_and_turns_in_one_question(folder):
+    experiment = json.loads((folder / "model" / "audiolm_lite.json").read_text())
+    experiment["template"] = "{bos}{turn}user : {audio} {instruction} answer : {answer}{eos}"
+    (folder / "model" / "audiolm_lite.json").write_text(json.dumps(experiment))
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    pair = (folder / "0.wav", torch.from_numpy(noise(1)))
+    both = model.ask(pair, "what <audio> dog <audio>")
+    assert isinstance(both, str)
+    items = [model._item(pair, {"instruction": text}) for text in ("what <audio> dog <audio>", "what dog")]
+    assert len(items[0].clips) == 2 and items[0].input_ids != items[1].input_ids
+    # beside others in a batch it is the same, and turns before it are part of the prompt
+    assert model.ask([pair, folder / "2.wav"], ["what <audio> dog <audio>", "rain"])[0] == both
+    model.ask(folder / "0.wav", "rain", history=[("what dog", "dog")])
+    with pytest.raises(ValueError, match="1 <audio> marks"):
+        model.ask(pair, "what <audio>")
+
+
+def test_beams_are_a_generation_setting(folder):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    files = [folder / f"{number}.wav" for number in range(3)]
+    answers = model.ask(files, "what dog", beams=3)
+    assert answers == [model.ask(file, "what dog", beams=3, length_penalty=1.0) for file in files]
+    with pytest.raises(ValueError, match="beams 3 and temperature do not go together"):
+        model.ask(files, "what dog", beams=3, temperature=0.5)
+
+
+def test_a_back_end_gets_the_merged_llm_and_answers_batches_of_its_size(folder, monkeypatch):
+    """Compilation itself is tested in tests/deploy; here a back end with a fixed cache takes its place."""
+    made = []
+
+    def fixed(name, llm, batch_size, max_length):
+        assert name == "aoti" and not hasattr(llm, "peft_config") and not llm.training
+        eager = make_backend("eager", llm, batch_size, max_length)
+        made.append(replace(eager, name=name, state=DecodeState.allocate(llm, batch_size, max_length)))
+        return made[-1]
+
+    files = [str(folder / f"{number}.wav") for number in range(3)]
+    eager = AudioLM.from_pretrained(folder / "model", device="cpu").ask(files, "what dog")
+    monkeypatch.setattr("audiolm_lite.api.make_backend", fixed)
+    compiled = AudioLM.from_pretrained(folder / "model", device="cpu", backend="aoti", batch_size=2, max_length=64)
+    assert compiled.ask(files, "what dog") == eager and len(made) == 1
+
+
+def test_what_cannot_be_answered_says_why(folder):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    with pytest.raises(AudioError, match="no such file"):
+        model.transcribe(folder / "none.wav")
+    with pytest.raises(ValueError, match="one-dimensional float"):
+        model.transcribe(torch.zeros(2, 16000))
+    with pytest.raises(ValueError, match="NaN"):
+        model.transcribe(torch.full((16000,), torch.nan))
+    with pytest.raises(ValueError, match="2 questions for 1 clips"):
+        model.ask([folder / "0.wav"], ["what", "dog"])
+    with pytest.raises(ValueError, match="longer than"):
+        model.transcribe(torch.zeros(16000 * 5))
+
+
+def test_evaluation_gives_the_answers_a_user_gets(folder):
+    """A whole evaluation with its controls from files; the answers to normal audio are those of AudioLM."""
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    rows = [
+        {"id": str(n), "audio": f"{n}.wav", "task": "sound", "instruction": "what dog", "target": "dog"}
+        | {"dataset": "noise", "split": "test", "duration": SECONDS[n], "labels": ["dog", "rain"]}
+        for n in range(3)
+    ]
+    write_manifest(folder / "test.jsonl", rows)
+    parts = model.bundle.model
+    datasets = {
+        audio: AudioTextDataset(
+            [folder / "test.jsonl"], model.bundle.template, model.bundle.tokenizer, parts.adapter.num_tokens,
+            encoder_frames=parts.encoder.num_frames, audio=audio, with_answer=False,
+        )
+        for audio in ("normal", "zeros", "shuffled")
+    }  # fmt: skip
+    result = evaluate(model.bundle, datasets, {"sound": {"type": "classification"}}, folder / "evaluation")
+    assert set(result["controls"]) == {"normal", "zeros", "shuffled"}
+    predictions = (folder / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    assert len(predictions) == 9
+    for number in range(3):
+        text = model.ask(folder / f"{number}.wav", "what dog")
+        assert f'"id": "{number}", "control": "normal", "prediction": "{text}"' in predictions[number]

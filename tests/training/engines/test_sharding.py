@@ -1,0 +1,185 @@
+"""Two processes compute what one computes, share validation, fail together, and hand runs on to each other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.evaluation.validation import AnswerValidation
+from audiolm_lite.hub.load import load_model
+from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.build import build_dataset
+from audiolm_lite.training.signals import Stopped
+from tests.training.engines.two_processes import KEYS, curriculum_command, run, train_with
+from tests.training.test_build import make_corpus
+
+ROOT = Path(__file__).parents[3]
+NAME = "audiolm_lite.training.brain.AudioLMBrain"
+
+
+class StoppedAlone(AudioLMBrain):
+    """Asked to stop in its third step."""
+
+    def fit_batch(self, window):
+        if self.progress.step == 2:
+            self.signals.requested = "SIGTERM"
+        return super().fit_batch(window)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Folder with what one process has begun and two have done since."""
+    root = tmp_path_factory.mktemp("two")
+    corpus = root / "corpus"
+    corpus.mkdir()
+    make_corpus(corpus)
+    text = (corpus / "stage.yaml").read_text()
+    (corpus / "planned.yaml").write_text(text.replace(NAME, "tests.training.engines.two_processes.PlannedForTwo"))
+    (corpus / "stage_1.yaml").write_text(text + "alignment_init: {ridge: 1.0, clips: 12}\n")
+    text = text.replace("stage: 1", "stage: 2").replace("adapter.projection.*", 'adapter.*", "llm.*lora_*')
+    (corpus / "stage_2.yaml").write_text(text + "num_workers: 1\n")
+    for name in ("ddp from one", "fsdp from one"):
+        with pytest.raises(Stopped):
+            run(root / name, StoppedAlone)
+    stopped = launch(root)
+    assert stopped.returncode != 0 and (root / "found.json").exists(), stopped.stderr[-5000:]
+    steps = losses(root / "launcher stopped")
+    going_on = launch(root)
+    assert going_on.returncode == 0, going_on.stderr[-5000:]
+    assert steps == losses(root / "launcher stopped")[:3]
+    return root
+
+
+def launch(root):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["--max_restarts", "1", str(ROOT / "tests/training/engines/two_processes.py"), str(root)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # else processes started again may call the addresses of those before (github.com/pytorch/pytorch/issues/167288)
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def losses(folder):
+    return [record["loss"] for record in records(folder)]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "stage_1" / "losses.jsonl").read_text().splitlines()]
+
+
+def newest(folder):
+    return sorted((folder / "stage_1" / "checkpoints").glob("step_*"))[-1]
+
+
+def metrics(folder):
+    return json.loads((newest(folder) / "checkpoint.json").read_text())["metrics"]
+
+
+def weights(folder):
+    return load_file(newest(folder) / "trained.safetensors")
+
+
+def assert_close(first, second):
+    assert losses(first) == pytest.approx(losses(second), rel=1e-5)
+    assert metrics(first) == pytest.approx(metrics(second), rel=1e-5)
+
+
+def test_both_engines_compute_the_same(root):
+    assert_close(root / "ddp", root / "fsdp")
+    assert all(record["samples"] >= 2 for record in records(root / "ddp"))
+    assert sum(record["samples"] for record in records(root / "ddp")) == 2 * 20
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_one_process_goes_on_where_two_have_stopped(root, parallel):
+    """With the losses that two would have had, since the windows are those of two."""
+    folder = root / f"{parallel} stopped"
+    assert len(losses(folder)) == 3
+    run(folder)
+    assert_close(folder, root / parallel)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_go_on_where_one_has_stopped(root, parallel, tmp_path):
+    """Windows of a single batch, so that one of the two has nothing to compute."""
+    run(tmp_path)
+    assert_close(root / f"{parallel} from one", tmp_path)
+
+
+def test_an_interrupted_run_of_two_ends_bit_for_bit_the_same(root):
+    assert losses(root / "halves") == losses(root / "whole")
+    halves, whole = weights(root / "halves"), weights(root / "whole")
+    assert halves.keys() == whole.keys() and all((halves[name] == whole[name]).all() for name in whole)
+
+
+def test_a_launcher_that_a_cluster_stops_saves_and_goes_on(root):
+    """SIGTERM to torchrun alone; the fixture gives the same command a second time."""
+    assert losses(root / "launcher stopped") == losses(root / "whole")
+    stopped, whole = weights(root / "launcher stopped"), weights(root / "whole")
+    assert all((stopped[name] == whole[name]).all() for name in whole)
+
+
+def test_the_launcher_starts_all_again_where_one_was_killed(root):
+    assert losses(root / "killed") == losses(root / "whole")
+    killed, whole = weights(root / "killed"), weights(root / "whole")
+    assert all((killed[name] == whole[name]).all() for name in whole)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_two_compute_what_one_does(root, name, tmp_path):
+    train_with(root, name, tmp_path)
+    one, two = ((folder / name / "losses.jsonl").read_text().splitlines() for folder in (tmp_path, root))
+    one, two = ([json.loads(line)["loss"] for line in lines] for lines in (one, two))
+    assert one == pytest.approx(two, rel=1e-5) and len(one) > 4
+    one, two = (load_file(folder / name / "trained.safetensors") for folder in (tmp_path, root))
+    for tensor, other in zip(one.values(), two.values(), strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_process_alone_needs_weights(root):
+    assert_close(root / "meta", root / "tied")
+
+
+def test_a_curriculum_by_the_command_line_leaves_whole_models(root):
+    before, after = (load_model(root / "curriculum" / f"stage_{stage}").model.state_dict() for stage in (1, 2))
+    moved = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("adapter.")}
+    trained = load_file(root / "curriculum" / "stage_2" / "trained.safetensors")
+    assert sum("lora_B" in name for name in trained) == 2 and all(tensor.any() for tensor in trained.values())
+    log = (root / "curriculum" / "stage_2" / "log.txt").read_text()
+    assert log.count("Best checkpoint") == 1  # the first process alone writes
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_processes_answer_as_one_does(root, stage):
+    """Two stages whose processes share the model out, and one whose processes share the items."""
+    bundle = load_model(root / "curriculum" / f"stage_{stage}")
+    hparams, _, _ = load_experiment(curriculum_command(root))
+    valid = build_dataset(hparams, "valid", bundle.model, bundle.tokenizer)
+    scores, samples = AnswerValidation(bundle.model, valid, hparams, together=False).run(lambda: None)
+    assert len(samples) == 4 and any(sample.answer for sample in samples)
+    found = json.loads((root / "curriculum" / f"stage_{stage}" / "finished.json").read_text())["metrics"]
+    assert {name: found[name] for name in ("sound_class/wer", "sound_class/cer")} == scores
+
+
+def test_an_item_that_one_process_cannot_read_ends_both(root):
+    found = dict(json.loads((root / "found.json").read_text())["unreadable"])
+    assert found.keys() == {"ValueError", "PeerError"}
+    assert "failed, so all stop: ValueError: item-7 cannot be read" in found["PeerError"]
+
+
+def test_a_bad_step_of_one_process_is_skipped_by_both(root):
+    (first, message), second = json.loads((root / "found.json").read_text())["nonfinite"]
+    assert first == "NonFiniteError" and second == [first, message]
+    assert any(f"item-{index}" in message for index in (3, 4, 5))
+
+
+def test_too_few_items_are_an_error_in_both(root):
+    found = json.loads((root / "found.json").read_text())["few"]
+    assert [kind for kind, _ in found] == ["ValueError"] * 2

@@ -1,0 +1,181 @@
+"""What test_distributed.py starts with torchrun: runs on two processes, whose results it looks at.
+
+torchrun --nproc_per_node 2 --max_restarts 1 tests/training/engines/two_processes.py FOLDER
+
+One of them has the launcher stopped, as a cluster does; the same command goes on with that one, and then trains another
+of which the second process is killed, so that the launcher starts both again.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+
+from tests.training.test_build import train
+from tests.training.toy import ToyData, make_brain, make_model
+
+# isort: split
+from audiolm_lite.distributed import processes
+from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.signals import Stopped
+from audiolm_lite.training.stages import stage_commands
+
+PLAIN = {"grad_accumulation_factor": 1, "batch_tokens": 40, "epochs": 2, "ckpt_interval_minutes": 0.0}
+
+
+class Interrupted(AudioLMBrain):
+    """The second process is asked to stop in the third step."""
+
+    def fit_batch(self, window):
+        if self.progress.step == 2 and processes.rank() == 1:
+            self.signals.requested = "SIGUSR1"
+        return super().fit_batch(window)
+
+
+class LauncherStopped(AudioLMBrain):
+    """In the third step the launcher gets SIGTERM, and hands it on to its processes; they have to wait for it."""
+
+    def fit_batch(self, window):
+        if self.progress.step == 2:
+            if processes.rank() == 1:
+                os.kill(os.getppid(), signal.SIGTERM)
+            while not self.signals.requested:
+                time.sleep(0.01)
+        return super().fit_batch(window)
+
+
+class Killed(AudioLMBrain):
+    """The second process is killed in its third step, once."""
+
+    def fit_batch(self, window):
+        if self.progress.step == 2 and processes.rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit_batch(window)
+
+
+class PlannedForTwo(AudioLMBrain):
+    """Its windows are those of two processes, however many there are."""
+
+    def _feed(self, dataset, shuffle):
+        self.ranks = 2
+        return super()._feed(dataset, shuffle)
+
+
+class Unreadable(ToyData):
+    """The last process to ask for item 7 cannot read it."""
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise ValueError("item-7 cannot be read")
+        return super().__getitem__(index)
+
+
+def run(root, kind=AudioLMBrain, model=None, data=None, **changes):
+    model = model if model is not None else make_model(dropout=changes.pop("dropout", 0.0))
+    torch.manual_seed(1)
+    brain = make_brain(root, model, kind, **{**PLAIN, **changes})
+    brain.fit_stage(data or ToyData(20), ToyData(7, seed=1))
+    return brain
+
+
+def stopped(root, **changes):
+    try:
+        run(root, Interrupted, **changes)
+    except Stopped:
+        return
+    raise AssertionError("the run did not stop")
+
+
+def failure(root, data, **changes):
+    """Type and message of the error that each process ends with."""
+    try:
+        run(root, data=data, **changes)
+    except Exception as error:
+        return processes.gather([type(error).__name__, str(error)])
+    return processes.gather(None)
+
+
+def model_on_meta():
+    """The model of the first process has its weights, that of the other one none yet."""
+    if processes.rank() == 0:
+        return make_model(dropout=0.0, tied=True)
+    with init_empty_weights(include_buffers=False):
+        model = make_model(dropout=0.0, tied=True)
+    model.llm.tie_weights()
+    return model
+
+
+def curriculum_command(root, file="stage.yaml"):
+    """What all stages have in common; all four items of validation are answered."""
+    answers = "{metrics: {sound_class: {type: asr, normaliser: none}}}"
+    command = [str(root / "corpus" / file), "--output_root", str(root / "curriculum"), "--device", "cpu"]
+    command += ["--valid_answers", answers, "--generation", "{max_new_tokens: 4}", "--batch_tokens", "60"]
+    return [*command, "--learning_rates", '{"*": 0.05}']
+
+
+def curriculum(root):
+    """Two stages by one command, in which only the first process reads the LLM, and a third in which both do."""
+    command = [*curriculum_command(root, "stage_1.yaml"), "--stages", "1-2", "--parallel", "fsdp"]
+    assert all(train(stage) for stage in stage_commands(command))
+    assert not any(train(stage) for stage in stage_commands(command))
+    train([*curriculum_command(root), "--stage", "3"])
+
+
+# What changes the batches or the loss, by the keys of a YAML file.
+KEYS = {
+    "packing": ["--packing", "true"],
+    "augmentation": ["--augmentation", "{}"],
+    "distillation": ["--distillation", "{text: target, weight: 0.7}"],
+}
+if hasattr(torch.nn.functional, "linear_cross_entropy"):
+    KEYS["kernel beside shares"] = ["--loss_kernel", "torch", "--parallel", "fsdp"]
+
+
+def train_with(root, name, folder):
+    """Train on the corpus's features with some of `KEYS`, and windows for two processes."""
+    command = [str(root / "corpus" / "planned.yaml"), "--output_folder", str(folder / name), "--device", "cpu"]
+    command += ["--trainable", "['adapter.*', 'llm.*lora_*']", "--epochs", "2", "--batch_tokens", "60"]
+    train([*command, *KEYS[name]])
+
+
+def main(root):
+    torch.set_num_threads(1)
+    processes.start_process_group("cpu")
+    if not (root / "found.json").exists():
+        run_all(root)
+        processes.any_rank()
+    run(root / "launcher stopped", LauncherStopped, dropout=0.1)
+    run(root / "killed", Killed, dropout=0.1, ckpt_interval_minutes=1e-9)  # saved after every step
+
+
+def run_all(root):
+    for parallel in ("ddp", "fsdp"):
+        run(root / parallel, parallel=parallel)
+        stopped(root / f"{parallel} stopped", parallel=parallel)
+        if parallel == "ddp":  # with dropout: the processes' random numbers go on, too
+            run(root / "whole", dropout=0.1)
+            stopped(root / "halves", dropout=0.1)
+            run(root / "halves", dropout=0.1)
+        run(root / f"{parallel} from one", parallel=parallel)  # where one process has begun
+    run(root / "tied", model=make_model(dropout=0.0, tied=True))
+    run(root / "meta", model=model_on_meta(), parallel="fsdp", gradient_checkpointing=1)
+    curriculum(root)
+    for name in KEYS:
+        train_with(root, name, root)
+    found = {"unreadable": failure(root / "unreadable", Unreadable(20))}
+    bad = ToyData(20)
+    for index in (3, 4, 5):
+        bad.items[index].features[:] = torch.nan
+    found["nonfinite"] = failure(root / "nonfinite", bad, parallel="fsdp", nonfinite_patience=0)
+    found["few"] = failure(root / "few", ToyData(1))
+    if processes.is_main():
+        (root / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
