@@ -1,0 +1,110 @@
+"""Atomic writes: a file or folder appears under its name when it is complete, or not at all.
+
+Everything is written next to its final place, under a hidden name that ends in `.tmp`, and renamed at the end. An
+interrupted write leaves what was there before; a temporary file that a killed process leaves is never read.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
+    """Give the temporary path at which to write a file; rename it to `path` at the end.
+
+    Parameters
+    ----------
+    path : path
+        The file's final name. Its folder is created where it is missing.
+    sync : bool
+        Wait until the content is on the disk, so that the file also survives a power failure.
+
+    Yields
+    ------
+    Path
+        Where to write. Processes that write the same file at once get different paths, and the last one wins.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written or renamed; the temporary file is then removed, as after any other exception.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> with atomic_path(folder / "scores.csv") as unfinished:
+    ...     _ = unfinished.write_text("id,wer")
+    >>> [file.name for file in folder.iterdir()]
+    ['scores.csv']
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield unfinished
+        if sync:
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: str | Path, data: bytes, *, sync: bool = False) -> None:
+    """Write a binary file atomically; parameters and errors are those of `atomic_path`."""
+    with atomic_path(path, sync=sync) as unfinished:
+        unfinished.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, with the line ends that `text` has."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any, **options: Any) -> None:
+    """Write a JSON file atomically; `options` are those of `json.dumps`, by default an indentation of 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `value` cannot be written as JSON; nothing is changed then.
+    """
+    write_text(path, json.dumps(value, **{"indent": 1, "ensure_ascii": False, **options}) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give the temporary folder to fill; rename it to `path`, which must not exist, at the end.
+
+    Yields
+    ------
+    Path
+        An empty folder next to `path`.
+
+    Raises
+    ------
+    FileExistsError
+        Something has this name already.
+
+    Examples
+    --------
+    >>> with atomic_folder(getfixture("tmp_path") / "model") as unfinished:
+    ...     write_text(unfinished / "config.json", "{}")
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; remove it or choose another name")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
