@@ -16,6 +16,7 @@ import soundfile
 
 from audiolm_lite.audio.mp3 import samples_by_frames
 from audiolm_lite.audio.tar_members import open_member
+from audiolm_lite.config.errors import UserError
 
 # Samples without a header, as Korean corpora publish them (KsponSpeech): nothing in such a file tells its format.
 _HEADERLESS = {"samplerate": 16000, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
@@ -40,7 +41,7 @@ MP3_FRAME = 1152
 _RATES = range(1000, 768001)
 
 
-class AudioError(ValueError):
+class AudioError(UserError, ValueError):
     """An audio file that cannot be used.
 
     Attributes

@@ -1,6 +1,6 @@
-"""From a command line to checked hyperparameters: HyperPyYAML file + `--key value` overrides + run options.
+"""Experiment files: a HyperPyYAML file and the overrides of the command line become checked hyperparameters.
 
-A key that nothing documents and nothing refers to is an error, so a typo cannot pass silently.
+A key that is neither documented nor referred to in the file is an error, so a typing error never passes unnoticed.
 """
 
 import io
@@ -8,16 +8,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
+from audiolm_lite.config.command_line import help_text, parse_arguments
 from audiolm_lite.config.errors import ConfigError, did_you_mean
-from audiolm_lite.config.keys import REQUIRED, RUN_OPTIONS, STAGES_OPTION, TRAINING_KEYS, Key
+from audiolm_lite.config.keys import REQUIRED, RUN_OPTIONS, TRAINING_KEYS, Key
 from audiolm_lite.config.launch import accelerate_options
-from audiolm_lite.config.manifest_entries import split_entries
-from audiolm_lite.config.registry import map_sources
 
 
 def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS) -> tuple[dict, dict, str]:
@@ -44,6 +42,8 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
     ------
     ConfigError
         Unknown key, missing key or wrong type; the message names file, key and remedy.
+    SystemExit
+        `--help` was given and printed.
     """
     if "--help" in argv or "-h" in argv:
         print(help_text(keys))
@@ -57,81 +57,7 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
         hparams = load_hyperpyyaml(resolved)
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise ConfigError(f"{path}: {error} Give it in the file or on the command line (--key value).") from error
-    return _check_values(path, hparams, keys), run_opts, resolved
-
-
-def help_text(keys: Mapping[str, Key]) -> str:
-    """Describe the command line: run options and documented keys with their defaults."""
-    lines = ["usage: python SCRIPT.py FILE.yaml [--key value ...]", "", "run options:"]
-    options = {**RUN_OPTIONS, **(STAGES_OPTION if keys is TRAINING_KEYS else {})}
-    lines += [f"  {f'--{name} {value}':<34} {text}" for name, (value, text) in options.items()]
-    lines += ["", "keys of the YAML file, each also an option (--key value, --block.key value):"]
-    for name, key in keys.items():
-        kind = "|".join(key.kind) if isinstance(key.kind, tuple) else key.kind.__name__
-        default = "required" if key.default is REQUIRED else f"default {key.default}"
-        lines.append(f"  {f'--{name} {kind}':<34} {key.help} [{default}]")
-    return "\n".join(lines)
-
-
-def settings(hparams: Mapping, keys: Mapping[str, Key] = TRAINING_KEYS) -> dict:
-    """Return the values that decide which model comes out: what a run may be resumed or reused with."""
-    plain = {name: hparams[name] for name, key in keys.items() if key.result and name in hparams}
-    if "mixing_temperature" in plain:  # the manifests themselves may move, but another mixture of them is another run
-        plain["manifest weights"] = split_entries(hparams["manifests"].get("train", []))[1]
-    return {name: _comparable(value) for name, value in plain.items()}
-
-
-def _comparable(value: Any) -> Any:
-    """As it is compared between runs: a class by its name, a local source by its full path, whatever the directory."""
-    if callable(value):
-        return _qualified_name(value)
-    if isinstance(value, Mapping):
-        return map_sources(value, _full_path, "")
-    return value
-
-
-def _full_path(source: str, where: str) -> str:
-    return str(Path(source).resolve()) if Path(source).exists() else source
-
-
-def _qualified_name(value: Any) -> str:
-    value = getattr(value, "func", value)  # `!name:` with arguments gives a functools.partial
-    return f"{value.__module__}.{value.__qualname__}"
-
-
-def parse_arguments(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS) -> tuple[Path, dict, dict]:
-    """Split the command line into file, nested overrides and run options."""
-    path, overrides, run_opts = None, {}, {}
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            if path is not None:
-                raise ConfigError(f"unexpected argument {word!r} after {path}: options are written --key value")
-            path = Path(word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        if name == "debug" and not equals:
-            run_opts["debug"] = True
-            continue
-        if not equals:
-            if not rest:
-                raise ConfigError(f"option --{name} has no value: write --{name} VALUE")
-            value = rest.pop(0)
-        if name in RUN_OPTIONS:
-            run_opts[name] = ruamel.yaml.YAML(typ="safe").load(value) if name == "debug" else value
-            continue
-        *blocks, last = name.split(".")
-        place = overrides
-        for block in blocks:
-            place = place.setdefault(block, {})
-        text = not blocks and last in keys and keys[last].kind is str and value != "null"
-        place[last] = value if text else ruamel.yaml.YAML(typ="safe").load(value)
-    if path is None:
-        raise ConfigError(f"no YAML file given\n{help_text(keys)}")
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give the YAML file of the recipe, e.g. hparams/stage_1.yaml")
-    return path, overrides, run_opts
+    return _checked(path, hparams, keys), run_opts, resolved
 
 
 def _overridden_yaml(path: Path, overrides: dict, keys: Mapping[str, Key]) -> io.StringIO:
@@ -145,10 +71,12 @@ def _overridden_yaml(path: Path, overrides: dict, keys: Mapping[str, Key]) -> io
     referenced = {match.split("[")[0].split(".")[0] for match in re.findall(r"<([^<>\s]+)>", text)}
     for name in tree:
         if name not in keys and name not in referenced and not str(name).startswith("_"):
-            raise ConfigError(f"{path}: unknown key {name!r}{did_you_mean(name, [*keys, *referenced])}")
+            suggestion = did_you_mean(name, [*keys, *referenced])
+            raise ConfigError(f"{path}: unknown key {name!r}{suggestion} --help lists all keys")
     for name in overrides:
         if name not in keys and name not in tree:
-            raise ConfigError(f"unknown option --{name}{did_you_mean(name, [*keys, *RUN_OPTIONS, *tree])}")
+            suggestion = did_you_mean(name, [*keys, *RUN_OPTIONS, *tree])
+            raise ConfigError(f"unknown option --{name}{suggestion} --help lists all options")
     _update(tree, overrides)
     stream = io.StringIO()
     yaml.dump(tree, stream)
@@ -172,8 +100,8 @@ def _update(tree: Mapping, overrides: Mapping) -> None:
             tree[name] = value
 
 
-def _check_values(path: Path, hparams: dict, keys: Mapping[str, Key]) -> dict:
-    """Fill defaults and check types."""
+def _checked(path: Path, hparams: dict, keys: Mapping[str, Key]) -> dict:
+    """Return the hyperparameters with defaults filled in; raise ConfigError where a type or choice is wrong."""
     checked = dict(hparams)
     for name, key in keys.items():
         value = checked.setdefault(name, key.default)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.config.errors import UserError
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Line:
     note: str
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError, ValueError):
     """A checkpoint that cannot be converted; the message names the tensor or file, what is wrong and the remedy.
 
     `lines` is the account of its tensors as far as it was made.

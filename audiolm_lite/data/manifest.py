@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from audiolm_lite.config.errors import UserError
+
 # Longest line that is read, in bytes. Rows are a few kB even with timed words: a longer one is a file of another kind,
 # or one whose line ends were lost, and must not fill the memory before it is refused.
 MAX_LINE_BYTES = 16 << 20
@@ -23,7 +25,7 @@ _SUSPECT = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A manifest that breaks the schema; the message names file, line, field and remedy."""
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from audiolm_lite.config.errors import UserError
 from audiolm_lite.data.manifest_table import ManifestTable
 from audiolm_lite.data.questions import Questions
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """Manifests, features and prompts that do not make a dataset together."""
 
 

@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from audiolm_lite.config.errors import UserError
 
-class PeerError(RuntimeError):
+
+class PeerError(UserError, RuntimeError):
     """Another process failed, so this one ends too; the message has that one's rank and error."""
 
 

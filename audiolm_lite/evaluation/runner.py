@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from audiolm_lite.config.errors import UserError
 from audiolm_lite.data.batching import LengthBucketSampler
 from audiolm_lite.decoding.backend import Backend
 from audiolm_lite.decoding.bundle import ModelBundle
@@ -24,7 +25,7 @@ from audiolm_lite.evaluation.metrics.regression import score_regression
 PREDICTIONS, RESULTS, SETTINGS = "predictions.jsonl", "metrics.json", "evaluation.json"
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError, ValueError):
     """An evaluation that cannot be run as asked; the message names what and the remedy."""
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from audiolm_lite.audio.long_audio import LongAudio, Plan, Source, seconds_of
+from audiolm_lite.config.errors import UserError
 from audiolm_lite.features.clip_batches import DecodedBatches, make_batches
 from audiolm_lite.features.keys import clips_of, feature_key
 from audiolm_lite.features.store import FeatureStore
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 _WAITING = 2
 
 
-class ExtractionError(RuntimeError):
+class ExtractionError(UserError, RuntimeError):
     """Too many clips could not be read."""
 
 

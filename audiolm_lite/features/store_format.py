@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiolm_lite.config.errors import UserError
+
 FORMAT = 2
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 # Follows the key in the name of an int8 tensor's scale. No key ends in it: a file name cannot hold a NUL.
 SCALE = "\0scale"
 
 
-class FeatureStoreError(ValueError):
+class FeatureStoreError(UserError, ValueError):
     """A feature store that cannot be used; the message says why and what to do."""
 
 

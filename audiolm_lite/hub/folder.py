@@ -19,14 +19,14 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, UserError
 
 FORMAT = 1
 CONFIG = "audiolm_lite.json"
 PRETRAINED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
-class ModelFolderError(ValueError):
+class ModelFolderError(UserError, ValueError):
     """A model's folder that cannot be written or loaded; the message names the file, what is wrong and the remedy."""
 
 

@@ -4,13 +4,15 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
+from audiolm_lite.config.errors import UserError
+
 # Marks from Unicode's private use area stand for what user and assistant say, since no template touches these.
 _USER, _ANSWER = "\ue000", "\ue001"
 # Some templates write today's date into the system prompt; a prompt must not change overnight.
 _DATE = "26 Jul 2024"
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(UserError, ValueError):
     """A chat template that is not there or cannot be taken apart."""
 
 

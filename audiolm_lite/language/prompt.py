@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from audiolm_lite.config.errors import UserError
 from audiolm_lite.language.chat import ChatTemplateError, render_chat
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 
@@ -14,7 +15,7 @@ AUDIO_MARK = "<audio>"  # where, inside an instruction, the next clip stands
 _FIELDS = {"answer": "target"}  # slots whose manifest field has another name
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """A template, or a row for it, that cannot become a prompt."""
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.experiment import settings
+from audiolm_lite.config.settings import settings
 from audiolm_lite.distributed import processes
 from audiolm_lite.evaluation.validation import AnswerValidation
 from audiolm_lite.hub.save import save_model

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ TENSORS, STATE, INFO = "trained.safetensors", "state.pt", "checkpoint.json"
 KEEP_NEWEST = 2  # one more than needed, for the case that the newest is damaged
 
 
-class DamagedCheckpointError(Exception):
+class DamagedCheckpointError(UserError):
     """A checkpoint's folder does not hold what its `checkpoint.json` says."""
 
 

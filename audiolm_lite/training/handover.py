@@ -16,7 +16,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.experiment import settings
+from audiolm_lite.config.settings import settings
 from audiolm_lite.config.keys import REQUIRED, TRAINING_KEYS
 from audiolm_lite.config.registry import with_defaults
 from audiolm_lite.distributed import processes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from audiolm_lite.config.errors import UserError
 from audiolm_lite.distributed import processes
 from audiolm_lite.modeling.batch import Batch
 from audiolm_lite.training.engines import sharding
@@ -15,7 +16,7 @@ from audiolm_lite.training.engines import sharding
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """More optimiser steps of an epoch than `nonfinite_patience` had a non-finite loss or gradient."""
 
 

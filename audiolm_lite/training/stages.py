@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.experiment import load_experiment, parse_arguments
+from audiolm_lite.config.command_line import parse_arguments
+from audiolm_lite.config.experiment import load_experiment
 
 # What belongs to one stage, and can therefore not be said of several at once.
 OF_ONE_STAGE = ("stage", "output_folder", "previous_stage")

@@ -27,12 +27,13 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from audiolm_lite.audio.reading import TOLERANCE, AudioError, audio_duration
+from audiolm_lite.config.errors import UserError
 from audiolm_lite.data.manifest import ManifestError, RowChecker
 
 Row = dict[str, Any]
 
 
-class FormatError(ValueError):
+class FormatError(UserError, ValueError):
     """A manifest, or an entry of one, that is not in its format or does not fit another; says why and what to do."""
 
 

@@ -1,8 +1,5 @@
 """A train script's whole way on a tiny model: YAML, manifests, features or live audio, three stages, the export."""
 
-import audiolm_lite  # noqa: F401  transformers must find its torchaudio stand-in
-
-# isort: split
 import json
 import sys
 
@@ -21,8 +18,9 @@ from transformers import (
 )
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.experiment import load_experiment, settings
+from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.registry import build
+from audiolm_lite.config.settings import settings
 from audiolm_lite.data.manifest import read_manifest, write_manifest
 from audiolm_lite.features.extract import extract
 from audiolm_lite.hub.load import load_model

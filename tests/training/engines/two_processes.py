@@ -16,14 +16,12 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 
-from tests.training.test_build import train
-from tests.training.toy import ToyData, make_brain, make_model
-
-# isort: split
 from audiolm_lite.distributed import processes
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.signals import Stopped
 from audiolm_lite.training.stages import stage_commands
+from tests.training.test_build import train
+from tests.training.toy import ToyData, make_brain, make_model
 
 PLAIN = {"grad_accumulation_factor": 1, "batch_tokens": 40, "epochs": 2, "ckpt_interval_minutes": 0.0}
 

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import torch
 
+from audiolm_lite.distributed import processes
+from audiolm_lite.training.engines import sharding
 from tests.training.engines.two_processes import curriculum_command, failure, run, stopped
 from tests.training.test_build import train
 from tests.training.toy import ToyData, make_model
-
-# isort: split
-from audiolm_lite.distributed import processes
-from audiolm_lite.training.engines import sharding
 
 FULL = {"trainable": ["adapter.*", "llm.*"], "learning_rates": {"adapter.*": 1e-2, "llm.*": 1e-3}}
 

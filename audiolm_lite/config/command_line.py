@@ -1,0 +1,87 @@
+"""The command line of every recipe script: FILE.yaml, overrides of its keys, and run options."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ruamel.yaml
+
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.keys import REQUIRED, RUN_OPTIONS, STAGES_OPTION, TRAINING_KEYS, Key
+
+
+def parse_arguments(
+    argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Split a command line into the YAML file, nested overrides and run options.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        `FILE.yaml --key value --block.key=value --device cpu --debug ...`
+    keys : mapping
+        The documented keys: a value of a string key is taken as it is, every other value is read as YAML.
+
+    Returns
+    -------
+    path : Path
+    overrides : dict
+        Values by key; a dotted option gives nested mappings.
+    run_opts : dict
+        Values of `RUN_OPTIONS`.
+
+    Raises
+    ------
+    ConfigError
+        No file, no such file, more than one file, or an option without a value.
+    """
+    path: Path | None = None
+    overrides: dict[str, Any] = {}
+    run_opts: dict[str, Any] = {}
+    remaining = list(argv)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            if path is not None:
+                raise ConfigError(f"unexpected argument {word!r} after {path}: options are written --key value")
+            path = Path(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if name == "debug" and not equals:
+            run_opts["debug"] = True
+            continue
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"option --{name} has no value: write --{name} VALUE")
+            value = remaining.pop(0)
+        if name in RUN_OPTIONS:
+            run_opts[name] = _from_yaml(value) if name == "debug" else value
+            continue
+        *blocks, last = name.split(".")
+        target = overrides
+        for block in blocks:
+            target = target.setdefault(block, {})
+        is_text = not blocks and last in keys and keys[last].kind is str and value != "null"
+        target[last] = value if is_text else _from_yaml(value)
+    if path is None:
+        raise ConfigError(f"no YAML file given\n{help_text(keys)}")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give the YAML file of the recipe, e.g. hparams/stage_1.yaml")
+    return path, overrides, run_opts
+
+
+def help_text(keys: Mapping[str, Key]) -> str:
+    """Describe the command line: run options and documented keys with their defaults."""
+    lines = ["usage: python SCRIPT.py FILE.yaml [--key value ...]", "", "run options:"]
+    options = {**RUN_OPTIONS, **(STAGES_OPTION if keys is TRAINING_KEYS else {})}
+    lines += [f"  {f'--{name} {value}':<34} {text}" for name, (value, text) in options.items()]
+    lines += ["", "keys of the YAML file, each also an option (--key value, --block.key value):"]
+    for name, key in keys.items():
+        kind = "|".join(key.kind) if isinstance(key.kind, tuple) else key.kind.__name__
+        default = "required" if key.default is REQUIRED else f"default {key.default}"
+        lines.append(f"  {f'--{name} {kind}':<34} {key.help} [{default}]")
+    return "\n".join(lines)
+
+
+def _from_yaml(text: str) -> Any:
+    return ruamel.yaml.YAML(typ="safe").load(text)
