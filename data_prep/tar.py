@@ -18,6 +18,7 @@ import sys
 import tarfile
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from tqdm import tqdm
@@ -25,7 +26,6 @@ from tqdm import tqdm
 from audiolm_lite.audio.reading import AudioError, audio_duration
 from audiolm_lite.audio.tar_members import open_member
 from audiolm_lite.data.manifest import ManifestError, audio_path, write_manifest
-from audiolm_lite.data.tarred import import_webdataset
 from data_prep.formats import FormatError, Report, Row, atomic_file, load_format, to_json
 
 
@@ -119,7 +119,7 @@ def _write_shard(file: Path, members: dict[str, str], manifest: Path) -> dict[st
     missing = {}
     unfinished = file.with_name(file.name + ".tmp")
     with unfinished.open("wb") as stream:
-        with import_webdataset().TarWriter(stream, encoder=False, mtime=0) as writer:
+        with _import_webdataset().TarWriter(stream, encoder=False, mtime=0) as writer:
             for member, audio in members.items():
                 path = audio_path(manifest, {"audio": audio})
                 try:
@@ -135,6 +135,15 @@ def _write_shard(file: Path, members: dict[str, str], manifest: Path) -> dict[st
         os.fsync(stream.fileno())
     os.replace(unfinished, file)
     return missing
+
+
+def _import_webdataset() -> ModuleType:
+    """Return the library webdataset, which is not installed by default; raises ImportError with the remedy."""
+    try:
+        import webdataset
+    except ImportError as error:
+        raise ImportError('writing tar shards needs webdataset; run: pip install "audiolm_lite[data]"') from error
+    return webdataset
 
 
 def _stored(file: Path) -> set[str] | None:

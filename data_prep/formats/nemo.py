@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from audiolm_lite.data.manifest import ManifestError
-from audiolm_lite.data.tarred import expand_shards, shard_id
 from data_prep.formats import (
     FormatError,
     Report,
@@ -77,14 +75,32 @@ def write(rows: Iterable[Row], path: Path, report: Report) -> None:
             file.write(to_json(item) + "\n")
 
 
+def expand_shards(pattern: str | Path) -> list[Path]:
+    """Files that a pattern names.
+
+    Parameters
+    ----------
+    pattern : str or Path
+        A path with ranges as NeMo writes them, audio__OP_0..511_CL_.tar, or as shells do, audio_{0..511}.tar.
+    """
+    from braceexpand import braceexpand  # installed with webdataset
+
+    return [Path(path) for path in braceexpand(str(pattern).replace("_OP_", "{").replace("_CL_", "}"))]
+
+
 def _shards(pattern: str | None, folder: Path) -> dict[int, str]:
     """Number of each shard -> its path from the manifest's folder."""
     if pattern is None:
         return {}
-    try:
-        return {
-            shard_id(file): os.path.relpath(file.parent.resolve() / file.name, folder.resolve())
-            for file in expand_shards(pattern)
-        }
-    except ManifestError as error:
-        raise FormatError(str(error)) from error
+    return {
+        _shard_number(file): os.path.relpath(file.parent.resolve() / file.name, folder.resolve())
+        for file in expand_shards(pattern)
+    }
+
+
+def _shard_number(file: Path) -> int:
+    """Last number in the name of a shard; raises FormatError if there is none."""
+    numbers = re.findall(r"\d+", file.stem)
+    if not numbers:
+        raise FormatError(f"{file}: a shard's name ends in its number, such as audio_0.tar; rename it")
+    return int(numbers[-1])

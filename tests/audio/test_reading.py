@@ -328,3 +328,22 @@ def test_broken_files_are_refused_by_name(tmp_path):
         assert error.value.path == str(tmp_path / name) and str(error.value).startswith(error.value.path)
         copy = pickle.loads(pickle.dumps(error.value))  # the way out of a DataLoader worker
         assert str(copy) == str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.pcm"])
+def test_open_files_are_read_like_paths(tmp_path, name):
+    samples = np.random.default_rng(0).integers(-9999, 9999, 500).astype("<i2")
+    if name == "a.pcm":
+        (tmp_path / name).write_bytes(samples.tobytes())
+    else:
+        soundfile.write(tmp_path / name, samples, 16000)
+
+    def opened(data):
+        stream = io.BytesIO(data)
+        stream.name = f"shard/{name}"
+        return stream
+
+    data = (tmp_path / name).read_bytes()
+    assert torch.equal(read_audio(opened(data)), read_audio(tmp_path / name))
+    with pytest.raises(AudioError, match=f"shard/{name}"):
+        read_audio(opened(data[:41] if name == "a.wav" else b""))

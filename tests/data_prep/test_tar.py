@@ -1,16 +1,21 @@
 """Tar shards: every clip once, the same bytes whenever they are written, and what NeMo expects of their names."""
 
 import json
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from audiolm_lite.audio.reading import read_audio
 from audiolm_lite.data.manifest import read_manifest, write_manifest
 from data_prep import tar
+from data_prep.convert import main as convert
 from data_prep.formats import FormatError, Report, load_format
+from data_prep.formats.nemo import expand_shards
 from data_prep.tar import main, pack
 
 pytest.importorskip("webdataset")
@@ -137,3 +142,40 @@ def test_unreadable_audio_is_set_aside_and_tells_in_the_exit_status(manifest, tm
 
 def test_endings_are_what_webdataset_takes():
     assert [tar._ending(name) for name in ("a.WAV", "b", "c.x y", "d.tar.ogg")] == [".wav", ".audio", ".audio", ".ogg"]
+
+
+def test_a_tarred_manifest_of_nemo_is_read_into_its_shards(manifest, tmp_path, capsys):
+    """Also of a second segment of a file, which NeMo lists under a name of its own and stores once."""
+    rows = [row | {"start": 0.02} if row["task"] == "gender" else row for row in read_manifest(manifest)]
+    write_manifest(manifest, rows)
+    pack(manifest, tmp_path / "out", 3)
+    lines = [json.loads(line) for line in (tmp_path / "out/tarred_audio_manifest.json").open()]
+    for number, line in enumerate(lines):
+        if number % 2:
+            line["audio_filepath"] = line["audio_filepath"].replace(".", "-sub1.")
+    (tmp_path / "nemo.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["nemo", "manifest", str(tmp_path / "nemo.json"), str(tmp_path / "rows.jsonl")]
+    assert convert([*command, "--shards", f"{tmp_path}/out/audio__OP_0..2_CL_.tar"]) == 0
+    packed = read_manifest(tmp_path / "out/manifest.jsonl")
+    for row, ours in zip(read_manifest(tmp_path / "rows.jsonl"), packed, strict=True):
+        assert (row["id"], row["shard_id"]) == (ours["id"], ours["shard_id"])
+        files = (tmp_path / row["audio"], tmp_path / "out" / ours["audio"])
+        assert torch.equal(*(read_audio(file, row["start"], row["duration"]) for file in files))
+    capsys.readouterr()
+    assert convert([*command, "--shards", f"{tmp_path}/out/audio_0.tar"]) == 1
+    assert "is none of the 1 shards" in (tmp_path / "rows.jsonl.rejected.jsonl").read_text()
+    assert convert([*command, "--shards", f"{tmp_path}/out/audio.tar"]) == 1
+    assert "ends in its number" in capsys.readouterr().err
+
+
+def test_patterns_of_nemo_and_of_shells():
+    names = ["a/audio_0.tar", "a/audio_1.tar", "a/audio_2.tar"]
+    assert [str(path) for path in expand_shards("a/audio__OP_0..2_CL_.tar")] == names
+    assert [str(path) for path in expand_shards("a/audio_{0..2}.tar")] == names
+    assert [str(path) for path in expand_shards("a/audio_1.tar")] == names[1:2]
+
+
+def test_a_missing_library_is_named_with_its_remedy(manifest, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(ImportError, match=r'pip install "audiolm_lite\[data\]"'):
+        pack(manifest, tmp_path / "out", 2)
