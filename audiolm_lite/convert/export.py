@@ -7,6 +7,7 @@ from pathlib import Path
 from audiolm_lite.convert.accounting import ConversionError
 from audiolm_lite.hub.folder import read_config
 from audiolm_lite.hub.load import load_language_model
+from audiolm_lite.modeling.lora import merge_lora
 
 
 def export_lora(folder: Path, out: Path) -> None:
@@ -38,8 +39,7 @@ def export_merged(folder: Path, out: Path) -> None:
     config = read_config(folder)
     config["llm"] = {name: value for name, value in config["llm"].items() if name != "quantization"}
     llm, tokenizer = load_language_model(folder, config)
-    if hasattr(llm, "merge_and_unload"):
-        llm = llm.merge_and_unload()
+    llm = merge_lora(llm)
     temporary = _temporary(out)
     llm.save_pretrained(temporary, safe_serialization=True)
     tokenizer.save_pretrained(temporary)

@@ -23,7 +23,7 @@ RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6
 def restart_to_measure(argv: Sequence[str]) -> None:
     """Start this program anew with `RETURN_MEMORY` in its environment, which the C library reads at its start only."""
     if any(os.environ.get(name) != value for name, value in RETURN_MEMORY.items()):
-        command = [sys.executable, "-m", "audiolm_lite.plan", *argv]
+        command = [sys.executable, "-m", "audiolm_lite", "plan", *argv]
         os.execve(sys.executable, command, {**os.environ, **RETURN_MEMORY})
 
 

@@ -15,7 +15,7 @@ from audiolm_lite.config.registry import build, map_sources
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.quantization import CHOICES
-from audiolm_lite.modeling.transformer_blocks import checkpoint_blocks
+from audiolm_lite.modeling.transformer_blocks import checkpoint_activations
 from audiolm_lite.plan.processes import exchanged_bytes, share_of
 from audiolm_lite.training.build import open_store
 from audiolm_lite.training.trainable import select_trainable
@@ -61,7 +61,7 @@ def outline_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedToken
     select_trainable(model, hparams["trainable"])
     if hparams["gradient_checkpointing"]:
         for part in filter(None, (encoder, llm)):
-            checkpoint_blocks(part, hparams["gradient_checkpointing"])
+            checkpoint_activations(part, hparams["gradient_checkpointing"])
     return model.train(), tokenizer, source
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
-from audiolm_lite.modeling.transformer_blocks import blocks
+from audiolm_lite.modeling.transformer_blocks import find_blocks
 
 # What NCCL's channels take on a GPU: an allowance, since it depends on the number of GPUs and how they are connected.
 NCCL_ALLOWANCE = 400 * 2**20
@@ -55,7 +55,7 @@ def exchanged_bytes(model: AudioLanguageModel, hparams: Mapping, stored: Callabl
     def size(block: nn.Module) -> float:
         return sum(sizes[names[id(parameter)]] for parameter in block.parameters())
 
-    each = [size(block) for part in filter(None, (model.encoder, model.llm)) for block in blocks(part)]
+    each = [size(block) for part in filter(None, (model.encoder, model.llm)) for block in find_blocks(part)]
     return round(sum(sizes.values()) - sum(each) + 2 * max(each, default=0))
 
 

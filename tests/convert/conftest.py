@@ -5,7 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from audiolm_lite.convert.__main__ import main
+from audiolm_lite.config.errors import UserError
+from audiolm_lite.convert.run import main
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def lora(lora_llm):
 
 @pytest.fixture
 def run(capsys):
-    """Call `python -m audiolm_lite.convert` with these arguments; gives what it prints."""
+    """Call `audiolm-lite convert` with these arguments; gives what it prints."""
 
     def call(*arguments):
         main([str(argument) for argument in arguments])
@@ -42,7 +43,7 @@ def refused(run, tmp_path):
 
     def call(message, name, source, *arguments):
         out = tmp_path / "refused"
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(UserError, match=message):
             run(name, source, out, *arguments)
         assert not out.exists()
 

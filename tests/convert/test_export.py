@@ -5,7 +5,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from audiolm_lite.convert.__main__ import main
+from audiolm_lite.config.errors import UserError
+from audiolm_lite.convert.run import main
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
 
@@ -51,10 +52,10 @@ def test_the_merged_llm_loads_in_transformers(model_folder, sources, tmp_path, l
 
 def test_refusals(model_folder, tmp_path):
     folder = model_folder(lora=False)
-    with pytest.raises(SystemExit, match="no LoRA"):
+    with pytest.raises(UserError, match="no LoRA"):
         main(["export_lora", str(folder), str(tmp_path / "lora")])
     for command in ("export_lora", "export_merged"):
-        with pytest.raises(SystemExit, match="exists"):
+        with pytest.raises(UserError, match="exists"):
             main([command, str(folder), str(folder)])
-        with pytest.raises(SystemExit, match="no audiolm_lite.json"):
+        with pytest.raises(UserError, match="no audiolm_lite.json"):
             main([command, str(tmp_path), str(tmp_path / "new")])

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from audiolm_lite.config.errors import UserError
 from tests.convert import published
 
 
@@ -71,11 +72,11 @@ def test_two_names_for_one_tensor(spoilt):
 def test_the_table_is_printed_before_the_refusal(tensors, tmp_path, run, capsys):
     tensors.pop("encoder_projector.linear2.bias")
     torch.save(tensors, tmp_path / "model.pt")
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError):
         run("slam_llm", tmp_path / "model.pt", tmp_path / "out")
     printed = capsys.readouterr().out
     assert "1 missing" in printed and "encoder_projector.linear1.weight" in printed
-    with pytest.raises(SystemExit, match="is this its format"):
+    with pytest.raises(UserError, match="is this its format"):
         run("salmonn", tmp_path / "model.pt", tmp_path / "out")
     assert "11 unexpected" in capsys.readouterr().out
 
@@ -135,5 +136,5 @@ def test_another_formats_file(refused, tensors, tmp_path):
 def test_what_is_there_is_not_overwritten(run, tensors, tmp_path):
     torch.save(tensors, tmp_path / "model.pt")
     run("slam_llm", tmp_path / "model.pt", tmp_path / "out")
-    with pytest.raises(SystemExit, match="exists"):
+    with pytest.raises(UserError, match="exists"):
         run("slam_llm", tmp_path / "model.pt", tmp_path / "out")

@@ -17,7 +17,7 @@ from audiolm_lite.data.batching import Item
 from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.features.extract import extract
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
-from audiolm_lite.plan.__main__ import alternatives, largest_budget, main, plan
+from audiolm_lite.plan.run import alternatives, largest_budget, main, plan
 from audiolm_lite.plan.batches import fullest_batch, padded_rows
 from audiolm_lite.plan.outline import optimizer_bytes, outline_model, weight_bytes
 from audiolm_lite.plan.simulate import estimate
@@ -247,7 +247,7 @@ def mini_data(tmp_path_factory):
 )  # fmt: skip
 def test_estimate_is_near_what_the_process_takes(mini_data, flags):
     """The worst batches of the recipe's stage 3: resident memory grows as reckoned, to 15 %."""
-    command = [sys.executable, "-m", "audiolm_lite.plan", "hparams/stage_3.yaml", "--measure", "--device", "cpu"]
+    command = [sys.executable, "-m", "audiolm_lite", "plan", "hparams/stage_3.yaml", "--measure", "--device", "cpu"]
     command += ["--data_folder", str(mini_data), "--output_root", str(mini_data / "results"), *flags]
     done = subprocess.run(command, cwd=RECIPE, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Does a stage fit into a GPU's memory, and what makes it fit? python -m audiolm_lite.plan FILE.yaml --vram 8
+"""Does a stage fit into a GPU's memory, and what makes it fit? audiolm-lite plan FILE.yaml --vram 8
 
 From the YAML file and the models' config.json alone: no weight is read, no GPU is needed. The batch is the worst that
 the token budget allows for the training set; where the data is not prepared yet, items of --audio_seconds with
@@ -11,12 +11,10 @@ the CPU it compares the growth of the process's memory with the estimate.
 
 import argparse
 import copy
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import torch
 
 from audiolm_lite.config.errors import ConfigError
@@ -148,7 +146,7 @@ def largest_budget(hparams: Mapping, item: Item, limit: float) -> tuple[Estimate
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        prog="python -m audiolm_lite.plan",
+        prog="audiolm-lite plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -240,10 +238,3 @@ def _measured(hparams: Mapping, run_opts: Mapping, items: Mapping[str, Item], li
     if gpu:
         lines.append(f"safe for every bucket: batch_tokens {min(budgets)}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ConfigError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -1,4 +1,4 @@
-"""Convert published checkpoints: python -m audiolm_lite.convert <format> <file-or-folder> <out>
+"""Convert published checkpoints: audiolm-lite convert <format> <file-or-folder> <out>
 
 With --encoder and --llm, <out> is a model's folder for `AudioLM.from_pretrained`; without, it holds the adapter (with
 its YAML block) and the LoRA. Outwards: export_lora and export_merged take a model's folder.
@@ -6,14 +6,13 @@ its YAML block) and the LoRA. Outwards: export_lora and export_merged take a mod
 
 import argparse
 import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, UserError
 from audiolm_lite.convert import export
 from audiolm_lite.convert.accounting import (
     ConversionError,
@@ -110,7 +109,7 @@ def _block(text: str | None) -> dict[str, Any] | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m audiolm_lite.convert", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="audiolm-lite convert", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="format", required=True, metavar="|".join((*FORMATS, "export_*")))
     for name in FORMATS:
         form = importlib.import_module(f"audiolm_lite.convert.{name}")
@@ -146,8 +145,4 @@ def main(argv: Sequence[str]) -> None:
     except (ConversionError, ModelFolderError, ConfigError) as error:
         if lines := getattr(error, "lines", ()):
             print(table(lines))
-        raise SystemExit(f"error: {source}: {error}") from error
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+        raise UserError(f"{source}: {error}") from error
