@@ -14,9 +14,8 @@ import tempfile
 import time
 from statistics import median
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from audiolm_lite.deploy import available_backends, make_backend
 
@@ -44,7 +43,7 @@ def benchmark(geometry: str, config: LlamaConfig, device: str, dtype: torch.dtyp
     """Speed of every way to decode with one geometry; those that cannot run here are named with the reason."""
     torch.manual_seed(0)
     with torch.device(device):
-        llm = LlamaForCausalLM(config).to(dtype).eval()
+        llm = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     embeds = torch.randn(1, options.prompt_tokens, config.hidden_size).to(device, dtype)
     mask = torch.ones(1, options.prompt_tokens, dtype=torch.bool, device=device)
     new = options.new_tokens

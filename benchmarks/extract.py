@@ -25,11 +25,10 @@ from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from statistics import median
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import numpy as np
 import soundfile
 import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+import transformers
 
 from audiolm_lite.encoders.whisper import WhisperEncoder
 from audiolm_lite.features.extract import extract
@@ -62,17 +61,17 @@ def write_clips(folder: Path, count: int, seconds: float = 5.0) -> list[dict]:
 def save_model(folder: Path, sizes: dict) -> None:
     """Write a random Whisper of these sizes."""
     torch.manual_seed(0)
-    config = WhisperConfig(**sizes, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=64)
-    WhisperModel(config).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=sizes["num_mel_bins"]).save_pretrained(folder)
+    config = transformers.WhisperConfig(**sizes, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=64)
+    transformers.WhisperModel(config).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=sizes["num_mel_bins"]).save_pretrained(folder)
 
 
 class Reference:
     """One clip at a time, always 30 s, every hidden state pooled, one compressed file a clip."""
 
     def __init__(self, source: Path, device: str):
-        self.encoder = WhisperModel.from_pretrained(source).encoder.to(device).eval()
-        self.extractor = WhisperFeatureExtractor.from_pretrained(source)
+        self.encoder = transformers.WhisperModel.from_pretrained(source).encoder.to(device).eval()
+        self.extractor = transformers.WhisperFeatureExtractor.from_pretrained(source)
         self.device = device
 
     @torch.no_grad()

@@ -19,9 +19,7 @@ from statistics import median
 
 STARTED = time.perf_counter()
 
-import audiolm_lite  # noqa: E402, F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import torch  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
@@ -65,6 +63,8 @@ class MadeUp(Dataset):
 
 def make_brain(folder: str) -> AudioLMBrain:
     """A small model in the project's training loop, ready for as many processes as there are."""
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4, vocab_size=VOCABULARY,

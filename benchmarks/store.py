@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before speechbrain: its torchaudio stand-in)
 import numpy as np
 import torch
 

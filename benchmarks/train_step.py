@@ -28,10 +28,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -97,6 +95,8 @@ def make_items(count: int, shape: tuple[int, int, int], vocabulary: int) -> list
 
 def make_model(geometry: str, device: str, quantised: bool) -> AudioLanguageModel:
     """Random weights; adapter in float32, LLM in bfloat16 on a GPU."""
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(0)
     config, (layers, dim, _) = GEOMETRIES[geometry]
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-# First of all: tests import transformers and speechbrain directly, which import torchaudio.
-import audiolm_lite  # noqa: F401  isort: skip
-from speechbrain.utils.importutils import LazyModule  # isort: skip
+from speechbrain.utils.importutils import LazyModule
 
 # hypothesis reads `__file__` of every loaded module, at which SpeechBrain's lazy ones would import optional packages.
 LazyModule.__file__ = None

@@ -3,12 +3,12 @@
 import json
 from dataclasses import replace
 
-import audiolm_lite  # isort: skip  (before transformers: its torchaudio stand-in)
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+import audiolm_lite
 from audiolm_lite.api import AudioLM
 from audiolm_lite.audio.reading import AudioError
 from audiolm_lite.data.dataset import AudioTextDataset

@@ -1,6 +1,5 @@
 """Beam search: equal to transformers', independent of the batch and of the cache it is given."""
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,6 +1,5 @@
 """Static-cache generation: equal to transformers', independent of the batch, reproducible."""
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,6 +1,5 @@
 """Back ends: the compiled functions answer what the eager ones answer, from any cache folder, for any weights."""
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model

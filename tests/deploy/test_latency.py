@@ -1,6 +1,5 @@
 """The latency protocol: what counts towards which figure."""
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import dataclasses
 import json
 import time

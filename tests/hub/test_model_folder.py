@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import audiolm_lite  # noqa: F401  # isort: skip  (before transformers: its torchaudio stand-in)
 import pytest
 import torch
 from peft import PeftModel

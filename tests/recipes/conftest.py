@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import audiolm_lite  # noqa: F401  isort: skip  (before transformers: its torchaudio stand-in)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,

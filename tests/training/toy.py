@@ -1,8 +1,5 @@
 """A tiny model, its data and its settings, which train in a second."""
 
-import audiolm_lite  # noqa: F401  transformers must find its torchaudio stand-in
-
-# isort: split
 import json
 from pathlib import Path
 

@@ -6,10 +6,11 @@ Stands for Voxtral's language model where that does not fit; it knows nothing, s
 import sys
 from pathlib import Path
 
-import audiolm_lite  # noqa: F401  isort: skip  (before transformers: its torchaudio stand-in)
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+import audiolm_lite  # noqa: F401  makes torchaudio importable, which the Llama of transformers imports
 
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[TRANSCRIBE]"]
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 if __name__ == "__main__":
