@@ -15,6 +15,7 @@ from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.deploy.backends import make_backend
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.language.prompt import AUDIO_MARK
+from audiolm_lite.modeling.lora import merge_lora
 
 Clip = str | Path | Tensor
 Audio = Clip | tuple[Clip, ...]
@@ -41,8 +42,7 @@ class AudioLM:
         self.batch_size = batch_size
         self._backend: Backend | None = None
         if backend != "eager":
-            if hasattr(bundle.model.llm, "merge_and_unload"):
-                bundle.model.llm = bundle.model.llm.merge_and_unload()  # two small products a layer less
+            bundle.model.llm = merge_lora(bundle.model.llm)
             self._backend = make_backend(backend, bundle.model.llm, batch_size, max_length)
 
     @classmethod

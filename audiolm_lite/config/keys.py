@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 REQUIRED = object()
 
-LOSS_KERNELS = ("chunked", "torch", "liger", "cut_cross_entropy")
+LOSS_KERNELS = ("chunked", "torch")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 SCHEDULES = ("linear", "cosine", "constant")
 
@@ -114,7 +114,7 @@ TRAINING_KEYS = {
     "precision": Key("Autocast precision of training.", ("fp32", "bf16", "fp16"), "fp32"),
     "loss_chunk": Key("Positions whose logits exist at a time; 0: as many as fit in 256 MB.", int, 0, False),
     "loss_kernel": Key(
-        "Loss of training steps: in chunks, by torch's kernel (2.13), or on a GPU by Liger's or cut cross-entropy's.",
+        "Loss of training steps: computed in chunks, or by the fused kernel of torch 2.13.",
         LOSS_KERNELS,
         "chunked",
         False,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from audiolm_lite.modeling.lora import unwrap_peft
+
 
 @dataclass
 class DecodeState:
@@ -41,7 +43,7 @@ class DecodeState:
             If the LLM needs more than a plain causal cache and head (sliding or linear attention, rescaled logits),
             or `max_length` is beyond the positions it was made for.
         """
-        causal_lm = _causal_lm(llm)
+        causal_lm = unwrap_peft(llm)
         config = causal_lm.config.get_text_config()
         _check_supported(config, max_length)
         heads = config.num_attention_heads
@@ -99,7 +101,7 @@ def prefill(llm: nn.Module, state: DecodeState, inputs_embeds: Tensor, attention
     hidden = _run(llm, embeds, visible, slots.expand_as(mask), _SlotCache(state, None))
     state.position.copy_(lengths)
     last = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
-    return _causal_lm(llm).get_output_embeddings()(last).float()
+    return unwrap_peft(llm).get_output_embeddings()(last).float()
 
 
 def decode_step(llm: nn.Module, state: DecodeState, token: Tensor) -> Tensor:
@@ -109,11 +111,11 @@ def decode_step(llm: nn.Module, state: DecodeState, token: Tensor) -> Tensor:
     sees to it that no position reaches the capacity: checking here would stop the device at every token.
     """
     position = state.position
-    embeds = _causal_lm(llm).get_input_embeddings()(token)[:, None]
+    embeds = unwrap_peft(llm).get_input_embeddings()(token)[:, None]
     slots = torch.arange(state.max_length, device=token.device)
     visible = (slots <= position[:, None])[:, None, None]  # [B, 1, 1, C]
     hidden = _run(llm, embeds, visible, position[:, None], _SlotCache(state, position))
-    logits = _causal_lm(llm).get_output_embeddings()(hidden[:, 0]).float()
+    logits = unwrap_peft(llm).get_output_embeddings()(hidden[:, 0]).float()
     position.add_(1)
     return logits
 
@@ -149,15 +151,10 @@ def _run(llm: nn.Module, embeds: Tensor, visible: Tensor, position_ids: Tensor, 
     # Additive, because transformers' "eager" attention adds the mask; it hands a 4-D mask to the layers unchanged.
     mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
     mask = mask.masked_fill(~visible, torch.finfo(embeds.dtype).min)
-    output = _causal_lm(llm).base_model(
+    output = unwrap_peft(llm).base_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
     )
     return output.last_hidden_state
-
-
-def _causal_lm(llm: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT wrapper (whose LoRA layers sit within it), or `llm` itself."""
-    return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
 
 
 def _check_supported(config, max_length: int) -> None:

@@ -16,6 +16,7 @@ from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.deploy.backends import available_backends, make_backend
 from audiolm_lite.deploy.latency import Prompt, measure, write_latency
 from audiolm_lite.evaluation.setup import control_sets, load_bundle
+from audiolm_lite.modeling.lora import merge_lora
 
 
 def choose_backend(name: str, device: str) -> str:
@@ -45,9 +46,7 @@ def main(argv: list[str]) -> dict:
     dataset = control_sets({**hparams, "feature_folder": None, "controls": ["normal"]}, bundle)["normal"]
     clips = range(0, len(dataset), max(1, len(dataset) // hparams["latency_clips"]))
     tokens = hparams["latency_tokens"]
-    llm = bundle.model.llm
-    if hasattr(llm, "merge_and_unload"):
-        bundle.model.llm = llm = llm.merge_and_unload()
+    bundle.model.llm = llm = merge_lora(bundle.model.llm)
     name = choose_backend(hparams["backend"], next(llm.parameters()).device.type)
     print(f"backend: {name}" + (" (compiling, once)" if name != "eager" else ""))
     capacity = int(dataset.lengths.max()) + tokens

@@ -1,30 +1,37 @@
-"""The audio language model: an adapter's audio tokens spliced into an LLM's prompt, and the loss on the answer."""
+"""The audio language model: audio tokens of an adapter inserted into the prompt of an LLM, and the loss."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE, Batch
-from audiolm_lite.modeling.chunked_loss import chunk_positions, chunked_loss, cross_entropy
-from audiolm_lite.modeling.fused_loss import fused_loss, load_kernel
+from audiolm_lite.modeling.lora import unwrap_peft
+from audiolm_lite.modeling.losses import (
+    check_loss_kernel,
+    chunk_positions,
+    chunked_loss,
+    cross_entropy,
+    torch_cross_entropy,
+)
+from audiolm_lite.modeling.masks import valid_mask
 
 
 class Loss(NamedTuple):
     """Sums over the supervised tokens of a batch, so that batches of any size add up exactly.
 
-    A tuple, because engines of distributed training look into tuples for what will be differentiated.
+    It is a tuple because FSDP and DDP search tuples for the tensors that will be differentiated.
 
     Attributes
     ----------
     total : Tensor
-        Sum of the cross-entropies (or of what distillation has in their place), float32 scalar in nats, differentiable.
+        Sum of the cross-entropies or of the distillation losses, float32 scalar in nats, differentiable.
     tokens : Tensor
         Number of supervised tokens, int64 scalar.
     correct : Tensor, optional
-        How many of them the model ranks first, int64 scalar; None in training steps with a `loss_kernel` that does not
-        rank.
+        Number of them with the highest logit, int64 scalar; None in training steps with `loss_kernel: torch`, which
+        computes no ranks.
     """
 
     total: Tensor
@@ -40,16 +47,24 @@ class AudioLanguageModel(nn.Module):
     adapter : nn.Module
         Maps features [A, L, T, D] and frames [A] to tokens [A, N, H] and counts [A].
     llm : nn.Module
-        A causal language model of transformers, PEFT-wrapped or not.
+        Causal language model of transformers, with or without a PEFT wrapper.
     encoder : nn.Module, optional
-        Maps waveforms [A, S] and samples [A] to features and frames; needed for batches of waveforms only.
+        Maps waveforms [A, S] and samples [A] to features and frames; needed only for batches of waveforms.
     loss_chunk : int
-        Positions whose logits exist at a time; 0: as many as fit in 256 MB.
+        Positions whose logits are in memory at the same time; 0: as many as fit in 256 MB.
     loss_kernel : str
-        What computes the loss of training steps, one of `config.keys.LOSS_KERNELS`.
+        Implementation of the loss in training steps, one of `config.keys.LOSS_KERNELS`. Validation and distillation
+        always use "chunked": they need ranks and logits.
+
+    Raises
+    ------
+    ConfigError
+        The loss kernel is unknown or cannot be used with this LLM.
+    ValueError
+        The LLM scales its logits.
     """
 
-    # Factors that some architectures apply after the output layer, which the loss below calls on its own.
+    # Factors that some architectures apply after the output layer. The loss calls that layer directly.
     _LOGIT_FACTORS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
     def __init__(
@@ -65,8 +80,9 @@ class AudioLanguageModel(nn.Module):
         self.encoder = encoder
         self.adapter = adapter
         self.llm = llm
-        self._loss_kernel = load_kernel(loss_kernel, self.head)
-        config = self._causal_lm.config
+        check_loss_kernel(loss_kernel, self.head)
+        self.loss_kernel = loss_kernel
+        config = self.causal_lm.config
         for name in self._LOGIT_FACTORS:
             if getattr(config, name, None) not in (None, 1.0):
                 raise ValueError(
@@ -74,20 +90,20 @@ class AudioLanguageModel(nn.Module):
                 )
 
     @property
-    def _causal_lm(self) -> nn.Module:
-        """The LLM without its PEFT wrapper; adapted layers live inside it all the same."""
-        return self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
+    def causal_lm(self) -> Any:
+        """The LLM without its PEFT wrapper; a LoRA stays active."""
+        return unwrap_peft(self.llm)
 
     @property
     def embedding(self) -> nn.Module:
         """The LLM's input embeddings."""
-        return self._causal_lm.get_input_embeddings()
+        return self.causal_lm.get_input_embeddings()
 
     def train(self, mode: bool = True) -> "AudioLanguageModel":
-        """Set the training mode, but keep every part without a trainable parameter in eval mode.
+        """Set the training mode, but keep modules without a trainable parameter in eval mode.
 
-        Otherwise dropout and layer drop would come back in frozen encoders and LLMs. A module without parameters, such
-        as a dropout, follows the module it belongs to.
+        Frozen encoders and LLMs therefore apply no dropout or layer drop. A module without parameters, such as a
+        dropout, has the mode of its parent.
         """
         self.training = mode
         _set_mode(self, mode)
@@ -98,41 +114,48 @@ class AudioLanguageModel(nn.Module):
         features, frames = batch.features, batch.frames
         if features is None:
             if self.encoder is None:
-                raise ValueError("the batch holds waveforms, and this model has no encoder: give it one, or features.")
+                raise ValueError(
+                    "The batch has waveforms and the model has no encoder. Pass an encoder, or a batch of features."
+                )
             features, frames = self.encoder(batch.waveforms, batch.samples)
         return self.adapter(features.to(next(self.adapter.parameters()).dtype), frames)
 
     def embed(self, batch: Batch) -> Tensor:
-        """LLM inputs [B, S, H]: word embeddings, with the audio tokens in the audio slots in reading order."""
+        """LLM inputs [B, S, H]: word embeddings, with the audio tokens in the audio slots in reading order.
+
+        Raises
+        ------
+        ValueError
+            The adapter returns another number of audio tokens than a prompt has slots.
+        """
         slots = batch.input_ids == AUDIO_SLOT  # [B, S]
         embedded = self.embedding(batch.input_ids.masked_fill(slots, 0))
-        if batch.features is None and batch.waveforms is None:  # text alone
+        if batch.features is None and batch.waveforms is None:  # a batch of text
             return embedded
         tokens, counts = self.audio_tokens(batch)
-        valid = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]  # [A, N]
-        tokens = tokens[valid].to(embedded.dtype)
+        tokens = tokens[valid_mask(counts, tokens.shape[1])].to(embedded.dtype)
         rows = batch.audio_rows
         if rows is None:
             rows = torch.arange(len(counts), device=counts.device)
-        given = torch.zeros_like(slots.sum(1)).index_add(0, rows, counts)
-        if not torch.equal(given, slots.sum(1)):
-            row = int((given != slots.sum(1)).nonzero()[0])
+        available, required = torch.zeros_like(slots.sum(1)).index_add(0, rows, counts), slots.sum(1)
+        if not torch.equal(available, required):
+            row = int((available != required).nonzero()[0])
             name = ", ".join(batch.ids) if batch.packed else batch.ids[row]
             raise ValueError(
-                f"{name}: the adapter gives {int(given[row])} audio tokens and the prompt has "
-                f"{int(slots[row].sum())} slots: build the dataset with this adapter's num_tokens and this encoder's "
+                f"{name}: the adapter returns {int(available[row])} audio tokens and the prompt has "
+                f"{int(required[row])} slots. Build the dataset with this adapter's num_tokens and this encoder's "
                 "features."
             )
         return embedded.masked_scatter(slots[..., None], tokens)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states [B, S, H]; positions count valid tokens unless the batch says otherwise."""
+        """Last hidden states [B, S, H]; positions count valid tokens unless the batch has `position_ids`."""
         mask, positions = batch.attention_mask, batch.position_ids
         if positions is None:
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         if batch.packed:
-            mask = None  # transformers then tells items apart by where positions start anew, whatever the kernel
-        outputs = self._causal_lm.base_model(
+            mask = None  # transformers then separates items where positions restart, for every attention kernel
+        outputs = self.causal_lm.base_model(
             inputs_embeds=self.embed(batch), attention_mask=mask, position_ids=positions, use_cache=False
         )
         return outputs.last_hidden_state
@@ -140,45 +163,47 @@ class AudioLanguageModel(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The LLM's output layer."""
-        return self._causal_lm.get_output_embeddings()
+        return self.causal_lm.get_output_embeddings()
 
     def supervised(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Last hidden states [K, H] of the positions whose next token is supervised, and these tokens [K]."""
-        targets, chosen = batch.labels[:, 1:], supervised_positions(batch)
-        return self.hidden(batch)[:, :-1][chosen], targets[chosen]
+        """Last hidden states [K, H] of the positions whose next token is supervised, and those tokens [K]."""
+        targets, mask = batch.labels[:, 1:], supervised_positions(batch)
+        return self.hidden(batch)[:, :-1][mask], targets[mask]
 
     def loss(self, batch: Batch, distillation: Callable | None = None) -> Loss:
-        """Next-token cross-entropy over the supervised tokens; logits exist for those alone, a chunk at a time.
+        """Next-token cross-entropy over the supervised tokens.
 
-        Batch x time x vocabulary logits would dominate the memory of training.
+        Logits are computed for supervised positions only, one chunk at a time: logits of batch x time x vocabulary
+        would take most of the memory in training.
 
         Parameters
         ----------
         batch : Batch
         distillation : callable, optional
-            Gives another loss function and what it needs at each position (see `training.distillation`).
+            (model, batch) -> another loss function and its further targets (see `training.distillation`).
         """
-        function, more = (cross_entropy, []) if distillation is None else distillation(self, batch)
+        function, further_targets = (cross_entropy, []) if distillation is None else distillation(self, batch)
         hidden, targets = self.supervised(batch)
         tokens = targets.new_full((), len(targets))
-        if self._loss_kernel and distillation is None and torch.is_grad_enabled() and len(targets):
-            return Loss(fused_loss(self._loss_kernel, self.head, hidden, targets), tokens, correct=None)
-        chunk = chunk_positions(self._causal_lm.config.vocab_size, self.loss_chunk)
-        total, correct = chunked_loss(function, self.head, hidden, [targets, *more], chunk)
+        if self.loss_kernel == "torch" and distillation is None and torch.is_grad_enabled() and len(targets):
+            return Loss(torch_cross_entropy(self.head, hidden, targets), tokens, correct=None)
+        chunk = chunk_positions(self.causal_lm.config.vocab_size, self.loss_chunk)
+        total, correct = chunked_loss(function, self.head, hidden, [targets, *further_targets], chunk)
         return Loss(total, tokens, correct)
 
     def forward(self, batch: Batch, distillation: Callable | None = None) -> Loss:
-        """The loss: what wrappers for distributed training call."""
+        """Same as `loss`; wrappers for distributed training call `forward`."""
         return self.loss(batch, distillation)
 
 
 def supervised_positions(batch: Batch) -> Tensor:
-    """Mask [B, S - 1] of the positions whose next token is supervised; known from the batch alone."""
-    chosen = batch.labels[:, 1:] != IGNORE
-    # a target without a valid token before it has nothing to be predicted from, whatever stands there
+    """Mask [B, S - 1] of the positions whose next token is supervised."""
+    supervised = batch.labels[:, 1:] != IGNORE
+    # A target without a valid token before it cannot be predicted, even if its label is set.
     if batch.packed:
-        return chosen & (batch.position_ids[:, 1:] > 0)
-    return chosen & batch.attention_mask[:, :-1] if batch.position_ids is None else chosen
+        assert batch.position_ids is not None
+        return supervised & (batch.position_ids[:, 1:] > 0)
+    return supervised & batch.attention_mask[:, :-1] if batch.position_ids is None else supervised
 
 
 def _set_mode(module: nn.Module, mode: bool) -> None:

@@ -1,4 +1,4 @@
-"""The tensors of a batch, which is what an audio language model takes."""
+"""The tensors of a batch, the input of an audio language model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -12,32 +12,32 @@ IGNORE = -100  # label of a position without supervision
 
 @dataclass
 class Batch:
-    """Padded items; B rows with A audios in reading order.
+    """Padded items: B rows with A audio clips in reading order.
 
     Attributes
     ----------
     ids, rows : list
         Manifest ids and rows, length B.
     features : Tensor or None
-        [A, L, T, D] as stored, zeros after `frames` [A] int64.
+        [A, L, T, D] in the dtype of the feature store, zeros after `frames` [A] int64.
     waveforms : Tensor or None
         [A, S] float32 at 16 kHz, zeros after `samples` [A] int64.
     input_ids : Tensor
-        [B, S] int64; AUDIO_SLOT at audio tokens, 0 at padding (only the mask says what is padding).
+        [B, S] int64; AUDIO_SLOT at audio tokens, 0 at padding (0 can be a token too: only the mask marks padding).
     attention_mask : Tensor
         [B, S] bool, True at tokens.
     labels : Tensor
         [B, S] int64, not shifted; IGNORE where nothing is supervised.
     position_ids : Tensor or None
-        [B, S] int64, for layouts of publications that count padding as positions and learn from what they predict
-        there. None, as `collate` leaves it: positions count tokens, and padding changes nothing.
+        [B, S] int64, for the layouts of publications that count padding as positions and learn from predictions
+        there. None, as from `collate`: positions count tokens, and padding changes nothing.
     audio_rows : Tensor or None
-        [A] int64, the row that each audio belongs to; None is one audio a row.
+        [A] int64, row of each audio clip; None: one clip per row.
     packed : bool
-        All items stand one after the other in a single row without padding; `position_ids` start anew with each, and
-        none sees another.
+        All items follow each other in a single row without padding. `position_ids` restart at 0 with each item, and
+        items do not attend to each other.
     seconds : float
-        Duration of all clips, without padding.
+        Duration of all clips in seconds, without padding.
     """
 
     ids: list[str]
@@ -59,9 +59,9 @@ class Batch:
         return replace(self, **{name: function(t) for name, t in tensors.items() if isinstance(t, Tensor)})
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Copy to `device`, without waiting where the memory is pinned."""
+        """Copy to `device`; asynchronous if the memory is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Copy to page-locked memory; DataLoader(pin_memory=True) calls this."""
+        """Copy to page-locked memory; `DataLoader(pin_memory=True)` calls this."""
         return self._map(Tensor.pin_memory)

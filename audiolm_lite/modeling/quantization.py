@@ -1,4 +1,4 @@
-"""8-bit and 4-bit weights through bitsandbytes, for whatever transformers loads."""
+"""Settings of bitsandbytes for 8-bit and 4-bit weights of encoders and LLMs loaded by transformers."""
 
 import importlib.util
 
@@ -7,37 +7,47 @@ from transformers import BitsAndBytesConfig
 
 from audiolm_lite.config.errors import ConfigError
 
-CHOICES = (None, "8bit", "4bit")
+QUANTIZATIONS = (None, "8bit", "4bit")
+
+
+def check_quantization(where: str, bits: str | None) -> None:
+    """Raise ConfigError unless `bits` is one of `QUANTIZATIONS`; `where` is the block of the experiment file."""
+    if bits not in QUANTIZATIONS:
+        raise ConfigError(f"{where}: quantization is {bits!r}, it must be one of {', '.join(map(str, QUANTIZATIONS))}.")
 
 
 def bitsandbytes_config(
     where: str, bits: str | None, dtype: torch.dtype, skip: list[str] | None = None
 ) -> BitsAndBytesConfig | None:
-    """What `from_pretrained(quantization_config=...)` takes: None for None.
+    """Value of `from_pretrained(quantization_config=...)`.
 
     Parameters
     ----------
     where : str
-        The configuration's block, for messages.
+        Block of the experiment file, for messages.
     bits : {None, "8bit", "4bit"}
-        "4bit" is NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314).
+        "4bit" is NF4 with double quantization (Dettmers et al. 2023, arXiv 2305.14314).
     dtype : torch.dtype
-        What 4-bit layers compute in.
+        Dtype in which 4-bit layers compute.
     skip : list of str, optional
-        Modules that stay as they are; transformers' own choice (the output layer) if None.
+        Modules that are not quantized; by default those that transformers chooses (the output layer).
+
+    Returns
+    -------
+    BitsAndBytesConfig or None
+        None for no quantization.
 
     Raises
     ------
     ConfigError
-        Another value, no NVIDIA GPU, or bitsandbytes is not installed.
+        Unknown value of `bits`, no NVIDIA GPU, or bitsandbytes is not installed.
     """
-    if bits not in CHOICES:
-        raise ConfigError(f"{where}: quantization is {bits!r}, it must be one of {', '.join(map(str, CHOICES))}.")
+    check_quantization(where, bits)
     if bits is None:
         return None
     if not torch.cuda.is_available():
         raise ConfigError(
-            f'{where}: quantization "{bits}" needs an NVIDIA GPU, and there is none: set quantization: null.'
+            f'{where}: quantization "{bits}" needs an NVIDIA GPU, and torch finds none: set quantization: null.'
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f'{where}: quantization "{bits}" needs bitsandbytes: pip install bitsandbytes')

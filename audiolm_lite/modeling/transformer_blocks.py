@@ -1,4 +1,4 @@
-"""The repeated blocks of an LLM or encoder, which are the units of recomputation, compilation and sharding."""
+"""Transformer blocks of an LLM or encoder: the units of activation checkpointing, compilation and sharding."""
 
 from functools import partial
 
@@ -7,47 +7,53 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.modeling.lora import unwrap_peft
 
 
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """Blocks of a transformer, first to last: the list of modules with the most parameters; empty where there is none.
+def find_blocks(module: nn.Module) -> list[nn.Module]:
+    """Blocks of a transformer, first to last: the `nn.ModuleList` with the most parameters; empty if there is none.
 
-    A list inside a block (experts, say) has fewer than the one around it.
+    A list inside a block, for example of experts, has fewer parameters than the list of blocks.
+
+    Examples
+    --------
+    >>> transformer = nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 8), nn.Linear(8, 2)]))
+    >>> find_blocks(transformer)
+    [Linear(in_features=2, out_features=8, bias=True), Linear(in_features=8, out_features=2, bias=True)]
     """
     lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
     return list(max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()), default=[]))
 
 
-def checkpoint_blocks(module: nn.Module, every: int) -> None:
-    """Keep no activations inside every n-th block; the backward pass computes them again (Chen et al. 2016).
+def checkpoint_activations(module: nn.Module, every: int) -> None:
+    """Keep no activations inside every n-th block and recompute them in the backward pass (Chen et al. 2016).
 
-    Gradients are the same to the last bit, dropout included, and pass through `inputs_embeds` of a frozen LLM, whose
-    blocks transformers' own switch would leave out because they are in eval mode.
+    The gradients are identical to the last bit, also with dropout. They reach `inputs_embeds` of a frozen LLM:
+    transformers' own option skips blocks in eval mode.
     """
-    for block in blocks(module)[::every]:
+    for block in find_blocks(module)[::every]:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile each block on its own: they share one graph, which is ready in a fraction of the whole model's time.
+    """Compile each block separately: all blocks use one graph, which compiles much faster than the complete model.
 
-    Before `checkpoint_blocks`, so that what is compiled is computed again, not left out of the compilation.
+    Call this before `checkpoint_activations`, so that the compiled block is what is recomputed.
     """
-    for block in blocks(module):
+    for block in find_blocks(module):
         block.forward = torch.compile(block.forward, dynamic=True)  # batches differ in size and length
 
 
-def use_attention(llm: nn.Module, name: str) -> None:
-    """Let an LLM of transformers compute attention by another implementation, e.g. "flash_attention_2".
+def set_attention(llm: nn.Module, name: str) -> None:
+    """Select the attention implementation of an LLM of transformers, for example "flash_attention_2".
 
     Raises
     ------
     ConfigError
-        What it needs is not installed, or the LLM does not have it.
+        A required package is not installed, or the LLM does not support the implementation.
     """
-    llm = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
     try:
-        llm.set_attn_implementation(name)
+        unwrap_peft(llm).set_attn_implementation(name)
     except (ImportError, ValueError) as error:
         hint = ": pip install flash-attn, on an NVIDIA GPU" if name.startswith("flash") else ""
         raise ConfigError(f"attention {name} does not work here{hint}. {error}") from error

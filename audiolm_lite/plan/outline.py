@@ -14,7 +14,7 @@ from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build, map_sources
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
-from audiolm_lite.modeling.quantization import CHOICES
+from audiolm_lite.modeling.quantization import check_quantization
 from audiolm_lite.modeling.transformer_blocks import checkpoint_activations
 from audiolm_lite.plan.processes import exchanged_bytes, share_of
 from audiolm_lite.training.build import open_store
@@ -43,8 +43,7 @@ def outline_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedToken
         A block is wrong, or an encoder's shapes are not in a `config.json`.
     """
     for name in ("llm", "encoder"):
-        if hparams[name].get("quantization") not in CHOICES:
-            raise ConfigError(f"{name}: quantization must be one of {', '.join(map(str, CHOICES))}.")
+        check_quantization(name, hparams[name].get("quantization"))
     llm, tokenizer = load_llm({**hparams["llm"], "quantization": None}, on_meta=True)
     folder = hparams["feature_folder"]
     stored = not hparams["train_encoder"] and folder is not None and (Path(folder) / "store.json").is_file()

@@ -25,7 +25,7 @@ from audiolm_lite.evaluation.validation import AnswerValidation
 from audiolm_lite.hub.save import save_model
 from audiolm_lite.modeling.audio_language_model import Loss
 from audiolm_lite.modeling.batch import Batch
-from audiolm_lite.modeling.transformer_blocks import checkpoint_blocks, compile_blocks, use_attention
+from audiolm_lite.modeling.transformer_blocks import checkpoint_activations, compile_blocks, set_attention
 from audiolm_lite.training import handover
 from audiolm_lite.training.checkpoint import Checkpoint, copy_tensors, random_state, seed_process, set_random_state
 from audiolm_lite.training.data_loader import Feed
@@ -79,12 +79,12 @@ class AudioLMBrain(sb.Brain):
         if self.scaler.is_enabled() and any(p.dtype == torch.float16 for p in self.trained.values()):
             raise ConfigError("precision fp16 trains float32 parameters: set the llm's dtype to float32, or use bf16")
         if hparams["attention"] is not None:
-            use_attention(model.llm, hparams["attention"])
+            set_attention(model.llm, hparams["attention"])
         for part in filter(None, (model.encoder, model.llm)):
             if hparams["compile"]:
                 compile_blocks(part)
             if hparams["gradient_checkpointing"]:
-                checkpoint_blocks(part, hparams["gradient_checkpointing"])
+                checkpoint_activations(part, hparams["gradient_checkpointing"])
         if hparams["patience"] is not None and hparams["patience"] < 1:
             raise ConfigError(f"patience is {hparams['patience']}; write 1 at least, or null to train all epochs")
         self.folder = Path(hparams["output_folder"])

@@ -17,7 +17,7 @@ from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE, Batch
-from audiolm_lite.modeling.chunked_loss import cross_entropy
+from audiolm_lite.modeling.losses import cross_entropy
 
 
 class Distillation:

@@ -58,14 +58,14 @@ def make_item(frames, text=3, answer=2, seed=0):
 
 
 def full_logits(model, batch):
-    """Logits [B, S, V] the plain way."""
+    """Logits [B, S, V] of all positions."""
     return model.llm.get_output_embeddings()(model.hidden(batch))
 
 
 shapes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8), st.integers(1, 5)), min_size=1, max_size=4)
 
 
-# gpt2: rotary positions are relative and would hide positions that count the padding
+# gpt2 has absolute positions: with relative rotary positions, counting the padding would not show
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 @settings(max_examples=10, deadline=None)
 @given(shapes=shapes, side=st.sampled_from(["left", "right"]))
@@ -91,7 +91,7 @@ def test_packing_changes_neither_loss_nor_gradient(kind, attention, shapes):
     model = make_model(kind)
     model.llm.set_attn_implementation(attention)
     batch = collate([make_item(*shape, seed=i) for i, shape in enumerate(shapes)])
-    batch.labels[:, 0] = batch.input_ids[:, 0]  # a first token that nothing comes before
+    batch.labels[:, 0] = batch.input_ids[:, 0]  # a first token without a token before it
     results = []
     for form in (batch, pack(batch)):
         model.zero_grad()
@@ -132,7 +132,7 @@ def test_loss_equals_that_of_transformers():
     torch.testing.assert_close(loss.total / loss.tokens, reference)
 
 
-def test_audio_tokens_land_in_their_slots():
+def test_audio_tokens_fill_their_slots_in_order():
     model = make_model()
     items = [make_item(3), make_item(6, text=1)]
     batch = collate(items, side="left")
@@ -146,7 +146,7 @@ def test_audio_tokens_land_in_their_slots():
 
 
 def test_a_first_token_without_context_is_never_supervised():
-    """Left padding would predict it from a pad, right padding from nothing."""
+    """With left padding it would be predicted from a pad, with right padding from nothing."""
     model = make_model()
     item = make_item(2)
     item.labels = list(item.input_ids)
@@ -155,7 +155,7 @@ def test_a_first_token_without_context_is_never_supervised():
     torch.testing.assert_close(*totals)
 
 
-def test_slots_that_do_not_match_the_audio_are_an_error():
+def test_a_wrong_number_of_slots_is_an_error():
     item = make_item(4)
     item.input_ids[3] = 7
     with pytest.raises(ValueError, match="4 audio tokens.*3 slots"):
@@ -196,11 +196,11 @@ def test_frozen_parts_stay_in_eval_mode():
     model.train()
     assert not any(module.training for module in model.encoder.modules())
     assert model.adapter.projection.training and not model.adapter.time_block.training
-    layer = model._causal_lm.model.layers[0]
+    layer = model.causal_lm.model.layers[0]
     assert layer.self_attn.q_proj.lora_dropout["default"].training and not layer.mlp.training
     assert not any(module.training for module in model.eval().modules())
 
-    # an LLM without any trainable parameter answers in training as in evaluation, and gets no gradient
+    # A frozen LLM computes the same in training mode as in eval mode, and gets no gradient.
     model = make_model()
     model.llm.requires_grad_(False)
     batch = collate([make_item(4)])
@@ -212,8 +212,8 @@ def test_frozen_parts_stay_in_eval_mode():
     assert all(parameter.grad is None for parameter in model.llm.parameters())
 
 
-def test_lora_takes_part():
-    """The loss goes through the adapted layers, though it calls the LLM beneath PEFT's wrapper."""
+def test_the_loss_uses_the_lora():
+    """The loss calls the LLM inside PEFT's wrapper, and the LoRA is still active."""
     model = make_model(lora=True)
     batch = collate([make_item(4)])
     before = model.loss(batch).total

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.evaluation.metrics.classification import score_labels
+from audiolm_lite.modeling.masks import valid_mask
 
 # What a class is embedded or asked for as; "_" of corpora's class names becomes a space.
 LABEL_TEXT = "The sound of {label}."
@@ -101,6 +102,6 @@ def _by_llm(source: str, captions: list[str], classes: list[str]) -> Tensor:
             tokens = ids[:, len(prompt) :]
             chosen = logits.gather(2, tokens[..., None])[..., 0]
             lengths = torch.tensor([len(end) for end in part], device=device)
-            valid = torch.arange(longest, device=device) < lengths[:, None]
+            valid = valid_mask(lengths, longest)
             scores[number, start : start + len(part)] = ((chosen * valid).sum(1) / lengths).cpu()
     return scores

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from audiolm_lite.distributed import processes
-from audiolm_lite.modeling.transformer_blocks import blocks
+from audiolm_lite.modeling.transformer_blocks import find_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def shard_model(model: nn.Module, parallel: str, device: torch.device | str, cpu
         "ignored_params": {p for p in model.parameters() if not p.is_floating_point()},
     }
     for part in filter(None, (model.encoder, model.llm)):
-        for block in blocks(part):
+        for block in find_blocks(part):
             fully_shard(block, **options)
     on_meta = processes.any_rank(meta=any(p.is_meta for p in model.parameters()))["meta"]
     fully_shard(model, **options)

@@ -1,0 +1,29 @@
+"""Causal language models with and without a LoRA of PEFT."""
+
+from typing import Any
+
+from torch import nn
+
+
+def unwrap_peft(llm: nn.Module) -> Any:
+    """Causal language model of transformers inside a PEFT wrapper, or `llm` itself where there is no wrapper.
+
+    The LoRA layers stay in place: PEFT inserts them into the wrapped model.
+    """
+    return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+
+
+def merge_lora(llm: nn.Module) -> nn.Module:
+    """Add a LoRA to the weights it adapts and remove it, which saves two small matrix products per adapted layer.
+
+    Parameters
+    ----------
+    llm : nn.Module
+        Causal language model, changed in place if it is wrapped by PEFT.
+
+    Returns
+    -------
+    nn.Module
+        Model without wrapper; `llm` itself where there is no LoRA.
+    """
+    return llm.merge_and_unload() if hasattr(llm, "merge_and_unload") else llm

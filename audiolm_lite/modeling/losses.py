@@ -1,0 +1,148 @@
+"""Losses on an LLM's logits that never hold the logits of all positions in memory at the same time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.keys import LOSS_KERNELS
+
+# Logits of one chunk where no size is given: 256 MB in float32, and enough positions to keep a GPU busy.
+CHUNK_LOGITS = 2**26
+
+
+def chunk_positions(vocabulary: int, chunk: int = 0) -> int:
+    """Positions per chunk: `chunk`, or for 0 as many as have `CHUNK_LOGITS` logits.
+
+    Examples
+    --------
+    >>> chunk_positions(vocabulary=131072)
+    512
+    >>> chunk_positions(vocabulary=131072, chunk=64)
+    64
+    """
+    return chunk or max(1, CHUNK_LOGITS // vocabulary)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy in nats of logits [K, V], and the number of targets [K] with the highest logit."""
+    logits = logits.float()
+    total = F.cross_entropy(logits, targets, reduction="sum")
+    return total, (logits.argmax(dim=-1) == targets).sum()
+
+
+def chunked_loss(
+    function: Callable[..., tuple[Tensor, Tensor]],
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Sequence[Tensor],
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Sum `function(head(hidden), *targets)` over chunks of positions.
+
+    The gradient with respect to the hidden states is computed together with the loss and stored until the backward
+    pass (as in Liger Kernel, Hsu et al. 2024, arXiv 2410.10989). The output layer is therefore applied once forward
+    and once backward, and memory holds the logits of one chunk.
+
+    Parameters
+    ----------
+    function : callable
+        (logits [k, V], k rows of each target) -> (sum over the rows, differentiable; a count without gradient).
+    head : nn.Module
+        Output layer of any kind; its trainable parameters get their gradients too.
+    hidden : Tensor
+        Inputs of the head [K, H].
+    targets : sequence of Tensor
+        [K, ...] each.
+    chunk : int
+        Positions k per chunk.
+
+    Returns
+    -------
+    tuple of Tensor
+        The two sums. The first can be differentiated once.
+    """
+    if len(hidden) <= chunk:  # includes the case without any position
+        return function(head(hidden), *targets)
+    parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    if torch.is_grad_enabled() and (hidden.requires_grad or parameters):
+        return _ChunkedLoss.apply(function, head, chunk, tuple(targets), hidden, *parameters)
+    results = [function(head(states), *rest) for states, *rest in _chunks(chunk, hidden, *targets)]
+    return sum(loss for loss, _ in results), sum(count for _, count in results)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function, head, chunk, targets, hidden, *parameters) -> tuple[Tensor, Tensor]:
+        gradient = torch.empty_like(hidden)
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        total, count = 0.0, 0
+        for gradient_slice, states, *rest in _chunks(chunk, gradient, hidden, *targets):
+            with torch.enable_grad():
+                states = states.detach().requires_grad_()
+                loss, counted = function(head(states), *rest)
+            states_gradient, *new_gradients = torch.autograd.grad(loss, [states, *parameters])
+            gradient_slice.copy_(states_gradient)
+            for summed, new in zip(gradients, new_gradients):
+                summed += new
+            total, count = total + loss.detach(), count + counted
+        ctx.save_for_backward(gradient, *gradients)
+        ctx.mark_non_differentiable(count)
+        return total, count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple:
+        return None, None, None, None, *(gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors)
+
+
+def _chunks(chunk: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(chunk) for tensor in tensors))
+
+
+def check_loss_kernel(name: str, head: nn.Module) -> None:
+    """Check that a `loss_kernel` can compute the loss of an LLM with this output layer.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, torch without the kernel, or an output layer that is more than one matrix.
+    """
+    if name not in LOSS_KERNELS:
+        raise ConfigError(f"loss_kernel is {name!r}, it must be one of {', '.join(LOSS_KERNELS)}")
+    if name == "chunked":
+        return
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise ConfigError(f"loss_kernel {name} takes an output layer that is one matrix: use chunked with a LoRA on it")
+    if not hasattr(F, "linear_cross_entropy"):
+        raise ConfigError(f"loss_kernel {name} needs torch 2.13, and this is {torch.__version__}: use chunked")
+
+
+def torch_cross_entropy(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy in nats by torch's fused kernel, which returns no ranks: for training steps only.
+
+    Parameters
+    ----------
+    head : nn.Linear
+        Output layer [V, H] without bias.
+    hidden : Tensor
+        [K, H] with K > 0, computed in the dtype of autocast where it is enabled, else in that of the weight.
+    targets : Tensor
+        [K] int64.
+
+    Returns
+    -------
+    Tensor
+        float32 scalar.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    options = torch.nn.LinearCrossEntropyOptions()  # gradients in chunks, as in `chunked_loss`
+    with torch.autocast(device, enabled=False):
+        total = F.linear_cross_entropy(
+            hidden.to(dtype), head.weight.to(dtype), targets, reduction="sum", options=options
+        )
+    return total.float()
