@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a model that hears: installs, makes MiniASQA, trains stages 1 to 3, evaluates, compiles, times, reports.
-#   ./quickstart.sh            uses again what is there
-#   ./quickstart.sh --fresh    starts anew
+# Installs the project, generates MiniASQA, trains stages 1 to 3, evaluates, compiles, measures latency, writes a report.
+#   ./quickstart.sh            keeps what is already done
+#   ./quickstart.sh --fresh    starts from scratch
 # The last line of standard output is one JSON object with the results.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

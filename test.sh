@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Installs what is missing, then runs linter, formatter check and the whole test suite.
-#   ./test.sh                      everything
+# Installs what is missing, then runs the linter, the formatter check, the build of the API
+# reference and the whole test suite.
+#   ./test.sh                                  everything
 #   ./test.sh tests/test_audio.py -k stereo    arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . tools/environment.sh
 use_environment captioning,data,test
 
-"$PYTHON" -m ruff check .
-"$PYTHON" -m ruff format --check .
 # Two workers with one thread each: faster than threads for models this small, and sums keep one order.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" tools/api_reference.py
 exec "$PYTHON" -m pytest -q -n 2 "$@"

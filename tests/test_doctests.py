@@ -16,9 +16,13 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of(name, tmp_path, monkeypatch):
-    module = importlib.import_module(name)
-    monkeypatch.chdir(tmp_path)  # examples may write files
-    results = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    assert results.attempted > 0
-    assert results.failed == 0, "see the captured output"
+def test_examples_of(name, tmp_path_factory, monkeypatch):
+    """Every docstring gets an empty folder: the current one, also named by `getfixture("tmp_path")`."""
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for examples in doctest.DocTestFinder().find(importlib.import_module(name)):
+        folder = tmp_path_factory.mktemp("examples")
+        monkeypatch.chdir(folder)
+        examples.globs["getfixture"] = {"tmp_path": folder}.__getitem__
+        runner.run(examples)
+    assert runner.tries > 0
+    assert runner.failures == 0, "see the captured output"
