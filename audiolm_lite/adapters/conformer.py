@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import one_layer, require_one_layer, valid_frames
+from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer, valid_frames
 
 
 class ConformerAdapter(nn.Module):
@@ -65,7 +65,7 @@ class ConformerAdapter(nn.Module):
         self.blocks = nn.ModuleList(ConformerBlock(dim, heads, kernel, expansion * dim) for _ in range(blocks))
         self.projection = nn.Linear(dim, llm_dim)
 
-    def num_tokens(self, frames: int | Tensor) -> int | Tensor:
+    def num_tokens(self, frames: Count) -> Count:
         """Audio tokens of a clip with `frames` valid frames."""
         return -(-frames // self.factor)
 

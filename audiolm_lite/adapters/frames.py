@@ -1,7 +1,11 @@
 """What adapters share about frames: which are valid, and features of a single encoder layer."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Count = TypeVar("Count", int, Tensor)  # of one clip, or [B] of the clips of a batch
 
 
 def valid_frames(frames: Tensor, time: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import one_layer, require_one_layer
+from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer
 
 
 class Identity(nn.Module):
@@ -23,7 +23,7 @@ class Identity(nn.Module):
         require_one_layer("identity", num_layers)
         self.projection = nn.Linear(feature_dim, llm_dim)
 
-    def num_tokens(self, frames: int | Tensor) -> int | Tensor:
+    def num_tokens(self, frames: Count) -> Count:
         """Audio tokens of a clip with `frames` valid frames: one each."""
         return frames
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import one_layer, require_one_layer
+from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer
 
 
 class LinearStack(nn.Module):
@@ -44,7 +44,7 @@ class LinearStack(nn.Module):
         self.stacked = nn.Linear(feature_dim if conv else stride * feature_dim, hidden_dim)
         self.projection = nn.Linear(hidden_dim, llm_dim)
 
-    def num_tokens(self, frames: int | Tensor) -> int | Tensor:
+    def num_tokens(self, frames: Count) -> Count:
         """Audio tokens of a clip with `frames` valid frames."""
         return frames // self.stride
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import one_layer, require_one_layer, valid_frames
+from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer, valid_frames
 
 
 class MLPPooling(nn.Module):
@@ -49,7 +49,7 @@ class MLPPooling(nn.Module):
         self.pooled = nn.Linear(feature_dim * (stride if pooling == "concat" else 1), hidden_dim, bias=bias)
         self.projection = nn.Linear(hidden_dim, llm_dim, bias=bias)
 
-    def num_tokens(self, frames: int | Tensor) -> int | Tensor:
+    def num_tokens(self, frames: Count) -> Count:
         """Audio tokens of a clip with `frames` valid frames."""
         return -(-frames // self.stride)
 

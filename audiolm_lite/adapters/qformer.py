@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import one_layer, require_one_layer, valid_frames
+from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer, valid_frames
 from audiolm_lite.adapters.query_block import EPS, QueryBlock
 
 
@@ -53,7 +53,7 @@ class QFormer(nn.Module):
         self.linear = nn.Linear(dim, llm_dim)
         self.norm = nn.LayerNorm(llm_dim)
 
-    def num_tokens(self, frames: int | Tensor) -> int | Tensor:
+    def num_tokens(self, frames: Count) -> Count:
         """Audio tokens of a clip: the number of queries."""
         queries = self.query.shape[0]
         return torch.full_like(frames, queries) if isinstance(frames, Tensor) else queries

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import valid_frames
+from audiolm_lite.adapters.frames import Count, valid_frames
 
 
 class AttentionBlock(nn.Module):
@@ -71,7 +71,7 @@ class TLTR(nn.Module):
         self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
         self.projection = nn.Linear(feature_dim, llm_dim)
 
-    def num_tokens(self, frames: int | Tensor) -> int | Tensor:
+    def num_tokens(self, frames: Count) -> Count:
         """Audio tokens of a clip with `frames` valid frames: one each."""
         return frames
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import one_layer, require_one_layer, valid_frames
+from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer, valid_frames
 from audiolm_lite.adapters.query_block import EPS, QueryBlock
 
 
@@ -69,11 +69,11 @@ class WindowQFormer(nn.Module):
         self.blocks = nn.ModuleList(QueryBlock(dim, heads, hidden_dim, feature_dim) for _ in range(blocks))
         self.projection = nn.Linear(dim, llm_dim)
 
-    def num_tokens(self, frames: int | Tensor) -> int | Tensor:
+    def num_tokens(self, frames: Count) -> Count:
         """Audio tokens of a clip with `frames` valid frames."""
         return self._windows(frames) * self.query.shape[0]
 
-    def _windows(self, frames: int | Tensor) -> int | Tensor:
+    def _windows(self, frames: Count) -> Count:
         return frames // self.window if self.published_behaviour else -(-frames // self.window)
 
     def normed(self, features: Tensor) -> Tensor:
