@@ -60,10 +60,10 @@ def memory(pids: Sequence[int]) -> dict[str, float]:
 def open_here(file: str) -> Sequence:
     """Open the table and choose by task."""
     from audiolm_lite.data.manifest_table import ManifestTable
-    from audiolm_lite.data.selected_rows import Rows
+    from audiolm_lite.data.selected_rows import SelectedRows
 
     table = ManifestTable(file)
-    return Rows([table], [table.select(["asr"])], None)
+    return SelectedRows([table], [table.select(["asr"])])
 
 
 def open_reference(file: str) -> Sequence:

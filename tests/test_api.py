@@ -11,8 +11,12 @@ import torch
 import audiolm_lite
 from audiolm_lite.api import AudioLM
 from audiolm_lite.audio.reading import AudioError
+from audiolm_lite.data.clip_sources import WaveformSource
+from audiolm_lite.data.controls import CONTROLS
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.data.prompt_builder import PromptBuilder
+from audiolm_lite.data.selected_rows import select_rows
 from audiolm_lite.decoding import DecodeState
 from audiolm_lite.deploy.backends import make_backend
 from audiolm_lite.evaluation.runner import evaluate
@@ -140,13 +144,10 @@ def test_evaluation_gives_the_answers_a_user_gets(folder):
     ]
     write_manifest(folder / "test.jsonl", rows)
     parts = model.bundle.model
-    datasets = {
-        audio: AudioTextDataset(
-            [folder / "test.jsonl"], model.bundle.template, model.bundle.tokenizer, parts.adapter.num_tokens,
-            encoder_frames=parts.encoder.num_frames, audio=audio, with_answer=False,
-        )
-        for audio in ("normal", "zeros", "shuffled")
-    }  # fmt: skip
+    source = WaveformSource(parts.encoder.num_frames)
+    prompt = PromptBuilder(model.bundle.template, model.bundle.tokenizer, parts.adapter.num_tokens, with_answer=False)
+    selected = select_rows([folder / "test.jsonl"])
+    datasets = {control: AudioTextDataset(selected, source, prompt, control=control) for control in CONTROLS}
     result = evaluate(model.bundle, datasets, {"sound": {"type": "classification"}}, folder / "evaluation")
     assert set(result["controls"]) == {"normal", "zeros", "shuffled"}
     predictions = (folder / "evaluation" / "predictions.jsonl").read_text().splitlines()

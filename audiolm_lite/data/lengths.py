@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.data.manifest_table import ManifestTable
-from audiolm_lite.storage.cache import made_once
+from audiolm_lite.storage.cache import derived_file
 
 _PORTION = 1000  # rows counted at once
 
@@ -97,7 +97,7 @@ def _open_counts(table: ManifestTable, key: str) -> np.ndarray:
         with file.open("wb") as out:  # np.save would append .npy to the name
             np.save(out, np.zeros(len(table), dtype=np.int32))
 
-    file = made_once(table.path, f".{table.content[:12]}-{key}.tokens.npy", is_good, make)
+    file = derived_file(table.path, f".{table.content[:12]}-{key}.tokens.npy", is_good, make)
     if len(table) == 0:
         return np.zeros(0, dtype=np.int32)
     try:
@@ -111,7 +111,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
 
 
-def of_each(function: Callable[[int], int], values: np.ndarray) -> np.ndarray:
+def map_distinct(function: Callable[[int], int], values: np.ndarray) -> np.ndarray:
     """`function` of each of the values [N], called once for all equal ones."""
     unique, places = np.unique(values, return_inverse=True)
     return np.array([function(value) for value in unique.tolist()], dtype=np.int64)[places]

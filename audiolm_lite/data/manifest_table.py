@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from audiolm_lite.data.manifest import ManifestError, completed, iterate_lines, open_manifest
-from audiolm_lite.storage.cache import made_once
+from audiolm_lite.storage.cache import derived_file
 from audiolm_lite.storage.mapped_arrays import map_file
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class ManifestTable(Sequence):
         self.path = Path(path)
         self._manifest = open_manifest(self.path)
         stamp = _stamp(self._manifest)
-        self.file = made_once(
+        self.file = derived_file(
             self.path,
             ".arrow",
             lambda file: _source(file).get("stamp") == stamp,

@@ -1,4 +1,4 @@
-"""Rows of several manifests that a dataset has chosen, as one sequence."""
+"""Rows of several manifests that are chosen by task and split, as one sequence."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -15,78 +15,118 @@ from audiolm_lite.data.questions import Questions
 
 
 class DatasetError(UserError, ValueError):
-    """Manifests, features and prompts that do not make a dataset together."""
+    """Manifests, features and prompts that cannot be combined into a dataset."""
 
 
-class Rows(Sequence):
-    """Chosen rows of some tables: those of the first table come first, each one's in file order.
+class SelectedRows(Sequence[dict[str, Any]]):
+    """Some rows of several manifests: those of the first manifest come first, and each manifest's are in file order.
+
+    Only the numbers of the rows are in memory, so this process and its DataLoader workers stay small.
 
     Parameters
     ----------
     tables : sequence of ManifestTable
-    chosen : sequence of ndarray
-        For each table the numbers [N] int32 of its rows, ascending.
+        The manifests.
+    row_numbers : sequence of ndarray
+        For each manifest the numbers [N] int32 of its selected rows, ascending.
     questions : Questions, optional
-        What fills the instruction where a row has none.
+        Supplies the instruction of rows that have none.
 
     Attributes
     ----------
     sizes : list of int
-        How many rows each table has here.
+        Number of selected rows of each manifest.
     """
 
-    def __init__(self, tables: Sequence[ManifestTable], chosen: Sequence[np.ndarray], questions: Questions | None):
+    def __init__(
+        self, tables: Sequence[ManifestTable], row_numbers: Sequence[np.ndarray], questions: Questions | None = None
+    ):
         self.tables, self.questions = list(tables), questions
-        self.sizes = [len(numbers) for numbers in chosen]
+        self.sizes = [len(numbers) for numbers in row_numbers]
         self._ends = list(accumulate(self.sizes))
-        # A tensor: torch hands it to spawned workers through shared memory, where an array would be copied to each.
-        self._numbers = torch.from_numpy(np.concatenate(chosen).astype(np.int32, copy=False))
+        # A tensor: torch passes it to spawned workers in shared memory, where an array would be copied to each.
+        self._numbers = torch.from_numpy(np.concatenate(row_numbers).astype(np.int32, copy=False))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
         count = self._ends[-1]
         if not -count <= index < count:
             raise IndexError(f"row {index} of {count}")
         index %= count
-        row = self.table_of(index)[self._numbers[index].item()]
+        manifest = bisect_right(self._ends, index)
+        row = self.tables[manifest][self._numbers[index].item()]
         if row["instruction"] is None and self.questions is not None:
-            row["instruction"] = self.questions.draw(bisect_right(self._ends, index), row["id"])
+            row["instruction"] = self.questions.draw(manifest, row["id"])
         return row
 
-    def table_of(self, index: int) -> ManifestTable:
-        """Table that a row is from."""
-        return self.tables[bisect_right(self._ends, index)]
+    def manifest_of(self, index: int) -> Path:
+        """Path of the manifest that contains a row."""
+        return self.tables[bisect_right(self._ends, index)].path
 
-    def chosen(self) -> Iterator[tuple[ManifestTable, np.ndarray]]:
-        """Each table and the numbers of its rows."""
+    def by_table(self) -> Iterator[tuple[ManifestTable, np.ndarray]]:
+        """Yield each manifest's table and the numbers [N] int32 of its selected rows."""
         return zip(self.tables, np.split(self._numbers.numpy(), self._ends[:-1]))
 
-    def keep(self, mask: np.ndarray) -> "Rows":
-        """The rows where the mask [N] is true."""
+    def clips(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield the manifest's path and the first clip, as {audio, start, duration}, of each row."""
+        for table, numbers in self.by_table():
+            for audio, start, duration in table.clips(numbers):
+                yield table.path, {"audio": audio, "start": start, "duration": duration}
+
+    def keep(self, mask: np.ndarray) -> "SelectedRows":
+        """Return the rows for which the mask [N] is true."""
         masks = np.split(mask, self._ends[:-1])
-        return Rows(self.tables, [numbers[m] for (_, numbers), m in zip(self.chosen(), masks)], self.questions)
-
-    def require_distinct_files(self, store: Path) -> None:
-        """Raise DatasetError where manifests in several folders name different files by one key of the store."""
-        if len({table.path.parent for table in self.tables}) == 1:
-            return
-        relative: dict[Path, np.ndarray] = {}  # folder -> hashes of audio paths that start from it
-        for table in self.tables:
-            hashes = np.unique(np.fromiter((hash(name) for name in _relative_audio(table)), np.int64))
-            folder = table.path.parent
-            for other, seen in relative.items():
-                shared = set(np.intersect1d(hashes, seen).tolist()) if other != folder else ()
-                if shared:
-                    name = next(name for name in _relative_audio(table) if hash(name) in shared)
-                    raise DatasetError(
-                        f"dataset: {folder / name} and {other / name} share one key in {store}; put the manifests in "
-                        "one folder above their audio, so that their audio paths differ."
-                    )
-            relative[folder] = np.union1d(hashes, relative.get(folder, hashes))
+        kept = [numbers[mask] for (_, numbers), mask in zip(self.by_table(), masks)]
+        return SelectedRows(self.tables, kept, self.questions)
 
 
-def _relative_audio(table: ManifestTable) -> Iterator[str]:
-    clips = table.clips(np.arange(len(table), dtype=np.int32))
-    return (audio for audio, _, _ in clips if not audio.startswith("/"))
+def select_rows(
+    manifests: Sequence[str | Path],
+    tasks: Sequence[str] | None = None,
+    split: str | None = None,
+    questions: Questions | None = None,
+) -> SelectedRows:
+    """Select rows of manifests by task and split.
+
+    Parameters
+    ----------
+    manifests : sequence of path
+        JSON-lines manifests; audio paths are relative to their folders.
+    tasks : sequence of str, optional
+        Only rows of these tasks; all if None.
+    split : str, optional
+        Only rows of this split; all if None.
+    questions : Questions, optional
+        Supplies the instruction of rows that have none. If None, every row needs its own instruction.
+
+    Raises
+    ------
+    DatasetError
+        No row is selected, or a selected row has no instruction.
+    ManifestError
+        A manifest cannot be read or breaks the schema.
+    """
+    tables = [ManifestTable(path) for path in manifests]
+    rows = SelectedRows(tables, [table.select(tasks, split) for table in tables], questions)
+    if questions is None:
+        _require_instructions(rows)
+    if len(rows) == 0:
+        present = sorted(set().union(*(table.tasks_and_splits() for table in tables)))
+        raise DatasetError(
+            f"dataset: no row of {', '.join(map(str, manifests))} has tasks {tasks} and split {split}; "
+            f"the manifests have these (task, split): {present}."
+        )
+    return rows
+
+
+def _require_instructions(rows: SelectedRows) -> None:
+    for table, numbers in rows.by_table():
+        without = numbers[~table.column("questioned")[numbers]]
+        if len(without):
+            raise DatasetError(
+                f"dataset: {len(without)} rows of {table.path} have no instruction, the first is "
+                f'"{table[int(without[0])]["id"]}"; write one, or set question_files: a list of files with one '
+                "question per line, or [] for the default question."
+            )

@@ -4,7 +4,11 @@ from collections.abc import Mapping
 
 import torch
 
+from audiolm_lite.data.clip_sources import FeatureSource, WaveformSource
 from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.prompt_builder import PromptBuilder
+from audiolm_lite.data.questions import Questions
+from audiolm_lite.data.selected_rows import select_rows
 from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.hub.load import load_model
@@ -27,19 +31,12 @@ def control_sets(hparams: Mapping, bundle: ModelBundle) -> dict[str, AudioTextDa
     store = None
     if hparams["feature_folder"] is not None:
         store = FeatureStore(hparams["feature_folder"], bundle.model.encoder.identity())
+    source = WaveformSource(bundle.model.encoder.num_frames) if store is None else FeatureSource(store)
+    manifests, seed, questions = hparams["manifests"], hparams["seed"], None
+    if hparams["question_files"] is not None:
+        questions = Questions(hparams["question_files"], len(manifests), seed)
+    rows = select_rows(manifests, hparams["tasks"], questions=questions)
+    prompt = PromptBuilder(bundle.template, bundle.tokenizer, bundle.model.adapter.num_tokens, with_answer=False)
     return {
-        control: AudioTextDataset(
-            hparams["manifests"],
-            bundle.template,
-            bundle.tokenizer,
-            bundle.model.adapter.num_tokens,
-            store=store,
-            encoder_frames=bundle.model.encoder.num_frames if store is None else None,
-            tasks=hparams["tasks"],
-            audio=control,
-            seed=hparams["seed"],
-            with_answer=False,
-            question_files=hparams["question_files"],
-        )
-        for control in hparams["controls"]
+        control: AudioTextDataset(rows, source, prompt, control=control, seed=seed) for control in hparams["controls"]
     }

@@ -23,7 +23,7 @@ from audiolm_lite.distributed import processes
 from audiolm_lite.evaluation.report import SHOWN
 from audiolm_lite.evaluation.runner import check_metrics, score_task
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
-from audiolm_lite.modeling.transformer_blocks import use_attention
+from audiolm_lite.modeling.transformer_blocks import set_attention
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,10 @@ class AnswerValidation:
         for name in ("items", "every"):
             if type(options[name]) is not int or options[name] < 1:
                 raise ConfigError(f"valid_answers: {name} is {options[name]!r}; write a whole number, 1 at least")
-        self.prompts, self.metrics, self.every = dataset.prompts(), options["metrics"], options["every"]
+        self.prompts, self.metrics, self.every = dataset.without_answers(), options["metrics"], options["every"]
         generation = {"max_new_tokens": 100, **(hparams["generation"] or {}), **options["generation"]}
-        self.bundle = ModelBundle(model, dataset.tokenizer, dataset.template, generation, {}, identity="in training")
+        tokenizer, template = dataset.prompt.tokenizer, dataset.prompt.template
+        self.bundle = ModelBundle(model, tokenizer, template, generation, {}, identity="in training")
         count = min(options["items"], len(dataset), limit or len(dataset))
         self.chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
         self.rows = [dataset.rows[index] for index in self.chosen]
@@ -158,7 +159,7 @@ class AnswerValidation:
         """Whole tensors outside of the blocks, which gather their own, and an attention that takes a cache."""
         model = self.bundle.model
         if self.attention is not None:
-            use_attention(model.llm, "sdpa")
+            set_attention(model.llm, "sdpa")
         if isinstance(model, FSDPModule):
             model.unshard()
         try:
@@ -167,7 +168,7 @@ class AnswerValidation:
             if isinstance(model, FSDPModule):
                 model.reshard()
             if self.attention is not None:
-                use_attention(model.llm, self.attention)
+                set_attention(model.llm, self.attention)
 
     def _waveform(self, place: int) -> Tensor | None:
         """Samples of a chosen item's clip; with stored features the audio may be elsewhere by now."""

@@ -2,10 +2,8 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
@@ -13,7 +11,13 @@ from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.manifest_entries import split_entries
 from audiolm_lite.config.registry import build, with_defaults
 from audiolm_lite.data.augmentation import Augmentation
+from audiolm_lite.data.clip_sources import FeatureSource, WaveformSource
 from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.length_limit import LengthLimit
+from audiolm_lite.data.mixing import temperature_weights
+from audiolm_lite.data.prompt_builder import PromptBuilder
+from audiolm_lite.data.questions import Questions
+from audiolm_lite.data.selected_rows import select_rows
 from audiolm_lite.distributed import processes
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.llm import load_llm
@@ -61,12 +65,10 @@ def build_dataset(
     split: str,
     model: AudioLanguageModel,
     tokenizer: PreTrainedTokenizerBase,
-    **options: Any,
 ) -> AudioTextDataset:
     """Build the dataset of `manifests[split]`: stored features, or waveforms where the model has an encoder.
 
-    The manifests of "train" may be mixed, by weights in their list or by `mixing_temperature`. `options` are further
-    arguments of AudioTextDataset, such as `audio="shuffled"` or `with_answer=False`.
+    The manifests of "train" may be mixed, by weights in their list or by `mixing_temperature`.
 
     Raises
     ------
@@ -80,28 +82,24 @@ def build_dataset(
     temperature = hparams["mixing_temperature"] if split == "train" else None
     if weights and (split != "train" or temperature is not None):
         raise ConfigError(f"manifests.{split} has weights: they are for training alone, and without mixing_temperature")
-    live = model.encoder is not None
-    encoder_frames = model.encoder.num_frames if live else None
+    seed, question_files = hparams["seed"], (hparams["question_files"] or {}).get(split)
+    num_frames = None if model.encoder is None else model.encoder.num_frames
     augmentation = None
     if split == "train" and hparams["augmentation"] is not None:
-        augmentation = Augmentation(hparams["augmentation"], hparams["seed"], encoder_frames)
-    return AudioTextDataset(
-        manifests,
-        PromptTemplate(hparams["template"]),
-        tokenizer,
-        model.adapter.num_tokens,
-        store=None if live else open_store(hparams),
-        encoder_frames=encoder_frames,
-        tasks=hparams["tasks"],
-        seed=hparams["seed"],
-        question_files=(hparams["question_files"] or {}).get(split),
-        weights=weights,
-        temperature=temperature,
-        max_tokens=hparams["max_tokens"],
-        shorten=hparams["shorten"],
+        augmentation = Augmentation(hparams["augmentation"], seed, num_frames)
+    questions = None if question_files is None else Questions(question_files, len(manifests), seed)
+    dataset = AudioTextDataset(
+        select_rows(manifests, hparams["tasks"], questions=questions),
+        FeatureSource(open_store(hparams)) if num_frames is None else WaveformSource(num_frames),
+        PromptBuilder(PromptTemplate(hparams["template"]), tokenizer, model.adapter.num_tokens),
+        limit=LengthLimit(hparams["max_tokens"], hparams["shorten"]),
         augmentation=augmentation,
-        **options,
     )
+    if temperature is not None:
+        weights = temperature_weights(dataset.rows.sizes, temperature)
+    if weights is not None:
+        dataset.mix(weights, seed)
+    return dataset
 
 
 def build_datasets(
@@ -112,7 +110,7 @@ def build_datasets(
 
 
 def align_projection(
-    hparams: Mapping, model: AudioLanguageModel, dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+    hparams: Mapping, model: AudioLanguageModel, dataset: AudioTextDataset, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Start the adapter's projection in closed form where the YAML file has `alignment_init` (else do nothing).
 
@@ -120,7 +118,7 @@ def align_projection(
     """
     if hparams["alignment_init"] is None or model.embedding.weight.is_meta:
         return
-    source = model.encoder if model.encoder is not None else dataset.store
+    source = model.encoder if model.encoder is not None else dataset.source.store
     frame_seconds = _frame_seconds(source)
     many = 10_000
     token_seconds = frame_seconds * many / model.adapter.num_tokens(many)

@@ -8,8 +8,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from audiolm_lite.config.registry import build
+from audiolm_lite.data.clip_sources import WaveformSource
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.manifest import read_manifest, write_manifest
+from audiolm_lite.data.prompt_builder import PromptBuilder
+from audiolm_lite.data.selected_rows import select_rows
 from audiolm_lite.features.extract import extract
 from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store import FeatureStore
@@ -42,11 +45,9 @@ def test_items_and_lengths_of_shards_are_those_of_the_files(manifests, make_expe
     experiment = make_experiment(lora=True)
     model = make_model(experiment)
     tokenizer = AutoTokenizer.from_pretrained(experiment["llm"]["source"])
-    template = PromptTemplate(experiment["template"])
-    options = {"encoder_frames": model.encoder.num_frames, "tasks": ["t0"]}
-    shards, files = (
-        AudioTextDataset([manifest], template, tokenizer, model.adapter.num_tokens, **options) for manifest in manifests
-    )
+    prompt = PromptBuilder(PromptTemplate(experiment["template"]), tokenizer, model.adapter.num_tokens)
+    source = WaveformSource(model.encoder.num_frames)
+    shards, files = (AudioTextDataset(select_rows([path], ["t0"]), source, prompt) for path in manifests)
     index_of = {row["id"]: index for index, row in enumerate(files.rows)}
     same = [index_of[row["id"]] for row in shards.rows]
     assert sorted(same) == list(range(CLIPS)) and np.array_equal(shards.lengths, files.lengths[same])

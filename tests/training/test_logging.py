@@ -4,12 +4,15 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.data.clip_sources import FeatureSource
 from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.prompt_builder import PromptBuilder
+from audiolm_lite.data.selected_rows import select_rows
 from audiolm_lite.evaluation.runner import EvaluationError, evaluate
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.hub.load import load_model
@@ -55,17 +58,10 @@ def test_answers_are_scored_as_in_evaluation(corpus, run, tmp_path):
     best = json.loads((run / "stage_1" / "finished.json").read_text())
     assert best["step"] in {epoch["step"] for epoch in epochs[1:]}
     bundle = load_model(run / "stage_1")
-    store = FeatureStore(corpus / "features")
-    items = AudioTextDataset(
-        [corpus / "valid.jsonl"],
-        bundle.template,
-        bundle.tokenizer,
-        bundle.model.adapter.num_tokens,
-        store=store,
-        with_answer=False,
-    )
-    items.rows = items.rows.keep(torch.tensor([True, False, True, True]).numpy())  # three of four, spread evenly
-    items._lengths = items._lengths[[0, 2, 3]]
+    rows = select_rows([corpus / "valid.jsonl"]).keep(np.array([True, False, True, True]))  # three, spread evenly
+    source = FeatureSource(FeatureStore(corpus / "features"))
+    prompt = PromptBuilder(bundle.template, bundle.tokenizer, bundle.model.adapter.num_tokens, with_answer=False)
+    items = AudioTextDataset(rows, source, prompt)
     scores = evaluate(bundle, {"normal": items}, METRICS, tmp_path)["controls"]["normal"]["sound_class"]
     for name in ("wer", "cer"):
         assert best["metrics"][f"sound_class/{name}"] == scores[name]

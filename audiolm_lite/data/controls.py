@@ -1,0 +1,66 @@
+"""Controls without the audio of the question: which clip an item gets instead of its own.
+
+They measure what a model answers from the text alone. "shuffled" gives each clip the audio of another clip. "zeros"
+gives silence in the length of another clip, because the length of a clip says how long its transcript is.
+"""
+
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+import torch
+
+from audiolm_lite.data.selected_rows import DatasetError
+
+CONTROLS = ("normal", "zeros", "shuffled")
+
+
+class ClipExchange:
+    """Give each item the clip of another item: one cycle through all clips in random order.
+
+    Items with the same clip get the same other clip.
+
+    Parameters
+    ----------
+    clips : iterable
+        For each item a hashable value that is equal for items of the same clip.
+    seed : int
+        Seed of the order.
+
+    Raises
+    ------
+    DatasetError
+        There is only one clip.
+
+    Examples
+    --------
+    >>> exchange = ClipExchange(["dog.wav", "rain.wav", "dog.wav"], seed=0)
+    >>> exchange.first.tolist()
+    [1, 0, 1]
+    >>> exchange.items(0, count=2)
+    [1, 0]
+    """
+
+    def __init__(self, clips: Iterable[Hashable], seed: int):
+        numbers: dict[Hashable, int] = {}
+        clip_of = np.array([numbers.setdefault(clip, len(numbers)) for clip in clips])  # [N] clip number of each item
+        if len(numbers) < 2:
+            raise DatasetError('dataset: the controls "zeros" and "shuffled" need at least two clips.')
+        first_item = np.unique(clip_of, return_index=True)[1]  # clip number -> its first item
+        order = np.random.default_rng(seed).permutation(len(numbers))
+        next_clip = np.empty_like(order)
+        next_clip[order] = np.roll(order, -1)
+        # A tensor, which spawned workers share (see SelectedRows).
+        self._next = torch.from_numpy(first_item[next_clip[clip_of]].astype(np.int32))
+
+    @property
+    def first(self) -> np.ndarray:
+        """For each item, the item [N] int32 whose clip it gets as its first."""
+        return self._next.numpy()
+
+    def items(self, index: int, count: int) -> list[int]:
+        """Return the items whose clips an item gets in place of its own `count` clips: the next ones of the cycle."""
+        items = []
+        for _ in range(count):
+            index = int(self._next[index])
+            items.append(index)
+        return items

@@ -1,0 +1,64 @@
+"""From a manifest row and the lengths of its clips to token ids, and the number of its text tokens."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from audiolm_lite.data.lengths import text_tokens
+from audiolm_lite.data.selected_rows import SelectedRows
+from audiolm_lite.features.keys import clips_of
+from audiolm_lite.language.prompt import PromptTemplate
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Turn rows into prompts.
+
+    Parameters
+    ----------
+    template : PromptTemplate
+        The prompt.
+    tokenizer : PreTrainedTokenizerBase
+        The LLM's tokenizer.
+    num_tokens : callable
+        Audio tokens from encoder frames, as the adapter's `num_tokens`.
+    with_answer : bool
+        False: prompts end before the answer, to generate from.
+    """
+
+    template: PromptTemplate
+    tokenizer: PreTrainedTokenizerBase
+    num_tokens: Callable[[int], int]
+    with_answer: bool = True
+
+    def encode(
+        self, row: Mapping[str, Any], audio_tokens: Sequence[int], cut: tuple[str, int] = ("", 0)
+    ) -> tuple[list[int], list[int]]:
+        """Return token ids and labels of a row whose clips take this many tokens each; see `PromptTemplate.encode`."""
+        return self.template.encode(row, self.tokenizer, audio_tokens, self.with_answer, cut)
+
+    def without_audio(self, row: Mapping[str, Any], cut: tuple[str, int] = ("", 0)) -> list[int]:
+        """Return the token ids of a row whose clips take no token."""
+        return self.encode(row, [0] * len(clips_of(row)), cut)[0]
+
+    def text_tokens(self, rows: SelectedRows) -> np.ndarray:
+        """Count the text tokens [N] int32 of each row; a row that draws its question counts with the longest one."""
+
+        def tokens(text: str) -> int:
+            return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+        counts = []
+        for manifest, (table, numbers) in enumerate(rows.by_table()):
+            question = None if rows.questions is None else max(rows.questions.pools[manifest], key=tokens)
+
+            def count(row: dict[str, Any], question: str | None = question) -> int:
+                if row["instruction"] is None:
+                    row["instruction"] = question
+                return len(self.without_audio(row))
+
+            settings = {"template": self.template.template, "with_answer": self.with_answer, "question": question}
+            counts.append(text_tokens(table, numbers, count, self.tokenizer, settings))
+        return np.concatenate(counts)

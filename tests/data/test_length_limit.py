@@ -1,0 +1,107 @@
+"""Rows that are too long: an error, a truncated field, truncated audio, or left out."""
+
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audiolm_lite.data.clip_sources import FeatureSource, WaveformSource
+from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.length_limit import LengthLimit
+from audiolm_lite.data.lengths import largest
+from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.data.prompt_builder import PromptBuilder
+from audiolm_lite.data.selected_rows import DatasetError, select_rows
+from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.features.writer import FeatureWriter
+from audiolm_lite.language.prompt import PromptError, PromptTemplate
+from audiolm_lite.modeling.batch import AUDIO_SLOT
+
+COMMON = {"instruction": "what?", "task": "which", "target": "first", "dataset": "made", "split": "train"}
+ROWS = [
+    {"id": "short", "audio": "a.wav", "transcript": "ab", **COMMON},
+    {"id": "long", "audio": "c.wav", "transcript": "abcdefgh", **COMMON},
+]
+TEMPLATE = PromptTemplate("{bos}{audio}{instruction}{transcript}{answer}{eos}")
+FRAMES = {"a.wav": 4, "c.wav": 9}
+
+
+def num_tokens(frames):
+    return frames // 2
+
+
+@pytest.fixture
+def dataset(tmp_path, tokenizer):
+    """Build the dataset of ROWS under a limit, over stored features or, with `live`, over audio of as many frames."""
+    write_manifest(tmp_path / "m.jsonl", ROWS)
+    with FeatureWriter(tmp_path / "store", {"encoder": "made", "frame_seconds": 0.04}) as writer:
+        for name, frames in FRAMES.items():
+            writer.add(name, torch.rand(1, frames, 2))
+            soundfile.write(tmp_path / name, np.random.uniform(-0.5, 0.5, 640 * frames), 16000)
+
+    def build(max_tokens=None, shorten=None, live=False, **options):
+        stored = FeatureSource(FeatureStore(tmp_path / "store"))
+        source = WaveformSource(lambda samples: samples // 640) if live else stored
+        prompt = PromptBuilder(TEMPLATE, tokenizer, num_tokens)
+        limit = LengthLimit(max_tokens, shorten)
+        return AudioTextDataset(select_rows([tmp_path / "m.jsonl"]), source, prompt, limit=limit, **options)
+
+    return build
+
+
+def test_a_long_row_is_an_error_without_a_rule(dataset):
+    short, long = dataset().lengths.tolist()
+    with pytest.raises(DatasetError, match=f'1 rows have more than max_tokens {long - 1}, the first is "long"'):
+        dataset(long - 1)
+    assert dataset(long).lengths.tolist() == [short, long]
+
+
+def test_a_field_is_truncated(dataset, tokenizer, caplog):
+    plain = dataset()
+    short, long = plain.lengths.tolist()
+    with caplog.at_level(logging.WARNING):
+        cut = dataset(long - 3, "transcript")
+    assert "1 of 2 rows have more than" in caplog.text and 'their field "transcript" is truncated' in caplog.text
+    assert cut.lengths.tolist() == [short, long - 3] and cut[0].input_ids == plain[0].input_ids
+    text = tokenizer.decode([token for token in cut[1].input_ids if token != AUDIO_SLOT]).replace(" ", "")
+    assert text == "<|bos|>what?abcdefirst<|eos|>" and torch.equal(cut[1].features, plain[1].features)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_audio_is_truncated(dataset, live):
+    plain = dataset(live=live)
+    cut = dataset(int(plain.lengths[1]) - 2, "audio", live=live)
+    assert cut[1].input_ids.count(AUDIO_SLOT) == plain[1].input_ids.count(AUDIO_SLOT) - 2 == num_tokens(5)
+    assert len(cut[1].input_ids) <= cut.lengths[1]
+    (own,), (shorter,) = plain[1].clips, cut[1].clips
+    # the longest beginning of two tokens: 5 frames, or all samples before the sixth frame
+    assert torch.equal(shorter, own[: 6 * 640 - 1] if live else own[:, :5])
+
+
+def test_a_long_row_is_dropped(dataset):
+    long = int(dataset().lengths[1])
+    dropped = dataset(long - 1, "drop")
+    assert [row["id"] for row in dropped.rows] == ["short"] and dropped.left_out == ["long"]
+    assert len(dropped) == len(dropped.lengths) == 1 and len(dataset(long, "drop")) == 2
+
+
+def test_what_cannot_be_truncated_enough_is_refused(dataset):
+    with pytest.raises(PromptError, match='field "transcript" has only 8'):
+        dataset(16, "transcript")
+    with pytest.raises(PromptError, match='no field "speaker" to cut'):
+        dataset(20, "speaker")
+    with pytest.raises(DatasetError, match="too little audio"):
+        dataset(16, "audio")[1]
+
+
+def test_settings_that_exclude_each_other_are_refused(dataset):
+    with pytest.raises(DatasetError, match="shorten needs max_tokens"):
+        dataset(None, "transcript")
+    with pytest.raises(DatasetError, match="shorten cannot be combined with the control 'zeros'"):
+        dataset(20, "transcript", control="zeros")
+
+
+def test_largest():
+    assert [largest(lambda n, limit=limit: n <= limit, 7) for limit in (0, 1, 6, 7, 9)] == [0, 1, 6, 7, 7]
