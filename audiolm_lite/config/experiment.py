@@ -6,7 +6,7 @@ A key that is neither documented nor referred to in the file is an error, so a t
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 import ruamel.yaml
@@ -85,7 +85,7 @@ def _overridden_yaml(path: Path, overrides: dict, keys: Mapping[str, Key]) -> io
     return stream
 
 
-def _update(tree: Mapping, overrides: Mapping) -> None:
+def _update(tree: MutableMapping, overrides: Mapping) -> None:
     """Merge nested overrides into a YAML tree in place; an `!include` node takes them as its own overrides."""
     for name, value in overrides.items():
         if isinstance(value, Mapping) and name in tree:

@@ -89,5 +89,10 @@ def map_sources(config: Mapping[str, Any], change: Callable[[str, str], str], wh
 def sources(config: Mapping[str, Any]) -> list[str]:
     """Every pretrained model that a part's configuration names."""
     found: list[str] = []
-    map_sources(config, lambda source, where: found.append(source) or source, "")
+
+    def keep(source: str, _: str) -> str:
+        found.append(source)
+        return source
+
+    map_sources(config, keep, "")
     return found

@@ -62,6 +62,6 @@ def open_run_folder(folder: str | Path, resolved: str, is_main: bool = True) -> 
         handlers.append(logging.FileHandler(folder / "log.txt", encoding="utf-8"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
     for handler in handlers:
-        handler.of_experiment = True
+        handler.of_experiment = True  # type: ignore[attr-defined]
         root.addHandler(handler)
     root.setLevel(logging.INFO if is_main else logging.WARNING)

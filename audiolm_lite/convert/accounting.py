@@ -93,7 +93,7 @@ def sort_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> Conver
     result = Converted()
     for name, tensor in sorted(tensors.items()):
         match, rule = next(((m, rule) for regex, rule in compiled if (m := regex.fullmatch(name))), (None, None))
-        if rule is None:
+        if match is None or rule is None:
             result.lines.append(Line(name, "unexpected", "no tensor of this format"))
         elif rule.part == "ignored":
             result.lines.append(Line(name, "ignored", rule.name))

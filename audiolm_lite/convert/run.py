@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="format", required=True, metavar="|".join((*FORMATS, "export_*")))
     for name in FORMATS:
         form = importlib.import_module(f"audiolm_lite.convert.{name}")
-        command = commands.add_parser(name, help=form.__doc__.splitlines()[0])
+        command = commands.add_parser(name, help=(form.__doc__ or "").splitlines()[0])
         command.add_argument("source", type=Path, help="file or folder")
         command.add_argument("out", type=Path, help="folder to make")
         command.add_argument("--encoder", metavar="BLOCK.yaml", help="encoder's block, as in hparams/encoders")
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
     name, source, out = options.pop("format"), options.pop("source"), options.pop("out")
     try:
         if name in FORMATS:
-            blocks = {part: _block(options.pop(part)) for part in ("encoder", "llm")}
+            blocks: dict[str, Any] = {part: _block(options.pop(part)) for part in ("encoder", "llm")}
             convert(name, source, out, **blocks, **options)
         else:
             getattr(export, name)(source, out)

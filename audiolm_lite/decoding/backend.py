@@ -1,7 +1,8 @@
-"""A language model ready to generate, with the two functions that every backend has."""
+"""A language model that is ready to generate: the model, and the two functions that every backend has."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,20 +13,20 @@ from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
 
 @dataclass(frozen=True)
 class Backend:
-    """A language model ready to generate.
+    """A language model that is ready to generate.
 
     Attributes
     ----------
     name : str
         "eager", "inductor" or "aoti".
     llm : nn.Module
-        The model; a compiled back end goes on reading its weights where they lie, so do not move or cast it.
+        The model. A compiled backend reads the weights of this object, so do not move or cast it.
     prefill, decode_step : callable
         As in `audiolm_lite.decoding.state`, with the same arguments.
     state : DecodeState or None
-        The cache they were compiled for. None (eager): any cache will do.
+        The cache for which they were compiled. None (eager): a cache of any size can be used.
     compile_seconds : float
-        Time spent exporting, compiling or loading.
+        Time of exporting, compiling and loading.
     """
 
     name: str
@@ -35,8 +36,8 @@ class Backend:
     state: DecodeState | None
     compile_seconds: float
 
-    def generate(self, inputs_embeds: Tensor, attention_mask: Tensor, **options) -> list[list[int]]:
-        """`audiolm_lite.decoding.generate` on this back end; a batch of fewer rows than compiled for is fine."""
+    def generate(self, inputs_embeds: Tensor, attention_mask: Tensor, **options: Any) -> list[list[int]]:
+        """Call `decoding.generate` with this backend; the batch may have fewer rows than the cache."""
         return generate(
             self.llm,
             inputs_embeds,
@@ -47,8 +48,8 @@ class Backend:
             **options,
         )
 
-    def beam_search(self, inputs_embeds: Tensor, attention_mask: Tensor, **options) -> list[list[int]]:
-        """`audiolm_lite.decoding.beam_search` on this back end, which needs rows for all beams."""
+    def beam_search(self, inputs_embeds: Tensor, attention_mask: Tensor, **options: Any) -> list[list[int]]:
+        """Call `decoding.beam_search` with this backend, whose cache needs one row per beam of each prompt."""
         return beam_search(
             self.llm,
             inputs_embeds,
@@ -61,5 +62,5 @@ class Backend:
 
 
 def eager_backend(llm: nn.Module) -> Backend:
-    """The backend that runs plain PyTorch; a cache of any size fits it."""
+    """Return the backend that runs plain PyTorch, with a cache of any size."""
     return Backend("eager", llm, prefill, decode_step, state=None, compile_seconds=0.0)

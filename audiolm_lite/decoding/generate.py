@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
 
-# Asking "has every row finished?" makes the host wait for an accelerator, so it is asked once in so many tokens there.
+# Checking whether every row has finished makes the host wait for the accelerator; it happens once per so many tokens.
 TOKENS_PER_SYNC = 8
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens; the order and meaning of the steps are those of transformers' logits processors.
+    """How tokens are drawn; the steps and their order are those of transformers' logits processors.
 
     Attributes
     ----------
@@ -25,10 +25,16 @@ class Sampling:
     top_p : float
         Keep the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al. 2020).
     repetition_penalty : float
-        Divides positive, multiplies negative logits of tokens generated before in the row (Keskar et al. 2019).
+        Divides positive and multiplies negative logits of tokens that the row already has (Keskar et al. 2019).
     seed : int or sequence of int
-        Row r draws from its own stream seeded `seed + r`, or `seed[r]`: give one a row where a clip has to get the same
-        answer in whatever batch it comes. Streams are drawn on the CPU, hence equal on every device and back end.
+        Row r draws random numbers from its own generator with seed `seed + r`, or `seed[r]`. With one seed per row, a
+        row's answer does not depend on the batch. Numbers are drawn on the CPU and are equal on all devices and
+        backends.
+
+    Raises
+    ------
+    ValueError
+        A value out of range.
     """
 
     temperature: float = 1.0
@@ -37,7 +43,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | Sequence[int] = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rules = {
             "temperature": (self.temperature >= 0, "at least 0"),
             "top_k": (self.top_k >= 0, "at least 0"),
@@ -62,7 +68,7 @@ def generate(
     decode_step: Callable = decode_step,
     state: DecodeState | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt until an end token or `max_new_tokens`; a row's tokens do not depend on its neighbours.
+    """Continue each prompt until an end token or `max_new_tokens`; a row's tokens do not depend on the other rows.
 
     Parameters
     ----------
@@ -71,18 +77,18 @@ def generate(
     inputs_embeds : Tensor
         [B, S, H] prompt embeddings.
     attention_mask : Tensor
-        [B, S], true at the prompt's own places; padded on either side.
+        [B, S], true at the prompt's own positions; padded on either side.
     max_new_tokens : int
-        Most tokens a row may get.
+        Maximum number of tokens per row.
     eos_ids : int or sequence of int
         Tokens that end a row; empty: every row gets `max_new_tokens`.
     sampling : Sampling, optional
         None is greedy.
     prefill, decode_step : callable
-        The eager functions of `audiolm_lite.decoding.state`, or a back end's compiled ones.
+        The eager functions of `audiolm_lite.decoding.state`, or the compiled ones of a backend.
     state : DecodeState, optional
-        Cache to reuse, as a compiled back end needs; it may have more rows than the batch (the spare rows are
-        computed and thrown away). By default one of just the right size is allocated.
+        Cache to reuse; a compiled backend needs its own. It may have more rows than the batch: the spare rows are
+        computed and discarded. By default, a cache of the required size is allocated.
 
     Returns
     -------
@@ -92,26 +98,26 @@ def generate(
     Raises
     ------
     ValueError
-        If a row is empty, the model is in training mode, or the batch does not fit the cache.
+        A row is empty, the model is in training mode, or the batch does not fit the cache.
     """
     batch, length, _ = inputs_embeds.shape
     if llm.training:
         raise ValueError(
-            "generate: the model is in training mode (dropout would change its answers); call .eval() first"
+            "generate: the model is in training mode, in which dropout changes its answers; call .eval() first"
         )
     if max_new_tokens < 1:
         raise ValueError(f"generate: max_new_tokens must be at least 1, not {max_new_tokens}")
     longest, shortest = attention_mask.bool().sum(1).aminmax()[::-1]
     if int(shortest) == 0:
         raise ValueError("generate: a row of attention_mask is empty; every prompt needs at least one token")
-    needed = int(longest) + max_new_tokens - 1  # the last token is never fed back
+    needed = int(longest) + max_new_tokens - 1  # the last token is not an input
     if state is None:
         state = DecodeState.allocate(llm, batch, max(length, needed))
     if batch > state.batch_size or max(length, needed) > state.max_length:
         raise ValueError(
             f"generate: {batch} rows of up to {max(length, needed)} tokens do not fit a cache of "
-            f"{state.batch_size} rows of {state.max_length}; lower the batch size or max_new_tokens, or build the back "
-            "end for more"
+            f"{state.batch_size} rows of {state.max_length}; lower the batch size or max_new_tokens, or make a "
+            "larger backend"
         )
     rows = torch.arange(state.batch_size, device=inputs_embeds.device).clamp(max=batch - 1)  # spare rows copy the last
     logits = prefill(llm, state, inputs_embeds[rows], attention_mask[rows])[:batch]
@@ -128,19 +134,19 @@ def generate(
         finished |= torch.isin(token, eos)
         if step + 1 == max_new_tokens or ((step + 1) % every == 0 and bool(finished.all())):
             break
-        # A finished row runs on, because shapes are fixed, but what it produces is cut off below.
+        # A finished row continues, because shapes are fixed; its tokens after the end are cut off below.
         logits = decode_step(llm, state, token[rows])[:batch]
 
     ends = set(eos.tolist())
     answers = []
     for row in tokens[:, : step + 1].tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), len(row))
+        end = next((i for i, token in enumerate(row) if token in ends), len(row))
         answers.append(row[:end])
     return answers
 
 
 class _Chooser:
-    """Next tokens [B] from logits [B, V], all on the device."""
+    """Chooses the next tokens [B] from logits [B, V] without waiting for the device."""
 
     def __init__(self, sampling: Sampling | None, batch: int, vocabulary: int, steps: int, device: torch.device):
         self.sampling = sampling
@@ -148,7 +154,7 @@ class _Chooser:
             return
         seeds = [sampling.seed + row for row in range(batch)] if isinstance(sampling.seed, int) else sampling.seed
         if len(seeds) != batch:
-            raise ValueError(f"Sampling: {len(seeds)} seeds for a batch of {batch} rows; give one a row")
+            raise ValueError(f"Sampling: {len(seeds)} seeds for a batch of {batch} rows; give one per row")
         draws = [torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         self.draws = torch.stack(draws).to(device=device, dtype=torch.float64)  # [B, steps] in [0, 1)
         self.seen = torch.zeros(batch, vocabulary, dtype=torch.bool, device=device)
@@ -160,7 +166,7 @@ class _Chooser:
         if self.sampling.temperature == 0:
             token = scores.argmax(-1)
         else:
-            # Inverse of the cumulative distribution: one number a token decides, so no draw depends on another row's.
+            # Inverse of the cumulative distribution: one random number per token, so that rows are independent.
             cumulative = scores.double().softmax(-1).cumsum(-1)
             threshold = self.draws[:, step, None] * cumulative[:, -1:]
             token = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
@@ -169,7 +175,22 @@ class _Chooser:
 
 
 def process_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
-    """Logits [B, V] after repetition penalty over `seen` [B, V] bool, temperature, top-k and top-p (removed: -inf)."""
+    """Apply repetition penalty, temperature, top-k and top-p, in this order.
+
+    Parameters
+    ----------
+    logits : Tensor
+        [B, V] float.
+    seen : Tensor
+        [B, V] bool, true for tokens that the row already has.
+    sampling : Sampling
+        The settings.
+
+    Returns
+    -------
+    Tensor
+        [B, V] logits; removed tokens have -inf.
+    """
     if sampling.repetition_penalty != 1:
         penalised = torch.where(logits < 0, logits * sampling.repetition_penalty, logits / sampling.repetition_penalty)
         logits = torch.where(seen, penalised, logits)

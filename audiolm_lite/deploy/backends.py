@@ -115,7 +115,14 @@ class _Prefill(nn.Module):
         super().__init__()
         self.llm = llm
 
-    def forward(self, keys, values, position, inputs_embeds, attention_mask):
+    def forward(
+        self,
+        keys: list[Tensor],
+        values: list[Tensor],
+        position: Tensor,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+    ) -> Tensor:
         return prefill(self.llm, DecodeState(keys, values, position), inputs_embeds, attention_mask)
 
 
@@ -126,7 +133,7 @@ class _DecodeStep(nn.Module):
         super().__init__()
         self.llm = llm
 
-    def forward(self, keys, values, position, token):
+    def forward(self, keys: list[Tensor], values: list[Tensor], position: Tensor, token: Tensor) -> Tensor:
         return decode_step(self.llm, DecodeState(keys, values, position), token)
 
 
@@ -155,7 +162,9 @@ def _run_inductor(llm: nn.Module, state: DecodeState) -> tuple[Callable, Callabl
     mode = "reduce-overhead" if state.position.is_cuda else None
     run_step = torch.compile(graphs["decode_step"].module(), fullgraph=True, dynamic=False, mode=mode)
 
-    def dynamic_prefill(keys, values, position, inputs_embeds, attention_mask):
+    def dynamic_prefill(
+        keys: list[Tensor], values: list[Tensor], position: Tensor, inputs_embeds: Tensor, attention_mask: Tensor
+    ) -> Tensor:
         torch._dynamo.mark_dynamic(inputs_embeds, 1, min=2, max=state.max_length)
         torch._dynamo.mark_dynamic(attention_mask, 1, min=2, max=state.max_length)
         return run_prefill(keys, values, position, inputs_embeds, attention_mask)
@@ -183,7 +192,7 @@ def _run_aoti(llm: nn.Module, state: DecodeState, cache_folder: Path) -> tuple[C
             shutil.rmtree(unfinished, ignore_errors=True)
     # "llm." is the attribute that the exported modules keep the model under.
     tensors = {f"llm.{name}": tensor for name, tensor in _tensors(llm).items()}
-    return tuple(_load(folder / f"{part}.pt2", tensors) for part in ("prefill", "decode_step"))
+    return _load(folder / "prefill.pt2", tensors), _load(folder / "decode_step.pt2", tensors)
 
 
 def _load(package: Path, tensors: dict[str, Tensor]) -> Callable:
@@ -201,7 +210,7 @@ def _guarded(
     batch, hidden = state.batch_size, llm.get_input_embeddings().embedding_dim
     like = state.keys[0]
 
-    def check(given_llm, given_state, **tensors):
+    def check(given_llm: nn.Module, given_state: DecodeState, **tensors: tuple) -> None:
         if given_llm is not llm:
             raise ValueError("this back end was compiled for another model; make one for this model")
         if given_state is not state:
@@ -213,7 +222,9 @@ def _guarded(
                     f"{list(shape)} {dtype} on {like.device}"
                 )
 
-    def compiled_prefill(given_llm, given_state, inputs_embeds, attention_mask):
+    def compiled_prefill(
+        given_llm: nn.Module, given_state: DecodeState, inputs_embeds: Tensor, attention_mask: Tensor
+    ) -> Tensor:
         if inputs_embeds.shape[1] == 1:  # the graph starts at 2; padding behind the text changes nothing
             inputs_embeds = nn.functional.pad(inputs_embeds, (0, 0, 0, 1))
             attention_mask = nn.functional.pad(attention_mask, (0, 1))
@@ -227,7 +238,7 @@ def _guarded(
         )
         return run_prefill(state.keys, state.values, state.position, inputs_embeds.contiguous(), mask.contiguous())
 
-    def compiled_step(given_llm, given_state, token):
+    def compiled_step(given_llm: nn.Module, given_state: DecodeState, token: Tensor) -> Tensor:
         check(given_llm, given_state, token=(token, (batch,), torch.int64))
         return run_step(state.keys, state.values, state.position, token.contiguous())
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def measure(
     ttft_eager, tpot_eager = (
         (ttft, tpot) if backend.name == "eager" else _time(eager, prompts, new_tokens, warmups, runs)
     )
-    options = {"max_new_tokens": new_tokens, "eos_ids": eos_ids}
+    options: dict[str, Any] = {"max_new_tokens": new_tokens, "eos_ids": eos_ids}
     answers = [backend.generate(*prompt(), **options) for prompt in prompts]
     expected = [generate(backend.llm, *prompt(), **options) for prompt in prompts]
     inputs_embeds, attention_mask = prompts[0]()
@@ -166,7 +167,7 @@ def _peak_memory(work: Callable) -> dict:
         process, done = psutil.Process(), threading.Event()
         before = peak = process.memory_info().rss
 
-        def sample():
+        def sample() -> None:
             nonlocal peak
             while not done.wait(0.002):
                 peak = max(peak, process.memory_info().rss)

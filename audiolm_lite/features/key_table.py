@@ -47,12 +47,12 @@ class Lookup(Names):
 
     def __init__(self, folder: Path, lines: list[dict[str, Any]]):
         wanted = hashlib.sha256("".join(json.dumps(line) + "\n" for line in lines).encode()).hexdigest()
-        data = _map(folder / FILE)
+        data: bytes | mmap | None = _map(folder / FILE)
         if data is None or metadata_of(data)["index"] != wanted:
             made = _table(folder, [line["shard"] for line in lines], wanted)
             try:
                 write_atomically(folder / FILE, made)
-                data = _map(folder / FILE)
+                data = _map(folder / FILE) or made
             except OSError:  # a store that this user may only read, or a full disk: the table lives in memory then
                 data = made
         self.shards: list[str] = json.loads(metadata_of(data)["shards"])

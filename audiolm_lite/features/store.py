@@ -128,8 +128,8 @@ class FeatureStore:
             return features.view(torch.bfloat16)
         if self.dtype != "int8":
             return features
-        scale = data[scale_begin : scale_begin + 4 * self.num_layers * self.feature_dim].view(np.float32)
-        scale = torch.from_numpy(scale.reshape(self.num_layers, 1, self.feature_dim))
+        stored = data[scale_begin : scale_begin + 4 * self.num_layers * self.feature_dim].view(np.float32)
+        scale = torch.from_numpy(stored.reshape(self.num_layers, 1, self.feature_dim))
         return features * (scale if layers is None else scale[list(layers)])
 
     def _copy_layers(self, data: np.ndarray, first: int, size: int, layers: Sequence[int]) -> np.ndarray:
@@ -148,7 +148,7 @@ class FeatureStore:
         storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
         # NumPy has no bfloat16.
         dtype = torch.int16 if self.dtype == "bfloat16" else DTYPES[self.dtype]
-        return torch.empty(0, dtype=dtype).set_(storage).numpy()
+        return torch.empty(0, dtype=dtype).set_(storage).numpy()  # type: ignore[arg-type]
 
     def _find(self, key: str) -> list[int]:
         entry = self._lookup.find(key)

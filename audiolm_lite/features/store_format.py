@@ -47,7 +47,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
 
     A last line without its end was interrupted and does not count.
     """
-    lines = []
+    lines: list[dict[str, Any]] = []
     for file in sorted(folder.glob("index-*.jsonl")):
         lines += map(json.loads, file.read_text(encoding="utf-8").split("\n")[:-1])
     lost = {line["lost"] for line in lines if "lost" in line}
@@ -118,7 +118,7 @@ def write_atomically(file: Path, data: bytes) -> None:
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in nested.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -171,8 +171,9 @@ class FeatureWriter:
             self.pending_bytes += self.pending[key + SCALE].nbytes
         else:
             # A copy: a slice would keep (and safetensors refuse) the whole batch it is from.
-            contiguous = {"memory_format": torch.contiguous_format}
-            self.pending[key] = features.detach().to("cpu", DTYPES[self.dtype], copy=True, **contiguous)
+            self.pending[key] = features.detach().to(
+                "cpu", DTYPES[self.dtype], copy=True, memory_format=torch.contiguous_format
+            )
         self.pending_bytes += self.pending[key].nbytes
         self.pending_keys.add(key)
         if cut is not None:

@@ -153,10 +153,12 @@ class AudioLanguageModel(nn.Module):
         mask, positions = batch.attention_mask, batch.position_ids
         if positions is None:
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        if batch.packed:
-            mask = None  # transformers then separates items where positions restart, for every attention kernel
+        # Without a mask, transformers separates items where positions restart, for every attention kernel.
         outputs = self.causal_lm.base_model(
-            inputs_embeds=self.embed(batch), attention_mask=mask, position_ids=positions, use_cache=False
+            inputs_embeds=self.embed(batch),
+            attention_mask=None if batch.packed else mask,
+            position_ids=positions,
+            use_cache=False,
         )
         return outputs.last_hidden_state
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +56,9 @@ class Batch:
     seconds: float = 0.0
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(t) for name, t in tensors.items() if isinstance(t, Tensor)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: function(t) for name, t in values.items() if isinstance(t, Tensor)}
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy to `device`; asynchronous if the memory is pinned."""

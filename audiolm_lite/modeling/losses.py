@@ -71,15 +71,25 @@ def chunked_loss(
     if torch.is_grad_enabled() and (hidden.requires_grad or parameters):
         return _ChunkedLoss.apply(function, head, chunk, tuple(targets), hidden, *parameters)
     results = [function(head(states), *rest) for states, *rest in _chunks(chunk, hidden, *targets)]
-    return sum(loss for loss, _ in results), sum(count for _, count in results)
+    losses, counts = zip(*results)
+    return sum(losses[1:], losses[0]), sum(counts[1:], counts[0])
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function, head, chunk, targets, hidden, *parameters) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        function: Callable[..., tuple[Tensor, Tensor]],
+        head: nn.Module,
+        chunk: int,
+        targets: tuple[Tensor, ...],
+        hidden: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor | float, Tensor | int]:
         gradient = torch.empty_like(hidden)
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        total, count = 0.0, 0
+        total: Tensor | float = 0.0
+        count: Tensor | int = 0
         for gradient_slice, states, *rest in _chunks(chunk, gradient, hidden, *targets):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()

@@ -55,7 +55,7 @@ def step_growth(brain: AudioLMBrain, item: Item, batch: Batch) -> int:
     return resident("VmHWM") - before
 
 
-def largest_rows(brain: AudioLMBrain, item: Item, limit: int) -> tuple[int, int]:
+def largest_rows(brain: AudioLMBrain, item: Item, limit: float) -> tuple[int, int]:
     """Most copies of an item that a step on the GPU takes within `limit` bytes, and what torch reserved for them.
 
     Doubles the rows until they do not fit, then halves the interval.
@@ -89,7 +89,10 @@ def _reserved(brain: AudioLMBrain, batch: Batch) -> int | None:
 def resident(entry: str) -> int:
     """Bytes of an entry of /proc/self/status."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(rf"^{entry}:\s+(\d+) kB", text, re.MULTILINE).group(1)) * 1024
+    found = re.search(rf"^{entry}:\s+(\d+) kB", text, re.MULTILINE)
+    if found is None:
+        raise KeyError(entry)
+    return int(found[1]) * 1024
 
 
 def reset_resident_peak() -> int:

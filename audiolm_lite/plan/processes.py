@@ -1,6 +1,6 @@
 """What one of several processes holds on its device: all of the model (ddp), or a share of every tensor (fsdp)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -60,7 +60,7 @@ def exchanged_bytes(model: AudioLanguageModel, hparams: Mapping, stored: Callabl
 
 
 @contextmanager
-def shared_gradients(trained: list[nn.Parameter], share: float):
+def shared_gradients(trained: list[nn.Parameter], share: float) -> Iterator[None]:
     """Within it, backward passes leave of each gradient the share that a process keeps, in a tensor of its own."""
     kept = []
 

@@ -95,7 +95,7 @@ def changed(hparams: Mapping, key: str, value: object) -> dict | None:
     before = place.get(last)
     less = before in (0, None) if last in ("gradient_checkpointing", "loss_chunk") else before != value
     if last == "r":
-        less = before > value
+        less = before is not None and before > value
     if last == "parallel" and hparams.get("processes", 1) == 1:
         return None
     if last == "optimizer" and share_of(hparams) < 1:  # the 8-bit ones cannot share out their state
@@ -116,7 +116,8 @@ def _frozen_llm(hparams: Mapping) -> bool:
 
 def alternatives(hparams: Mapping) -> Iterator[tuple[str, dict]]:
     """Other settings that need less memory, one change each, then the strongest of them together."""
-    together, labels = hparams, []
+    together: dict = dict(hparams)
+    labels: list[str] = []
     for key, value in CHANGES:
         other = changed(hparams, key, value)
         if other is None:
@@ -221,8 +222,8 @@ def _advice(hparams: Mapping, item: Item, needed: Estimate, vram: float) -> str:
 
 def _measured(hparams: Mapping, run_opts: Mapping, items: Mapping[str, Item], limit: float | None, gpu: bool) -> str:
     brain = measure.real_brain(hparams, run_opts)
-    if gpu:
-        limit = limit if limit is not None else torch.cuda.mem_get_info(brain.device)[1] - CUDA_ALLOWANCE
+    if gpu and limit is None:
+        limit = torch.cuda.mem_get_info(brain.device)[1] - CUDA_ALLOWANCE
     model = outline_model(hparams)[0]
     lines = [f"{'bucket':<10}{'rows':>6}{'length':>8}{'estimated growth':>20}{'measured growth':>20}{'ratio':>8}"]
     budgets = []
@@ -231,7 +232,7 @@ def _measured(hparams: Mapping, run_opts: Mapping, items: Mapping[str, Item], li
         estimated, grown = estimate(model, batch, hparams).step, measure.step_growth(brain, item, batch)
         sizes = f"{estimated / 2**20:>16,.1f} MiB{grown / 2**20:>16,.1f} MiB{estimated / grown:>8.2f}"
         lines.append(f"{name:<10}{len(batch.ids):>6}{len(item.input_ids):>8}{sizes}")
-        if gpu:
+        if gpu and limit is not None:
             rows, reserved = measure.largest_rows(brain, item, limit)
             budgets.append(rows * len(item.input_ids))
             lines.append(f"{'':<10}largest: {rows} rows, batch_tokens {budgets[-1]}, {reserved / GIB:.2f} GiB reserved")

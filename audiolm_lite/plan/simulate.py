@@ -75,7 +75,7 @@ class Allocations(TorchDispatchMode):
         Bytes that exist now, and the most that ever did.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
