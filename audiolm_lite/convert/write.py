@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audiolm_lite.convert.accounting import ConversionError, Converted
 from audiolm_lite.convert.read import PEFT_CONFIG
-from audiolm_lite.hub.save import describe, write_config
+from audiolm_lite.hub.save import make_config, write_config
 
 
 def write_folder(
@@ -67,7 +67,7 @@ def write_folder(
             "llm": {**llm, "lora": dict(lora) if lora else None},
             "template": template,
         }
-        write_config(temporary, describe(experiment, out), counts)
+        write_config(temporary, make_config(experiment, out), counts)
     os.replace(temporary, out)
 
 

@@ -1,1 +1,1 @@
-"""hub"""
+"""Model folders: their format, and saving and loading finished models."""

@@ -1,71 +1,134 @@
 """The folder of a finished model: its format, its configuration file and the pretrained models that it names.
 
-A model's folder holds data, no code and no pickle:
+A model folder contains data only, no code and no pickle:
 
-- `audiolm_lite.json`: format, the encoder's, adapter's and LLM's configurations, prompt template, generation settings,
-  and how many tensors each of the following files has;
-- `adapter.safetensors`: the adapter, whole;
-- `lora/`: the LoRA as PEFT writes it (`PeftModel.from_pretrained` loads it), where one was trained;
-- `llm.safetensors`, `encoder.safetensors`: tensors of the LLM or the encoder that were trained themselves;
-- `llm/`, `encoder/`: the pretrained models below, where the folder was written to stand alone (`bundle=True`).
+- `audiolm_lite.json`: format version, configurations of encoder, adapter and LLM, prompt template, generation settings,
+  and the number of tensors in each of the following files;
+- `adapter.safetensors`: all tensors of the adapter;
+- `lora/`: the LoRA as PEFT writes it (`PeftModel.from_pretrained` loads it), if one was trained;
+- `llm.safetensors`, `encoder.safetensors`: tensors of the LLM or the encoder that were trained directly;
+- `llm/`, `encoder/`: copies of the pretrained models, if the folder was saved with `bundle=True`.
 
-Loading builds only parts of this library and checks that every tensor of every file finds its place.
+Loading builds only components of this library and checks that every tensor of every file belongs to the model.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError, UserError
 
 FORMAT = 1
-CONFIG = "audiolm_lite.json"
+CONFIG_FILE = "audiolm_lite.json"
+# Files of a pretrained model that are downloaded or copied: no pickles, no code.
 PRETRAINED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_ENTRIES = {
+    "encoder": dict,
+    "adapter": dict,
+    "llm": dict,
+    "template": str,
+    "generation": dict,
+    "instructions": dict,
+    "tensors": dict,
+}
 
 
 class ModelFolderError(UserError, ValueError):
-    """A model's folder that cannot be written or loaded; the message names the file, what is wrong and the remedy."""
+    """A model folder that cannot be written or loaded; the message names the file, what is wrong and the remedy."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check `audiolm_lite.json`; raises ModelFolderError as `load_model` does."""
-    path = folder / CONFIG
+    """Read and check the configuration file of a model folder.
+
+    Parameters
+    ----------
+    folder : path
+        The model folder.
+
+    Returns
+    -------
+    dict
+        Content of `audiolm_lite.json`.
+
+    Raises
+    ------
+    ModelFolderError
+        The file is missing, damaged or of another format version.
+    ConfigError
+        The LLM's configuration has no source.
+    """
+    path = folder / CONFIG_FILE
     if not path.is_file():
-        raise ModelFolderError(f"{folder}: no {CONFIG}; this is no model's folder, or its writing was interrupted")
+        raise ModelFolderError(f"{folder}: no {CONFIG_FILE}; this is not a model folder, or saving was interrupted")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelFolderError(f"{path}: not JSON ({error}); fetch it again") from error
+        raise ModelFolderError(f"{path}: not valid JSON ({error}); download it again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
-        raise ModelFolderError(f"{path}: format {found!r}, this version of audiolm_lite reads {FORMAT}; update it")
-    wanted = {"encoder": dict, "adapter": dict, "llm": dict, "template": str, "generation": dict, "instructions": dict}
-    for name, kind in (wanted | {"tensors": dict}).items():
+        version = config.get("format") if isinstance(config, dict) else None
+        raise ModelFolderError(
+            f"{path}: format {version!r}, but this version of audiolm_lite reads {FORMAT}; update it"
+        )
+    for name, kind in _ENTRIES.items():
         if not isinstance(config.get(name), kind):
-            raise ModelFolderError(f'{path}: entry "{name}" must be a {kind.__name__}; fetch the file again')
+            raise ModelFolderError(f'{path}: entry "{name}" must be a {kind.__name__}; download the file again')
     if not isinstance(config["llm"].get("source"), str):
-        raise ConfigError(f'{path}: llm has no "source"')
+        raise ConfigError(f'{path}: entry "llm" has no "source"; download the file again')
     return config
 
 
-def find_source(source: str, name: str, folder: Path) -> str:
-    """Inverse of `stored_source`."""
+def resolve_source(source: str, name: str, folder: Path) -> str:
+    """Resolve the source of a pretrained model in the configuration of a model folder.
+
+    Parameters
+    ----------
+    source : str
+        Path relative to the folder, absolute path or name on the Hugging Face hub.
+    name : str
+        Name of the entry, for the error message.
+    folder : path
+        The model folder.
+
+    Returns
+    -------
+    str
+        Absolute path, or name on the hub.
+
+    Raises
+    ------
+    ModelFolderError
+        An absolute path that does not exist on this machine.
+    """
     path = (folder / source).resolve()
     if not Path(source).is_absolute() and path.is_relative_to(folder.resolve()) and path.exists():
         return str(path)
     if Path(source).is_absolute() and not Path(source).exists():
         raise ModelFolderError(
-            f"{folder / CONFIG}: {name} source {source} is not on this machine; write the model with bundle=True, "
-            "or put the folder or hub name of the same pretrained model there"
+            f"{folder / CONFIG_FILE}: {name} source {source} does not exist on this machine; save the model with "
+            "bundle=True, or write the path or hub name of the same pretrained model there"
         )
     return source
 
 
-def local_folder(source: str | Path, what: str = "model") -> Path:
-    """A folder itself, or the local copy of a repository of the hub."""
+def local_folder(source: str | Path, name: str = "model") -> Path:
+    """Return a folder itself, or download a repository of the Hugging Face hub and return its local copy.
+
+    Parameters
+    ----------
+    source : str or path
+        Folder, or "owner/name" on the hub.
+    name : str
+        What the source is, for the error message.
+
+    Raises
+    ------
+    ModelFolderError
+        Neither a folder nor a repository that can be downloaded.
+    """
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser()
     from huggingface_hub import snapshot_download
@@ -75,26 +138,45 @@ def local_folder(source: str | Path, what: str = "model") -> Path:
         return Path(snapshot_download(str(source), allow_patterns=list(PRETRAINED_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelFolderError(
-            f"{what} {source}: neither a folder nor a repository that could be fetched: {error}"
+            f"{name} {source}: neither a folder nor a repository that can be downloaded ({error}); check the name"
         ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file of a model folder; raises ModelFolderError where it is missing or damaged."""
+    """Read a safetensors file of a model folder.
+
+    Raises
+    ------
+    ModelFolderError
+        The file is missing or damaged.
+    """
     if not path.is_file():
-        raise ModelFolderError(f"{path}: no such file; fetch the model again")
+        raise ModelFolderError(f"{path}: no such file; download the model again")
     try:
         return load_file(path)
-    except Exception as error:  # safetensors raises its own SafetensorError, a bare Exception
-        raise ModelFolderError(f"{path}: damaged ({error}); fetch it again") from error
+    except (SafetensorError, OSError) as error:
+        raise ModelFolderError(f"{path}: damaged ({error}); download it again") from error
 
 
-def stored_name(name: str, part: str) -> str:
-    """Name in a part's file: without the part and what PEFT wraps around the LLM, as the bare model calls it."""
-    name = name.removeprefix(f"{part}.")
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".") if part == "llm" else name
+def stored_name(name: str, component: str) -> str:
+    """Name in a component's file of a model's tensor: the name that the component itself has for it, without PEFT.
+
+    Parameters
+    ----------
+    name : str
+        Name in the `AudioLanguageModel`.
+    component : str
+        "adapter", "llm" or "encoder".
+
+    Examples
+    --------
+    >>> stored_name("llm.base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight", "llm")
+    'model.layers.0.self_attn.q_proj.weight'
+    """
+    name = name.removeprefix(f"{component}.")
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".") if component == "llm" else name
 
 
 def lora_is_trained(llm: nn.Module) -> bool:
-    """Whether any LoRA B matrix is not zero; where all are, the LoRA adds nothing."""
+    """Return whether any LoRA B matrix is not zero; if all are, the LoRA adds nothing."""
     return any("lora_B" in name and bool(tensor.count_nonzero()) for name, tensor in llm.state_dict().items())

@@ -1,6 +1,5 @@
-"""Loading the folder of a finished model, or starting another model from it (see `hub.folder` for its format)."""
+"""Loading a model folder, or starting another model from its tensors (`hub.folder` describes the format)."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,33 +13,47 @@ from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.config.registry import build, map_sources
 from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.hub.folder import (
-    CONFIG,
+    CONFIG_FILE,
     ModelFolderError,
-    find_source,
     local_folder,
     lora_is_trained,
     read_config,
     read_tensors,
+    resolve_source,
     stored_name,
 )
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.storage.hashes import sha256_of
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelBundle:
-    """Load a model's folder, or a repository of the Hugging Face hub that holds one.
+    """Load a model folder, or a repository of the Hugging Face hub that contains one.
+
+    Parameters
+    ----------
+    folder : str or path
+        The folder, or "owner/name" on the hub.
+    device : str or torch.device
+        Where the model is loaded. A quantised LLM stays on the device that its quantisation chose.
+
+    Returns
+    -------
+    ModelBundle
+        The model in eval mode, without trainable parameters.
 
     Raises
     ------
     ModelFolderError
-        No model there, another format, a tensor too many or too few, a LoRA that does nothing.
+        Not a model folder, another format version, tensors that are missing or do not belong to the model, or a LoRA
+        whose B matrices are all zero.
     ConfigError
         A configuration that this version of the library does not know.
     """
     folder = local_folder(folder)
     config = read_config(folder)
-    encoder = build("encoders", _located(config, "encoder", folder))
+    encoder = build("encoders", _resolved(config, "encoder", folder))
     llm, tokenizer = load_language_model(folder, config)
     adapter = build_adapter(
         config["adapter"],
@@ -49,28 +62,35 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
         llm_dim=llm.get_input_embeddings().embedding_dim,
     )
     model = AudioLanguageModel(adapter, llm, encoder)
-    files = config["tensors"]
-    for part in ("adapter", "encoder"):
-        if f"{part}.safetensors" in files or part == "adapter":
-            _load_part(model, part, folder / f"{part}.safetensors", files.get(f"{part}.safetensors"))
+    counts = config["tensors"]
+    for component in ("adapter", "encoder"):
+        if f"{component}.safetensors" in counts or component == "adapter":
+            _load_component(model, component, folder, counts)
     model.requires_grad_(False).eval()
-    for part in (model.adapter, model.encoder, *([] if config["llm"].get("quantization") else [llm])):
-        part.to(device)  # a quantised LLM is on its device already
+    for module in (model.adapter, model.encoder, *([] if config["llm"].get("quantization") else [llm])):
+        module.to(device)
     return ModelBundle(
         model,
         tokenizer,
         PromptTemplate(config["template"]),
         config["generation"],
         config["instructions"],
-        _identity(folder, files),
+        _identity(folder, counts),
     )
 
 
 def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
-    """Start a model from what a model's folder holds: the adapter, the LoRA and other trained tensors.
+    """Start a model from the trained tensors of a model folder: adapter, LoRA and tensors of the LLM and the encoder.
 
-    So a published checkpoint, converted, or a model shared by somebody else is tuned further. A LoRA that `model` has
-    and the folder lacks, on the LLM or on the adapter, stays at its start.
+    This continues the training of a converted checkpoint or of a model from the hub. A LoRA that `model` has and the
+    folder lacks, on the LLM or on the adapter, keeps its initial values.
+
+    Parameters
+    ----------
+    model : AudioLanguageModel
+        Changed in place. Trained tensors of the encoder are skipped if it has no encoder.
+    folder : str or path
+        A model folder, or "owner/name" on the hub.
 
     Returns
     -------
@@ -80,93 +100,115 @@ def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
     Raises
     ------
     ModelFolderError
-        As `load_model`, or the folder's adapter is built otherwise, or its LoRA has no place in this LLM.
+        As in `load_model`, or the adapter differs from the folder's, or the LLM does not have the folder's LoRA.
     """
     folder = local_folder(folder)
-    config = read_config(folder)
-    files = config["tensors"]
-    names = _load_part(model, "adapter", folder / "adapter.safetensors", files.get("adapter.safetensors"))
-    for part in ("llm", "encoder"):
-        if f"{part}.safetensors" in files and getattr(model, part) is not None:
-            names += _load_part(model, part, folder / f"{part}.safetensors", files[f"{part}.safetensors"])
-    if "lora" in files:
+    counts = read_config(folder)["tensors"]
+    names = _load_component(model, "adapter", folder, counts)
+    for component in ("llm", "encoder"):
+        if f"{component}.safetensors" in counts and getattr(model, component) is not None:
+            names += _load_component(model, component, folder, counts)
+    if "lora" in counts:
         if not hasattr(model.llm, "peft_config"):
-            raise ModelFolderError(f"{folder}: has a LoRA, and the llm block has none: give it the same lora entry")
+            raise ModelFolderError(
+                f"{folder}: the folder has a LoRA, and the llm block has none; give it the same lora entry"
+            )
         _load_lora(model.llm, folder / "lora")
         names += [name for name in model.state_dict() if name.startswith("llm.") and "lora_" in name]
     return names
 
 
 def load_language_model(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """LLM of a model's folder with its LoRA and trained tensors, and its tokenizer; raises as `load_model` does."""
-    llm_config = _located(config, "llm", folder)
+    """Load the LLM of a model folder with its LoRA and trained tensors.
+
+    Parameters
+    ----------
+    folder : path
+        The model folder.
+    config : mapping
+        Content of its configuration file, as `read_config` returns it.
+
+    Returns
+    -------
+    llm : nn.Module
+        The LLM, wrapped by PEFT if it has a LoRA.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+
+    Raises
+    ------
+    ModelFolderError, ConfigError
+        As in `load_model`.
+    """
+    llm_config = _resolved(config, "llm", folder)
     llm, tokenizer = load_llm(llm_config)
     if "llm.safetensors" in config["tensors"]:
-        count = config["tensors"]["llm.safetensors"]
-        _load_part(nn.ModuleDict({"llm": llm}), "llm", folder / "llm.safetensors", count)
+        _load_component(nn.ModuleDict({"llm": llm}), "llm", folder, config["tensors"])
     if llm_config.get("lora") is not None:
         _load_lora(llm, folder / "lora")
     return llm, tokenizer
 
 
-def _located(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    """The encoder's or the LLM's configuration with its sources as they are found from here."""
-    return map_sources(config[name], partial(find_source, folder=folder), name)
+def _resolved(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """Configuration of the encoder or the LLM, with its sources resolved."""
+    return map_sources(config[name], partial(resolve_source, folder=folder), name)
 
 
 @torch.no_grad()
-def _load_part(model: nn.Module, part: str, path: Path, count: int | None) -> list[str]:
-    """Copy a part's tensors into the model and return their names there; each needs a place, and none may be missing.
+def _load_component(model: nn.Module, component: str, folder: Path, counts: Mapping[str, int]) -> list[str]:
+    """Copy the tensors of a component's file into the model and return their names in the model.
 
-    An adapter that was written without a LoRA fits one that has one, whose LoRA then stays as it is.
+    Each must belong to the model and have its shape. None of an adapter may be missing, except that a file without
+    LoRA fits an adapter with one, which then keeps its initial values.
     """
-    tensors = read_tensors(path)
-    here = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(f"{part}.")}
-    if part == "adapter" and not any("lora_" in name for name in tensors):
-        here = {name: tensor for name, tensor in here.items() if "lora_" not in name}
-        own = {stored_name(name, part).replace(".base_layer.", "."): name for name in here}
+    path = folder / f"{component}.safetensors"
+    stored, count = read_tensors(path), counts.get(path.name)
+    targets = {n: t for n, t in model.state_dict(keep_vars=True).items() if n.startswith(f"{component}.")}
+    if component == "adapter" and not any("lora_" in name for name in stored):
+        targets = {name: tensor for name, tensor in targets.items() if "lora_" not in name}
+        full_names = {stored_name(name, component).replace(".base_layer.", "."): name for name in targets}
     else:
-        own = {stored_name(name, part): name for name in here}
-    if unknown := sorted(set(tensors) - set(own)):
-        raise ModelFolderError(f"{path}: {len(unknown)} tensors have no place in this {part}, for example {unknown[0]}")
-    missing = sorted(set(own) - set(tensors)) if part == "adapter" else []
-    if missing or len(tensors) != count:
-        example = f", for example {missing[0]}" if missing else ""
+        full_names = {stored_name(name, component): name for name in targets}
+    if unknown := sorted(set(stored) - set(full_names)):
         raise ModelFolderError(
-            f"{path}: {len(tensors)} tensors where {count} were written{example} is missing; fetch it again"
+            f"{path}: {len(unknown)} tensors do not belong to this {component}, for example {unknown[0]}"
         )
-    for name, tensor in tensors.items():
-        target = here[own[name]]
+    missing = sorted(set(full_names) - set(stored)) if component == "adapter" else []
+    if missing or len(stored) != count:
+        example = f" ({missing[0]} is missing)" if missing else ""
+        raise ModelFolderError(f"{path}: {len(stored)} tensors instead of {count}{example}; download it again")
+    for name, tensor in stored.items():
+        target = targets[full_names[name]]
         if target.shape != tensor.shape:
-            raise ModelFolderError(f"{path}: {name} has shape {list(tensor.shape)}, the {part} {list(target.shape)}")
+            raise ModelFolderError(
+                f"{path}: {name} has shape {list(tensor.shape)}, but {list(target.shape)} in this {component}"
+            )
         target.copy_(tensor)
-    return [own[name] for name in tensors]
+    return [full_names[name] for name in stored]
 
 
 def _load_lora(llm: nn.Module, folder: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     path = folder / "adapter_model.safetensors"
-    tensors = read_tensors(path)
-    own = get_peft_model_state_dict(llm, save_embedding_layers=False)
-    if different := sorted(set(own) ^ set(tensors)):
-        side = "is not in the file" if different[0] in own else "has no place in this LLM"
-        raise ModelFolderError(f"{path}: {len(different)} tensors do not match this LoRA: {different[0]} {side}")
-    wrong = [name for name, tensor in tensors.items() if own[name].shape != tensor.shape]
-    if wrong:
-        raise ModelFolderError(f"{path}: {wrong[0]} has shape {list(tensors[wrong[0]].shape)}, the LLM's is another")
-    set_peft_model_state_dict(llm, tensors)
+    stored = read_tensors(path)
+    expected = get_peft_model_state_dict(llm, save_embedding_layers=False)
+    if different := sorted(set(expected) ^ set(stored)):
+        problem = "is not in the file" if different[0] in expected else "does not belong to this LLM"
+        raise ModelFolderError(f"{path}: {len(different)} tensors do not match this LoRA: {different[0]} {problem}")
+    for name, tensor in stored.items():
+        if expected[name].shape != tensor.shape:
+            raise ModelFolderError(
+                f"{path}: {name} has shape {list(tensor.shape)}, but {list(expected[name].shape)} in this LLM"
+            )
+    set_peft_model_state_dict(llm, stored)
     if not lora_is_trained(llm):
         raise ModelFolderError(
-            f"{path}: every lora_B is zero, so the LoRA does nothing; fetch it again or convert it anew"
+            f"{path}: every lora_B is zero, so the LoRA has no effect; download or convert the model again"
         )
 
 
-def _identity(folder: Path, files: Mapping[str, int]) -> str:
-    digest = hashlib.sha256((folder / CONFIG).read_bytes())
-    for name in sorted(files):
-        path = folder / (f"{name}/adapter_model.safetensors" if name == "lora" else name)
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+def _identity(folder: Path, counts: Mapping[str, int]) -> str:
+    """SHA-256 of the configuration and the trained tensors."""
+    files = [f"{name}/adapter_model.safetensors" if name == "lora" else name for name in sorted(counts)]
+    return sha256_of(folder / CONFIG_FILE, *(folder / file for file in files))

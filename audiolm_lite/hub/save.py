@@ -1,7 +1,6 @@
-"""Writing the folder of a finished model (see `hub.folder` for its format)."""
+"""Saving a model folder (`hub.folder` describes the format)."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -13,7 +12,7 @@ from torch import nn
 
 from audiolm_lite.config.registry import map_sources
 from audiolm_lite.hub.folder import (
-    CONFIG,
+    CONFIG_FILE,
     FORMAT,
     PRETRAINED_FILES,
     ModelFolderError,
@@ -22,9 +21,10 @@ from audiolm_lite.hub.folder import (
     stored_name,
 )
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.storage.atomic import write_json
 
-GENERATION = {"max_new_tokens": 200}
-INSTRUCTIONS = {"transcribe": "Transcribe the speech.", "caption": "Describe the audio."}
+DEFAULT_GENERATION = {"max_new_tokens": 200}
+DEFAULT_INSTRUCTIONS = {"transcribe": "Transcribe the speech.", "caption": "Describe the audio."}
 
 
 def save_model(
@@ -35,65 +35,81 @@ def save_model(
     trained: Iterable[str] = (),
     bundle: bool = False,
 ) -> None:
-    """Write a model's folder; an older model there is replaced.
+    """Write a model folder; a model that is already there is replaced.
 
     Parameters
     ----------
     model : AudioLanguageModel
-        Its adapter and LoRA are always written; of the LLM and the encoder, the trained tensors.
+        Its adapter and LoRA are always written, tensors of the LLM and the encoder only if they were trained.
     experiment : mapping
-        `encoder`, `adapter`, `llm` (configurations) and `template`; optional `generation` and `instructions`
+        `encoder`, `adapter`, `llm` (configurations) and `template`; optionally `generation` and `instructions`
         (see `ModelBundle`).
     folder : path
-        Made when missing.
+        Created if it is missing.
     trained : iterable of str
-        Names of tensors that differ from the pretrained files besides those that require gradients now, e.g. trained in
-        an earlier stage.
+        Names of tensors that differ from the pretrained files, in addition to those that require gradients now. For
+        example those trained in an earlier stage.
     bundle : bool
-        Copy the pretrained models into the folder, so that it needs nothing else.
+        Copy the pretrained models into the folder, so that it can be loaded without anything else.
 
     Raises
     ------
     ModelFolderError
-        A pretrained model to copy is not on this machine in safetensors form.
+        A pretrained model to copy has no safetensors file, or cannot be downloaded.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # First, so that an interrupted save leaves a folder that is refused, not one of two mixed models.
-    (folder / CONFIG).unlink(missing_ok=True)
+    # The configuration is removed first and written last: an interrupted save leaves a folder that does not load.
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
     for name in ("adapter.safetensors", "llm.safetensors", "encoder.safetensors"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "lora", ignore_errors=True)
 
-    config = describe(experiment, folder, bundle)
+    config = make_config(experiment, folder, bundle)
     changed = {*trained, *(name for name, p in model.named_parameters() if p.requires_grad)}
     state = {n: t for n, t in model.state_dict().items() if not (n.startswith("llm.") and "lora_" in n)}
-    own = {
+    components = {
         "adapter": {n: t for n, t in state.items() if n.startswith("adapter.")},
         "llm": {n: t for n, t in state.items() if n.startswith("llm.") and n in changed},
         "encoder": {n: t for n, t in state.items() if n.startswith("encoder.") and n in changed},
     }
     counts: dict[str, int] = {}
-    for part, tensors in own.items():
+    for component, tensors in components.items():
         if tensors:
-            names = {stored_name(name, part): t.detach().cpu().clone() for name, t in tensors.items()}
-            save_file(names, folder / f"{part}.safetensors")
-            counts[f"{part}.safetensors"] = len(names)
+            stored = {stored_name(name, component): t.detach().cpu().clone() for name, t in tensors.items()}
+            save_file(stored, folder / f"{component}.safetensors")
+            counts[f"{component}.safetensors"] = len(stored)
     if lora_is_trained(model.llm):
         counts["lora"] = _save_lora(model.llm, folder / "lora", config["llm"]["source"])
     else:
-        config["llm"]["lora"] = None  # none, or untrained: B is zero and it changes nothing
+        config["llm"]["lora"] = None  # there is none, or its B matrices are zero and it changes nothing
     write_config(folder, config, counts)
 
 
-def describe(experiment: Mapping[str, Any], folder: Path, bundle: bool = False) -> dict[str, Any]:
-    """Content of the configuration of a model's folder; see `save_model` for what `experiment` holds."""
+def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = False) -> dict[str, Any]:
+    """Make the configuration of a model folder, except for the numbers of tensors.
+
+    Parameters
+    ----------
+    experiment, folder, bundle
+        As in `save_model`; with `bundle` the pretrained models are copied here.
+
+    Returns
+    -------
+    dict
+        Content of `audiolm_lite.json` as `write_config` takes it.
+
+    Raises
+    ------
+    ModelFolderError
+        As in `save_model`.
+    """
     config = {
         "format": FORMAT,
         **{name: dict(experiment[name]) for name in ("encoder", "adapter", "llm")},
         "template": experiment["template"],
-        "generation": dict(experiment.get("generation") or GENERATION),
-        "instructions": INSTRUCTIONS | dict(experiment.get("instructions") or {}),
+        "generation": dict(experiment.get("generation") or DEFAULT_GENERATION),
+        "instructions": DEFAULT_INSTRUCTIONS | dict(experiment.get("instructions") or {}),
     }
     for name in ("encoder", "llm"):
         config[name] = map_sources(config[name], partial(_stored_source, folder=folder, bundle=bundle), name)
@@ -101,18 +117,28 @@ def describe(experiment: Mapping[str, Any], folder: Path, bundle: bool = False) 
 
 
 def write_config(folder: Path, config: Mapping[str, Any], counts: Mapping[str, int]) -> None:
-    """Write `audiolm_lite.json`, last of a model's files; `counts` says how many tensors each of the others has."""
-    temporary = folder / f".{CONFIG}.tmp"
-    content = {**config, "tensors": dict(counts)}
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / CONFIG)
+    """Write `audiolm_lite.json`, which makes the folder loadable: write it last.
+
+    Parameters
+    ----------
+    folder : path
+        The model folder.
+    config : mapping
+        From `make_config`.
+    counts : mapping
+        Name of each other file of the folder ("lora" for the LoRA) -> number of its tensors.
+    """
+    write_json(folder / CONFIG_FILE, {**config, "tensors": dict(counts)})
 
 
 def _stored_source(source: str, name: str, folder: Path, bundle: bool) -> str:
-    """How a configuration names its pretrained model: relative inside the folder, absolute elsewhere, or a hub name."""
+    """Source of a pretrained model as the folder's configuration stores it; `resolve_source` is the inverse.
+
+    Relative path inside the folder, absolute path elsewhere, or name on the hub.
+    """
     path = Path(source).expanduser()
     if bundle and not path.resolve().is_relative_to(folder.resolve()):
-        _copy_pretrained(local_folder(source, what=name), folder / name)
+        _copy_pretrained(local_folder(source, name), folder / name)
         return name
     if not path.exists():
         return source
@@ -124,7 +150,7 @@ def _stored_source(source: str, name: str, folder: Path, bundle: bool) -> str:
 def _copy_pretrained(source: Path, target: Path) -> None:
     files = sorted({path for pattern in PRETRAINED_FILES for path in source.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ModelFolderError(f"{source}: holds no .safetensors, which bundle=True needs; convert the model first")
+        raise ModelFolderError(f"{source}: no .safetensors file, which bundle=True needs; convert the model first")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for path in files:
@@ -132,11 +158,10 @@ def _copy_pretrained(source: Path, target: Path) -> None:
 
 
 def _save_lora(llm: nn.Module, folder: Path, base: str) -> int:
-    """Write a plain PEFT folder; returns its number of tensors."""
+    """Write a plain PEFT folder and return its number of tensors."""
     llm.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = base
-    path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form for a model card
+    write_json(path, {**settings, "base_model_name_or_path": base}, ensure_ascii=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, which is an empty template
     return len(load_file(folder / "adapter_model.safetensors"))

@@ -1,4 +1,4 @@
-"""The README.md of a shared model."""
+"""The model card: the README.md of a published model."""
 
 import json
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ _CARD = """---
 library_name: audiolm_lite
 pipeline_tag: audio-text-to-text
 tags: [audio, speech, audio-captioning]
-{bases}---
+{base_models}---
 # {name}
 
-A light audio language model made with audiolm_lite: it transcribes speech, describes sound and answers questions.
+A light audio language model, trained with audiolm_lite: it transcribes speech, describes sounds and answers questions.
 
-| part | configuration |
+| component | configuration |
 |---|---|
 | encoder | `{encoder}` |
 | adapter | `{adapter}` |
@@ -36,30 +36,36 @@ print(model.ask("clip.wav", "What can be heard?"))
 _RESULTS = """
 ## Results
 
-Beside each figure stands the same model without the clip's own audio. Intervals are 95 % bootstraps over test items.
+Next to each score: the score of the same model without the clip's own audio. Intervals are 95 % bootstrap intervals
+over the test items.
 
 {table}
 """
 
 
 def model_card(config: Mapping[str, Any], repo_id: str, metrics: Mapping[str, Any] | None = None) -> str:
-    """Text of the card.
+    """Write the text of a model card.
 
     Parameters
     ----------
     config : mapping
-        Contents of the model's `audiolm_lite.json`.
+        Content of the model's `audiolm_lite.json`.
     repo_id : str
         Name on the hub, "owner/name".
     metrics : mapping, optional
-        Contents of the `metrics.json` that `evaluation.runner.evaluate` wrote.
+        Content of the `metrics.json` that `evaluation.runner.evaluate` wrote.
+
+    Returns
+    -------
+    str
+        Markdown with the metadata block of the hub.
     """
-    bases = [source for part in ("encoder", "llm") for source in sources(config[part]) if "/" in source]
+    base_models = [source for name in ("encoder", "llm") for source in sources(config[name]) if "/" in source]
     text = _CARD.format(
-        bases="".join(["base_model:\n", *(f"- {base}\n" for base in bases)]) if bases else "",
+        base_models="".join(["base_model:\n", *(f"- {base}\n" for base in base_models)]) if base_models else "",
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
         template=json.dumps(config["template"], ensure_ascii=False),
-        **{part: json.dumps(config[part], ensure_ascii=False) for part in ("encoder", "adapter", "llm")},
+        **{name: json.dumps(config[name], ensure_ascii=False) for name in ("encoder", "adapter", "llm")},
     )
     return text + (_RESULTS.format(table=markdown_table(metrics)) if metrics else "")

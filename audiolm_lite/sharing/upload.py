@@ -1,19 +1,34 @@
-"""Sharing a finished model on the Hugging Face hub, with a model card."""
+"""Uploading a model folder to the Hugging Face hub."""
 
 import json
 from pathlib import Path
 
 from audiolm_lite.config.registry import sources
-from audiolm_lite.hub.folder import CONFIG, ModelFolderError, read_config
+from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError, read_config
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.sharing.model_card import model_card
+from audiolm_lite.storage.atomic import write_text
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload a model's folder with a model card to the Hugging Face hub; returns the address.
+    """Upload a model folder with a model card to the Hugging Face hub. Log in first: `hf auth login`.
 
-    The folder is loaded first, so that nothing broken is published. An existing `README.md` is kept; otherwise one is
-    generated, with the results in `metrics.json` where the folder has them. Log in first: `hf auth login`.
+    The model is loaded first, so that no broken model is published. An existing `README.md` is kept; otherwise a model
+    card is written, with the results of `metrics.json` if the folder has one.
+
+    Parameters
+    ----------
+    folder : str or path
+        The model folder. Only the model's own files are uploaded, no checkpoints and logs.
+    repo_id : str
+        Name on the hub, "owner/name"; created if it does not exist.
+    private : bool
+        Create a private repository.
+
+    Returns
+    -------
+    str
+        Address of the upload.
 
     Raises
     ------
@@ -28,15 +43,14 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     for source in sources(config["encoder"]) + sources(config["llm"]):
         if Path(source).is_absolute():
             raise ModelFolderError(
-                f"{folder / CONFIG}: source {source} is a path of this machine; "
-                "write the model again with bundle=True, or name a repository of the hub"
+                f"{folder / CONFIG_FILE}: source {source} is a path of this machine; "
+                "save the model again with bundle=True, or write the name of a hub repository there"
             )
     if not (folder / "README.md").exists():
         metrics = folder / "metrics.json"
         results = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None
-        (folder / "README.md").write_text(model_card(config, repo_id, results), encoding="utf-8")
+        write_text(folder / "README.md", model_card(config, repo_id, results))
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    # A stage's output folder has checkpoints and logs beside the model.
-    own = [CONFIG, "README.md", "metrics.json", *config["tensors"], "lora/*", "llm/*", "encoder/*"]
-    return str(api.upload_folder(folder_path=folder, repo_id=repo_id, allow_patterns=own))
+    files = [CONFIG_FILE, "README.md", "metrics.json", *config["tensors"], "lora/*", "llm/*", "encoder/*"]
+    return str(api.upload_folder(folder_path=folder, repo_id=repo_id, allow_patterns=files))
