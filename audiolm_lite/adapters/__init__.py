@@ -1,7 +1,7 @@
-"""Adapters: audio features [B, L, T, D] to audio tokens [B, N, H] in the LLM's embedding space.
+"""Adapters: audio features [B, L, T, D] to audio tokens [B, N, H] in the LLM's embedding space. One file each.
 
-Every adapter has `forward(features, frames) -> (tokens, counts)` and `num_tokens(frames)` (the same counts from frame
-numbers alone, so that collation can lay out the prompt before any feature is computed). Those that end in a linear map,
-`projection`, also have `hidden(features, frames)`, which it reads. A new adapter is one file here with a module
-constant `PART`. `frames.py` and `query_block.py` hold what several share.
+Every adapter has `forward(features, frames) -> (tokens, counts)` and `num_tokens(frames)`, which computes the same
+counts from numbers of frames: collation places the audio slots before any feature is computed. Adapters whose last
+operation is a linear map, `projection`, also have `hidden(features, frames)`, its input. `single_layer` and
+`query_block` are used by several adapters; `build` adds a LoRA.
 """

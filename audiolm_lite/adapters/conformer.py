@@ -7,18 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer, valid_frames
+from audiolm_lite.adapters.single_layer import require_single_layer, single_layer
+from audiolm_lite.modeling.masks import Count, valid_mask
 
 
 class ConformerAdapter(nn.Module):
-    """Convolutional subsampling, Conformer blocks with relative positions, then a linear map to the LLM.
+    """Convolutional subsampling, Conformer blocks with relative positions, and a linear map to the LLM.
 
     Parameters
     ----------
     feature_dim : int
         Dimension D of one encoder frame.
     num_layers : int
-        Encoder layers in the features; this adapter reads exactly one.
+        Encoder layers L of the features; must be 1.
     llm_dim : int
         Embedding dimension H of the LLM.
     dim, heads : int
@@ -26,15 +27,15 @@ class ConformerAdapter(nn.Module):
     blocks : int
         Number of Conformer blocks.
     kernel : int
-        Frames that the blocks' depthwise convolution spans; odd.
+        Kernel size of the depthwise convolution in the blocks, in frames; odd.
     expansion : int
-        Width of the feed-forward layers, in multiples of `dim`.
+        Width of the feed-forward layers as a multiple of `dim`.
     factor : int
         Frames per audio token: 1 (a linear map in place of the subsampling), 2, 4 or 8.
     subsampling : {"dw_striding", "striding"}
-        Depthwise separable or full convolutions of stride 2.
+        Depthwise separable or full convolutions with stride 2.
     channels : int
-        Channels of the subsampling's convolutions.
+        Channels of the convolutions of the subsampling.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class ConformerAdapter(nn.Module):
         channels: int = 256,
     ):
         super().__init__()
-        require_one_layer("conformer", num_layers)
+        require_single_layer("conformer", num_layers)
         if dim % heads or dim % 2:
-            raise ValueError(f"conformer: dim {dim} must be even and a multiple of heads, which is {heads}.")
+            raise ValueError(f"conformer: dim is {dim}; it must be even and a multiple of heads, which is {heads}.")
         if kernel % 2 == 0:
-            raise ValueError(f"conformer: kernel is {kernel}; it must be odd, so that a frame is in its middle.")
+            raise ValueError(f"conformer: kernel is {kernel}; it must be odd.")
         self.factor, self.dim = factor, dim
         if factor == 1:
             self.subsampling = nn.Linear(feature_dim, dim)
@@ -71,10 +72,10 @@ class ConformerAdapter(nn.Module):
 
     def hidden(self, features: Tensor, frames: Tensor) -> Tensor:
         """Input of `projection` [B, N, dim] for features [B, 1, T, D] with `frames` [B] valid frames."""
-        x = one_layer("conformer", features)
+        x = single_layer("conformer", features)
         x = self.subsampling(x) if self.factor == 1 else self.subsampling(x, frames)
-        mask = valid_frames(self.num_tokens(frames), x.shape[1])
-        x = x * math.sqrt(self.dim)  # the position table, in contrast, is not scaled
+        mask = valid_mask(self.num_tokens(frames), x.shape[1])
+        x = x * math.sqrt(self.dim)  # the position table is not scaled
         positions = relative_positions(x.shape[1], self.dim, x.device).to(x.dtype)
         for block in self.blocks:
             x = block(x, positions, mask)
@@ -86,9 +87,9 @@ class ConformerAdapter(nn.Module):
 
 
 class ConvSubsampling(nn.Module):
-    """Convolutions of stride 2 over time and features, after which time is `factor` times shorter, rounded up.
+    """Convolutions with stride 2 over time and features, which reduce both by `factor`, rounded up.
 
-    What lies after a clip's end is zeroed before each of them, as a clip alone would be padded.
+    Frames after a clip's end are set to zero before each convolution, as the padding of a clip alone.
 
     Parameters
     ----------
@@ -106,9 +107,9 @@ class ConvSubsampling(nn.Module):
             raise ValueError(f"conformer: factor is {factor}; it must be 1, 2, 4 or 8.")
         if kind not in ("dw_striding", "striding"):
             raise ValueError(f'conformer: subsampling is {kind!r}, it must be "dw_striding" or "striding".')
-        steps = factor.bit_length() - 1
+        convolutions = factor.bit_length() - 1
         layers: list[nn.Module] = [nn.Conv2d(1, channels, 3, stride=2, padding=1), nn.ReLU()]
-        for _ in range(steps - 1):
+        for _ in range(convolutions - 1):
             if kind == "dw_striding":
                 layers += [
                     nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels),
@@ -125,14 +126,14 @@ class ConvSubsampling(nn.Module):
         x = x[:, None]  # [B, 1, T, D]
         for layer in self.conv:
             if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):
-                x = x * valid_frames(frames, x.shape[2])[:, None, :, None]
+                x = x * valid_mask(frames, x.shape[2])[:, None, :, None]
                 frames = -(-frames // 2)
             x = layer(x)
         return self.out(x.transpose(1, 2).flatten(2))
 
 
 class ConformerBlock(nn.Module):
-    """Half a feed-forward layer, self-attention, convolution, half a feed-forward layer, norm.
+    """Half-step feed-forward layer, self-attention, convolution, half-step feed-forward layer, norm.
 
     Parameters
     ----------
@@ -171,7 +172,7 @@ def _feed_forward(dim: int, hidden_dim: int) -> nn.Sequential:
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention that also weighs distances (Transformer-XL, Dai et al. 2019, arXiv 1901.02860).
+    """Self-attention with relative positions (Transformer-XL, Dai et al. 2019, arXiv 1901.02860).
 
     Parameters
     ----------
@@ -191,7 +192,7 @@ class RelativeAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Attend within x [B, T, dim]; positions [2T - 1, dim], mask [B, T] True at keys that count."""
+        """Attend within x [B, T, dim]; positions [2T - 1, dim], mask [B, T] True at valid keys."""
         time = x.shape[1]
         query, key, value = (
             linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, T, d]
@@ -208,25 +209,25 @@ class RelativeAttention(nn.Module):
 
 
 def relative_positions(time: int, dim: int, device: torch.device) -> Tensor:
-    """Sinusoids [2 * time - 1, dim] of the distances time - 1 down to 1 - time."""
+    """Sinusoidal embeddings [2 * time - 1, dim] of the distances time - 1 down to 1 - time."""
     distance = torch.arange(time - 1, -time, -1, device=device, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, dim, 2, device=device, dtype=torch.float32) * -(math.log(10000.0) / dim))
     return torch.stack([(distance * rate).sin(), (distance * rate).cos()], dim=-1).flatten(1)
 
 
 class Convolution(nn.Module):
-    """Gated pointwise, depthwise and pointwise convolution, on valid frames only.
+    """Gated pointwise, depthwise and pointwise convolution of valid frames.
 
     Parameters
     ----------
     dim, kernel : int
-        Channels, and frames that the depthwise convolution spans.
+        Channels, and kernel size of the depthwise convolution in frames.
     """
 
     def __init__(self, dim: int, kernel: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.expand = nn.Linear(dim, 2 * dim)  # pointwise convolutions are linear maps of a frame
+        self.expand = nn.Linear(dim, 2 * dim)  # a pointwise convolution is a linear map of each frame
         self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.batch_norm = nn.BatchNorm1d(dim)
         self.reduce = nn.Linear(dim, dim)
@@ -235,7 +236,7 @@ class Convolution(nn.Module):
         """Map x [B, T, dim] to the same shape; mask [B, T] True at valid frames."""
         x = F.glu(self.expand(self.norm(x))).masked_fill(~mask[..., None], 0)
         x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
-        # statistics of a training batch are those of its frames, not of its padding
+        # Padding must not change the statistics of a training batch.
         x = torch.zeros_like(x).masked_scatter(mask[..., None], self.batch_norm(x[mask]).to(x.dtype))
         return self.reduce(F.silu(x))
 

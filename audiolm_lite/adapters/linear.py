@@ -3,20 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer
+from audiolm_lite.adapters.single_layer import require_single_layer, single_layer
+from audiolm_lite.modeling.masks import Count
 
 
 class LinearStack(nn.Module):
     """Concatenate `stride` consecutive frames of one encoder layer and map them to the LLM's embedding size.
 
-    Frames left over at the end, up to `stride` - 1, are dropped, as published.
+    The last frames, up to `stride` - 1, that do not fill a window are dropped, as published.
 
     Parameters
     ----------
     feature_dim : int
         Dimension D of one encoder frame.
     num_layers : int
-        Encoder layers in the features; this adapter reads exactly one.
+        Encoder layers L of the features; must be 1.
     llm_dim : int
         Embedding dimension H of the LLM.
     stride : int
@@ -24,7 +25,7 @@ class LinearStack(nn.Module):
     hidden_dim : int
         Width of the hidden layer.
     conv : bool
-        First a convolution with kernel and stride `stride` to D channels (SLAM-LLM's "cov1d" projector).
+        Apply a convolution with kernel and stride `stride` to D channels first (SLAM-LLM's "cov1d" projector).
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class LinearStack(nn.Module):
         conv: bool = False,
     ):
         super().__init__()
-        require_one_layer("linear", num_layers)
+        require_single_layer("linear", num_layers)
         self.stride = stride
-        # A convolution whose kernel equals its stride is a linear map of the concatenated frames.
+        # A convolution with equal kernel and stride is a linear map of the concatenated frames.
         self.conv = nn.Linear(stride * feature_dim, feature_dim) if conv else None
         self.stacked = nn.Linear(feature_dim if conv else stride * feature_dim, hidden_dim)
         self.projection = nn.Linear(hidden_dim, llm_dim)
@@ -49,8 +50,8 @@ class LinearStack(nn.Module):
         return frames // self.stride
 
     def hidden(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Input of `projection` [B, N, hidden_dim] for features [B, 1, T, D]; a whole window never reaches padding."""
-        x = one_layer("linear", features)
+        """Input of `projection` [B, N, hidden_dim] for features [B, 1, T, D]; counted windows have no padding."""
+        x = single_layer("linear", features)
         batch, time, dim = x.shape
         tokens = time // self.stride
         windows = x[:, : tokens * self.stride].reshape(batch, tokens, self.stride * dim)

@@ -1,28 +1,30 @@
-"""Q-Former adapter over the whole clip (SLAM-LLM's "q-former" projector; BLIP-2, Li et al. 2023, arXiv 2301.12597)."""
+"""Q-Former adapter over a complete clip (SLAM-LLM's "q-former" projector; BLIP-2, Li et al. 2023, arXiv 2301.12597)."""
 
 import torch
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import Count, one_layer, require_one_layer, valid_frames
 from audiolm_lite.adapters.query_block import EPS, QueryBlock
+from audiolm_lite.adapters.single_layer import require_single_layer, single_layer
+from audiolm_lite.modeling.masks import Count, valid_mask
 
 
 class QFormer(nn.Module):
-    """A fixed number of learned queries read one encoder layer of a clip, whatever its length.
+    """A fixed number of learned queries attends to one encoder layer of a clip of any length.
 
-    Only valid frames are attended. (SLAM-LLM hands on HuBERT's padding mask with its meaning turned round; that is not
-    reproduced.) The last operation is a LayerNorm, so that there is no `projection` for a closed-form start.
+    Only valid frames are attended. (SLAM-LLM passes HuBERT's padding mask, in which True is padding, where True must be
+    a valid frame; that is not reproduced.) The last operation is a LayerNorm, so there is no `projection` and no
+    closed-form initialization.
 
     Parameters
     ----------
     feature_dim : int
         Dimension D of one encoder frame.
     num_layers : int
-        Encoder layers in the features; this adapter reads exactly one.
+        Encoder layers L of the features; must be 1.
     llm_dim : int
         Embedding dimension H of the LLM.
     queries : int
-        Audio tokens of every clip.
+        Audio tokens per clip.
     dim, heads, hidden_dim : int
         Width, attention heads and MLP width of the blocks.
     blocks : int
@@ -44,7 +46,7 @@ class QFormer(nn.Module):
         cross_every: int = 2,
     ):
         super().__init__()
-        require_one_layer("qformer", num_layers)
+        require_single_layer("qformer", num_layers)
         self.query = nn.Parameter(torch.randn(queries, dim))
         self.query_norm = nn.LayerNorm(dim, eps=EPS)
         self.blocks = nn.ModuleList(
@@ -58,10 +60,10 @@ class QFormer(nn.Module):
         queries = self.query.shape[0]
         return torch.full_like(frames, queries) if isinstance(frames, Tensor) else queries
 
-    def read(self, features: Tensor, frames: Tensor) -> Tensor:
+    def query_states(self, features: Tensor, frames: Tensor) -> Tensor:
         """Queries after the last block [B, queries, dim] for features [B, 1, T, D] with `frames` [B] valid frames."""
-        memory = one_layer("qformer", features)
-        mask = valid_frames(frames, memory.shape[1])
+        memory = single_layer("qformer", features)
+        mask = valid_mask(frames, memory.shape[1])
         x = self.query_norm(self.query).expand(memory.shape[0], -1, -1)
         for block in self.blocks:
             x = block(x, memory, mask)
@@ -69,7 +71,7 @@ class QFormer(nn.Module):
 
     def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Map features [B, 1, T, D] with `frames` [B] valid frames to tokens [B, queries, H] and counts [B]."""
-        return self.norm(self.linear(self.read(features, frames))), self.num_tokens(frames)
+        return self.norm(self.linear(self.query_states(features, frames))), self.num_tokens(frames)
 
 
 PART = QFormer

@@ -1,28 +1,28 @@
-"""The BERT-like block of both Q-Formers: queries attend to each other and, where asked, to audio (arXiv 2301.12597)."""
+"""The BERT-like block of both Q-Formers: queries attend to each other and optionally to audio (arXiv 2301.12597)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 1e-12  # BERT's, in every norm of the block and in the one over the queries
+EPS = 1e-12  # as in BERT, in all norms of the block and in the norm of the queries
 
 
 class QueryAttention(nn.Module):
-    """Multi-head attention of queries to keys of their own or another width, with biases everywhere.
+    """Multi-head attention of queries to a memory of any width, with biases in all linear layers.
 
     Parameters
     ----------
     dim : int
         Width of the queries and of the result.
     heads : int
-        Attention heads; `dim` must be a multiple of it.
+        Attention heads; `dim` must be a multiple of this.
     memory_dim : int
-        Width of what is attended to.
+        Width of the memory.
     """
 
     def __init__(self, dim: int, heads: int, memory_dim: int):
         super().__init__()
         if dim % heads:
-            raise ValueError(f"qformer: dim {dim} is not a multiple of {heads} heads; choose heads that divide it.")
+            raise ValueError(f"qformer: dim is {dim}, not a multiple of {heads} heads; choose heads that divide it.")
         self.heads = heads
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(memory_dim, dim)
@@ -30,10 +30,10 @@ class QueryAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend from x [N, Q, dim] to memory [N, S, memory_dim]; `mask` [N, S] bool is True at keys that count."""
+        """Attend from x [N, Q, dim] to memory [N, S, memory_dim]; `mask` [N, S] bool is True at valid keys."""
         query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, heads, Q or S, dim / heads]
-            for part in (self.query(x), self.key(memory), self.value(memory))
+            states.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, heads, Q or S, dim / heads]
+            for states in (self.query(x), self.key(memory), self.value(memory))
         )
         mask = None if mask is None else mask[:, None, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -41,7 +41,7 @@ class QueryAttention(nn.Module):
 
 
 class QueryBlock(nn.Module):
-    """Post-norm block: self-attention of the queries, cross-attention to audio (optional), MLP with exact GELU.
+    """Post-norm block: self-attention of the queries, optional cross-attention to audio, MLP with exact GELU.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class QueryBlock(nn.Module):
     hidden_dim : int
         Width of the MLP.
     memory_dim : int or None
-        Width of the audio frames; None is a block without cross-attention.
+        Width of the audio frames; None for a block without cross-attention.
     """
 
     def __init__(self, dim: int, heads: int, hidden_dim: int, memory_dim: int | None):
@@ -67,7 +67,7 @@ class QueryBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim, eps=EPS)
 
     def forward(self, queries: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """Update queries [N, Q, dim] from memory [N, S, memory_dim], of which `mask` [N, S] says what counts."""
+        """Update queries [N, Q, dim] from memory [N, S, memory_dim]; `mask` [N, S] bool is True at valid frames."""
         queries = self.self_norm(queries + self.self_attention(queries, queries))
         if self.cross_attention is not None:
             queries = self.cross_norm(queries + self.cross_attention(queries, memory, mask))

@@ -3,25 +3,25 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_lite.adapters.frames import Count, valid_frames
+from audiolm_lite.modeling.masks import Count, valid_mask
 
 
 class AttentionBlock(nn.Module):
-    """Pre-norm transformer block with Whisper's bias pattern: query, value and output have one, key has none.
+    """Pre-norm transformer block with biases as in Whisper: query, value and output have one, key has none.
 
     Parameters
     ----------
     dim : int
         Width D.
     heads : int
-        Attention heads; D must be a multiple of it.
+        Attention heads; D must be a multiple of this.
     """
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
         if dim % heads:
             raise ValueError(
-                f"tltr: feature_dim {dim} is not a multiple of {heads} heads; choose heads that divide it."
+                f"tltr: feature_dim is {dim}, not a multiple of {heads} heads; choose heads that divide it."
             )
         self.heads = heads
         self.attention_norm = nn.LayerNorm(dim)
@@ -33,7 +33,7 @@ class AttentionBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend within each sequence of x [N, S, D]; `mask` [N, S] bool is True at the keys that count."""
+        """Attend within each sequence of x [N, S, D]; `mask` [N, S] bool is True at valid keys."""
         normed = self.attention_norm(x)
         query, key, value = (
             linear(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, heads, S, D / heads]
@@ -47,16 +47,16 @@ class AttentionBlock(nn.Module):
 
 
 class TLTR(nn.Module):
-    """Attend over time within each encoder layer, then over layers within each frame; one audio token a frame.
+    """Attention over time within each encoder layer, then over layers within each frame; one audio token per frame.
 
-    Time order enters only through the encoder's features: there is no position embedding.
+    There is no position embedding: only the encoder's features contain the order of frames.
 
     Parameters
     ----------
     feature_dim : int
         Dimension D of one encoder frame.
     num_layers : int
-        Encoder layers L; the weights do not depend on it, the mean over layers does.
+        Encoder layers L of the features, over which the result is averaged; the weights do not depend on it.
     llm_dim : int
         Embedding dimension H of the LLM.
     time_heads, layer_heads : int
@@ -72,15 +72,15 @@ class TLTR(nn.Module):
         self.projection = nn.Linear(feature_dim, llm_dim)
 
     def num_tokens(self, frames: Count) -> Count:
-        """Audio tokens of a clip with `frames` valid frames: one each."""
+        """Audio tokens of a clip with `frames` valid frames: one per frame."""
         return frames
 
     def hidden(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Normalised input of `projection` [B, T, D] for features [B, L, T, D] with `frames` [B] valid frames."""
+        """Input of `projection` [B, T, D], normalized, for features [B, L, T, D] with `frames` [B] valid frames."""
         batch, layers, time, _ = features.shape
         if layers != self.num_layers:
             raise ValueError(f"tltr: features have {layers} layers, the adapter was built for {self.num_layers}.")
-        valid = valid_frames(frames, time)  # [B, T]
+        valid = valid_mask(frames, time)  # [B, T]
         x = self.time_block(features.flatten(0, 1), valid.repeat_interleave(layers, dim=0))  # [B*L, T, D]
         x = x.unflatten(0, (batch, layers)).transpose(1, 2)  # [B, T, L, D]
         x = self.layer_block(x.flatten(0, 1)).mean(dim=1)  # [B*T, D]

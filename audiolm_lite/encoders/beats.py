@@ -1,5 +1,6 @@
-"""BEATs (Chen et al. 2022, arXiv 2212.09058): general audio features from patches of a spectrogram."""
+"""BEATs (Chen et al. 2022, arXiv 2212.09058): features of general audio from patches of a spectrogram."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,22 +10,18 @@ from torch import Tensor, nn
 
 from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.encoders.contract import (
-    LayerChoice,
-    cast_weights,
-    check_shortest,
-    read_checkpoint,
-    valid_mask,
-    weights_digest,
-)
+from audiolm_lite.encoders.checkpoints import cast_weights, read_checkpoint, weights_digest
+from audiolm_lite.encoders.clip_length import check_clip_length
+from audiolm_lite.encoders.layer_selection import LayerSelection
 from audiolm_lite.encoders.relative_position import gate, position_bias
+from audiolm_lite.modeling.masks import Count, valid_mask
 
 MELS = 128
 WINDOW, HOP = 400, 160  # samples: 25 ms and 10 ms
-# Statistics of AudioSet that every published checkpoint was trained with; the published code divides by twice the std.
+# Statistics of AudioSet used to train every published checkpoint. The published code divides by twice the std.
 MEAN, STD = 15.41663, 6.55582
 
-# Entries of a checkpoint's "cfg" that shape the model, at the published size; what else it holds concerns training.
+# Entries of a checkpoint's "cfg" that define the model, with the published sizes. Its other entries concern training.
 _CONFIG = {
     "input_patch_size": 16,
     "embed_dim": 512,
@@ -38,7 +35,7 @@ _CONFIG = {
     "num_buckets": 320,
     "max_distance": 800,
 }
-# Variants that the published code has and no published checkpoint uses.
+# Options of the published code that have the same value in every published checkpoint.
 _FIXED = {
     "deep_norm": True,
     "layer_norm_first": False,
@@ -50,38 +47,38 @@ _POSITION = "self_attn.relative_attention_bias.weight"
 
 
 class BEATsEncoder(nn.Module):
-    """BEATs over a batch of clips; the result of a clip does not depend on its neighbours.
+    """BEATs for a batch of clips; the result of a clip does not depend on the other clips.
 
-    A clip's log-mel spectrogram (128 bins, a frame every 10 ms) is cut into patches of 16 x 16, which go through the
-    transformer as one sequence: the 8 patches of 160 ms, lowest frequency first, then those of the next 160 ms. So
-    there are 50 frames a second, as many as Whisper has, and `pool: 8` averages over frequency. What does not fill a
-    patch at the end (less than 160 ms) is left out, as published. Dropout and layer drop of a configuration are not
-    applied.
+    The log-mel spectrogram of a clip (128 bins, one frame per 10 ms) is split into patches of 16 x 16. The transformer
+    reads them as one sequence: the 8 patches of the first 160 ms, lowest frequency first, then those of the next
+    160 ms. This gives 50 frames per second, the frame rate of Whisper, and `pool: 8` averages over frequency. The last
+    samples that do not fill a patch (less than 160 ms) are dropped, as published. Dropout and layer drop of a
+    configuration are not applied.
 
     Parameters
     ----------
     source : str or dict
-        A published checkpoint (`.pt`), pretrained or fine-tuned for tagging, whose classifier is left out; a folder or
-        a repository of the Hugging Face hub with one such file. A mapping holds entries of the checkpoints' `cfg`;
-        weights are random then.
+        A published checkpoint (`.pt`), pretrained or fine-tuned for tagging (its classifier is not loaded), or a folder
+        or a repository of the Hugging Face hub with one such file. A mapping has entries of the checkpoints' `cfg`, and
+        the weights are random.
     layers : list of int, optional
         Blocks whose outputs are returned, 0 the first, -1 the last; all if None.
     pool : int
-        Consecutive frames that become one.
+        Consecutive frames that are combined into one.
     pooling : {"mean", "max", "stride"}
-        How they do: their average, their largest values, the first of them.
+        How frames are combined: average, maximum of each dimension, or the first frame.
     layer_mix : "mean" or list of float, optional
-        Return one layer, the average of `layers` or their sum with these weights, after pooling.
+        Return one layer after pooling: the average of `layers`, or their sum with these weights.
     dtype : {"float32", "bfloat16", "float16"}
-        Of weights and computation; features are float32 all the same. bfloat16 takes half the memory and is faster on
+        Dtype of weights and computation; features are always float32. bfloat16 needs half the memory and is faster on
         GPUs and on CPUs with AVX512-BF16 or AMX.
 
     Attributes
     ----------
     feature_dim, num_layers : int
-        D and L of the result.
+        D and L of the features.
     frame_seconds : float
-        Duration of one frame of the result: 20 ms x `pool`.
+        Duration of one frame of the features: 20 ms x `pool`.
     """
 
     def __init__(
@@ -94,20 +91,26 @@ class BEATsEncoder(nn.Module):
         dtype: str = "float32",
     ):
         super().__init__()
-        path, given, state = "source", source, None
-        if not isinstance(source, dict):
+        path: str | Path = "source"
+        state: dict[str, Tensor] | None = None
+        if isinstance(source, dict):
+            entries = source
+        else:
             path, checkpoint = read_checkpoint("beats", str(source), "*.pt")
             if not isinstance(checkpoint, dict) or not {"cfg", "model"} <= checkpoint.keys():
-                raise ConfigError(f"beats: {path} is no BEATs checkpoint (no 'cfg' and 'model'); name another file")
-            given, state = checkpoint["cfg"], checkpoint["model"]
-        config = _CONFIG | {name: given[name] for name in _CONFIG if name in given}
+                raise ConfigError(f"beats: {path} is not a BEATs checkpoint (no 'cfg' or 'model'); name another file")
+            entries, state = checkpoint["cfg"], checkpoint["model"]
+        config: dict[str, Any] = _CONFIG | {name: entries[name] for name in _CONFIG if name in entries}
         for name, value in _FIXED.items():
-            if given.get(name, value) != value:
-                raise ConfigError(f"beats: {path}: {name} is {given[name]!r}, and all published models have {value!r}")
-        self.choice = LayerChoice("beats", config["encoder_layers"], layers, pool, pooling, layer_mix)
+            if entries.get(name, value) != value:
+                raise ConfigError(
+                    f"beats: {path}: {name} is {entries[name]!r}; all published models have {value!r}, and no other "
+                    "value is supported; name another checkpoint"
+                )
+        self.selection = LayerSelection("beats", config["encoder_layers"], layers, pool, pooling, layer_mix)
         self.patch, self.max_distance = config["input_patch_size"], config["max_distance"]
 
-        # Names are those of the checkpoints.
+        # Module names are those of the checkpoints.
         dim, embed = config["encoder_embed_dim"], config["embed_dim"]
         self.patch_embedding = nn.Conv2d(1, embed, self.patch, stride=self.patch, bias=config["conv_bias"])
         self.layer_norm = nn.LayerNorm(embed)
@@ -123,53 +126,53 @@ class BEATsEncoder(nn.Module):
         )
         if state is not None:
             self._load(path, state)
-        self.encoder["layers"] = self.encoder["layers"][: self.choice.depth]
+        self.encoder["layers"] = self.encoder["layers"][: self.selection.depth]
         cast_weights("beats", self, dtype)
         self.dtype = dtype
 
         self.bands = MELS // self.patch
         self.min_samples = WINDOW + (self.patch - 1) * HOP
-        self.feature_dim, self.num_layers = dim, self.choice.num_layers
+        self.feature_dim, self.num_layers = dim, self.selection.num_layers
         self.frame_seconds = self.patch * HOP * pool / (self.bands * SAMPLE_RATE)
 
-    def _load(self, path: Any, state: dict[str, Tensor]) -> None:
-        """Load published weights; a tensor too many or too few is an error."""
+    def _load(self, path: str | Path, state: dict[str, Tensor]) -> None:
+        """Load published weights; missing and unexpected tensors are errors."""
         state = {name: tensor for name, tensor in state.items() if not name.startswith("predictor.")}
-        # One table that all blocks share is in the file once for every block.
+        # All blocks use the same table, and the file has a copy of it for each block.
         tables = {name: state.pop(name) for name in list(state) if name.endswith(_POSITION)}
         first = tables.get(f"encoder.layers.0.{_POSITION}")
         if first is not None:
             if any(not torch.equal(table, first) for table in tables.values()):
-                raise ConfigError(f"beats: {path}: its blocks have position biases of their own; name another file")
+                raise ConfigError(f"beats: {path}: position biases differ between its blocks; name another file")
             state["position_bias.weight"] = first
         missing, unexpected = self.load_state_dict(state, strict=False)
         if missing or unexpected:
             raise ConfigError(
-                f"beats: {path}: {len(missing)} tensors are missing {missing[:3]}, {len(unexpected)} have no place "
-                f"{unexpected[:3]}; name a pretrained or fine-tuned BEATs checkpoint (no tokenizer's)"
+                f"beats: {path}: {len(missing)} tensors are missing {missing[:3]}, {len(unexpected)} are unexpected "
+                f"{unexpected[:3]}; name a pretrained or fine-tuned BEATs checkpoint, not that of a tokenizer"
             )
 
-    def num_frames(self, samples: Tensor | int) -> Tensor | int:
-        """Frames of the result for clips of so many samples; int for int, int64 tensor for tensor.
+    def num_frames(self, samples: Count) -> Count:
+        """Frames of the features for clips of `samples` samples; int for int, int64 tensor for tensor.
 
         Raises
         ------
         ValueError
             A clip is shorter than one patch.
         """
-        check_shortest("beats", samples, self.min_samples)
-        return self.choice.num_frames(self._patches(samples))
+        check_clip_length("beats", samples, self.min_samples)
+        return self.selection.num_frames(self._patches(samples))
 
-    def _patches(self, samples: Tensor | int) -> Tensor | int:
+    def _patches(self, samples: Count) -> Count:
         return (1 + (samples - WINDOW) // HOP) // self.patch * self.bands
 
     def identity(self) -> dict[str, Any]:
-        """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
+        """Everything that changes the features, as JSON values: encoders with equal identities give equal features."""
         return {
             "type": "beats",
             "weights": weights_digest(self),
             "dtype": self.dtype,
-            **self.choice.identity(),
+            **self.selection.identity(),
             "frame_seconds": self.frame_seconds,
             "audio": AUDIO_RULES,
         }
@@ -180,14 +183,14 @@ class BEATsEncoder(nn.Module):
         Parameters
         ----------
         waveforms : Tensor
-            [B, S], float32 at 16 kHz; what lies after a clip's length is ignored.
+            [B, S] float32 at 16 kHz; samples after a clip's length are ignored.
         lengths : Tensor
-            Samples of each clip [B], int64.
+            Samples of each clip [B] int64.
 
         Returns
         -------
         tuple of Tensor
-            Features [B, L, T, D], zero after each clip's end, and valid frames [B], int64.
+            Features [B, L, T, D] float32, zero after each clip's end, and valid frames [B] int64.
 
         Raises
         ------
@@ -195,13 +198,13 @@ class BEATsEncoder(nn.Module):
             A clip is shorter than one patch.
         """
         lengths = lengths.to(waveforms.device)
-        check_shortest("beats", lengths, self.min_samples)
+        check_clip_length("beats", lengths, self.min_samples)
         mel = self._log_mel(waveforms, lengths)  # [B, M, 128]
         x = self.patch_embedding(mel[:, None].to(self.patch_embedding.weight.dtype))  # [B, C, M / 16, 8]
         x = self.post_extract_proj(self.layer_norm(x.flatten(2).transpose(1, 2)))  # [B, T, D]
         frames = self._patches(lengths)
         valid = valid_mask(frames, x.shape[1])
-        # The convolution over positions sees zeros after a clip's end, as it does when the clip is alone.
+        # The positional convolution reads zeros after a clip's end, as for the clip alone.
         x = x.masked_fill(~valid[..., None], 0)
         position = self.encoder["pos_conv"][0](x.transpose(1, 2))[..., : x.shape[1]]
         x = self.encoder["layer_norm"](x + F.gelu(position).transpose(1, 2))
@@ -210,14 +213,14 @@ class BEATsEncoder(nn.Module):
         outputs = {}
         for index, block in enumerate(self.encoder["layers"]):
             x = block(x, valid, bias)
-            if index in self.choice.indices:
-                outputs[index], pooled = self.choice.reduce(x, frames)
-        return self.choice.join(outputs), pooled
+            if index in self.selection.indices:
+                outputs[index], pooled = self.selection.reduce(x, frames)
+        return self.selection.join(outputs), pooled
 
     def _log_mel(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Kaldi's log-mel spectrogram [B, M, 128], M whole patches; every frame is made of its own 25 ms alone."""
+        """Kaldi's log-mel spectrogram [B, M, 128], M a multiple of the patch; each frame depends on its 25 ms only."""
         longest = int(lengths.max())
-        with torch.autocast(waveforms.device.type, enabled=False):  # 16 bits are too few for power spectra
+        with torch.autocast(waveforms.device.type, enabled=False):  # power spectra need float32
             clips = waveforms[:, :longest].float() * 2**15
             mels = [kaldi.fbank(clip[None], num_mel_bins=MELS, sample_frequency=SAMPLE_RATE) for clip in clips]
             mel = (torch.stack(mels) - MEAN) / (2 * STD)
@@ -225,7 +228,7 @@ class BEATsEncoder(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention with WavLM's gated position bias; the gate reads the projected queries here."""
+    """Self-attention with WavLM's gated position bias; unlike in WavLM, the gate reads the projected queries."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -243,15 +246,15 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Post-norm transformer block whose residuals are scaled up by DeepNorm (Wang et al. 2022, arXiv 2203.00555)."""
+    """Post-norm transformer block with the residual scaling of DeepNorm (Wang et al. 2022, arXiv 2203.00555)."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
-        dim, wide = config["encoder_embed_dim"], config["encoder_ffn_embed_dim"]
+        dim, hidden_dim = config["encoder_embed_dim"], config["encoder_ffn_embed_dim"]
         self.alpha = (2 * config["encoder_layers"]) ** 0.25
         self.self_attn = _Attention(dim, config["encoder_attention_heads"])
         self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.fc1, self.fc2 = nn.Linear(dim, wide), nn.Linear(wide, dim)
+        self.fc1, self.fc2 = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, valid: Tensor, bias: Tensor) -> Tensor:
         x = self.self_attn_layer_norm(self.alpha * x + self.self_attn(x, valid, bias))

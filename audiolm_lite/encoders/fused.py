@@ -1,6 +1,6 @@
-"""Several encoders as one: their frames aligned in time and concatenated.
+"""Several encoders as one: their frames are aligned in time and concatenated.
 
-As in NeMo's multi-encoder SALM (Chen et al. 2023, arXiv 2310.09424) and in SALMONN (Tang et al. 2023, arXiv
+Used by NeMo's multi-encoder SALM (Chen et al. 2023, arXiv 2310.09424) and by SALMONN (Tang et al. 2023, arXiv
 2310.13289).
 """
 
@@ -14,39 +14,39 @@ from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build
-from audiolm_lite.encoders.contract import valid_mask
+from audiolm_lite.modeling.masks import Count, valid_mask
 
 _ALIGN = ("nearest", "linear", "pad")
 
 
 class Fused(nn.Module):
-    """Encoders side by side: what each says of a moment becomes one frame.
+    """Encoders in parallel: their frames at the same time are concatenated into one frame.
 
-    An encoder's layers lie beside each other on the feature axis, so the result has one layer. Parameters are called
-    `encoders.<name>.*`: patterns under `trainable` choose any subset of the encoders.
+    The layers of an encoder are concatenated on the feature axis, so the result has one layer. Parameters are named
+    `encoders.<name>.*`: patterns under `trainable` select any subset of the encoders.
 
     Parameters
     ----------
     encoders : dict
-        Configuration of each encoder by a name of one's choice, in the order of concatenation.
+        Configuration of each encoder by a name of your choice, in the order of concatenation.
     align : {"nearest", "linear", "pad"}
-        How frames find each other. "nearest": a frame of the result takes that frame of every encoder in whose span its
-        middle lies, so slow encoders' frames are repeated; "linear": it interpolates between the two frames whose
-        middles are around its own. At a clip's end the last frame goes on. "pad": frame i goes with frame i, and the
-        encoders with fewer frames have zeros at the end, as in SALMONN; all must have the same frame rate. SALMONN's
-        LayerNorms, one for each encoder, are in its adapter (`window_qformer`, `streams`), so that stored features are
-        the frozen encoders' alone.
+        How frames are aligned. "nearest": each frame of the result takes the frame of every encoder whose span contains
+        its middle, so the frames of slow encoders are repeated. "linear": it interpolates between the two frames with
+        the closest middles before and after its own. Both repeat the last frame at a clip's end. "pad": frame i is
+        joined with frame i, and encoders with fewer frames have zeros at the end, as in SALMONN; all encoders must have
+        the same frame rate. The LayerNorms of SALMONN, one per encoder, are part of its adapter (`window_qformer`,
+        `streams`), so that stored features depend on frozen encoders only.
     grid : str, optional
-        Name of the encoder whose frames give the result's times; the one of the highest frame rate if None. An encoder
-        with a higher rate than that loses frames; its own `pool` averages them instead. Not for "pad", where the
-        encoder with the most frames gives them.
+        Name of the encoder whose frames define the times of the result; the one with the highest frame rate if None.
+        Encoders with a higher frame rate lose frames; set their `pool` to average them instead. Not for "pad", where
+        the encoder with the most frames defines the times.
 
     Attributes
     ----------
     feature_dim, num_layers : int
-        D, the sum over encoders of layers x dimension; and 1.
+        D, the sum of layers x dimension over the encoders, and 1.
     frame_seconds : float
-        Duration of one frame of the result.
+        Duration of one frame of the features.
     max_seconds : float
         Longest clip that all encoders accept.
     """
@@ -56,38 +56,38 @@ class Fused(nn.Module):
         if not isinstance(encoders, Mapping) or len(encoders) < 2:
             raise ConfigError("fused: encoders must name two encoders or more: {speech: {type: ...}, audio: {...}}")
         if align not in _ALIGN:
-            raise ConfigError(f"fused: align {align!r} is none of {', '.join(_ALIGN)}")
+            raise ConfigError(f"fused: align is {align!r}, it must be one of {', '.join(_ALIGN)}")
         if grid is not None and (align == "pad" or grid not in encoders):
-            raise ConfigError(f'fused: grid {grid!r} must be one of {list(encoders)}, and has no meaning with "pad"')
+            raise ConfigError(f'fused: grid is {grid!r}, it must be one of {list(encoders)}, or null with align "pad"')
         self.align, self.grid = align, grid
         self.encoders = nn.ModuleDict({name: build("encoders", dict(config)) for name, config in encoders.items()})
         seconds = {name: encoder.frame_seconds for name, encoder in self.encoders.items()}
         if align == "pad" and len(set(seconds.values())) > 1:
-            raise ConfigError(f'fused: align "pad" needs encoders of one frame rate; theirs last {seconds} s each')
-        self.clock = grid or min(seconds, key=seconds.get)  # the encoder that gives the times
-        self.frame_seconds = seconds[self.clock]
+            raise ConfigError(f'fused: align "pad" needs encoders of one frame rate; their frames last {seconds} s')
+        self.reference = grid or min(seconds, key=seconds.__getitem__)  # the encoder that defines the times
+        self.frame_seconds = seconds[self.reference]
         self.max_seconds = min(getattr(encoder, "max_seconds", math.inf) for encoder in self.encoders.values())
         self.feature_dim = sum(encoder.num_layers * encoder.feature_dim for encoder in self.encoders.values())
         self.num_layers = 1
 
-    def num_frames(self, samples: Tensor | int) -> Tensor | int:
-        """Frames of the result for clips of so many samples; int for int, int64 tensor for tensor.
+    def num_frames(self, samples: Count) -> Count:
+        """Frames of the features for clips of `samples` samples; int for int, int64 tensor for tensor.
 
         Raises
         ------
         ValueError
-            A clip is longer or shorter than one of the encoders takes.
+            A clip is longer or shorter than one of the encoders accepts.
         """
         return self._join_counts({name: encoder.num_frames(samples) for name, encoder in self.encoders.items()})
 
-    def _join_counts(self, counts: dict[str, Tensor | int]) -> Tensor | int:
+    def _join_counts(self, counts: dict[str, Count]) -> Count:
         if self.align != "pad":
-            return counts[self.clock]
+            return counts[self.reference]
         values = list(counts.values())
         return torch.stack(values).amax(0) if isinstance(values[0], Tensor) else max(values)
 
     def identity(self) -> dict[str, Any]:
-        """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
+        """Everything that changes the features, as JSON values: encoders with equal identities give equal features."""
         return {
             "type": "fused",
             "encoders": {name: encoder.identity() for name, encoder in self.encoders.items()},
@@ -102,24 +102,24 @@ class Fused(nn.Module):
         Parameters
         ----------
         waveforms : Tensor
-            [B, S], float32 at 16 kHz; what lies after a clip's length is ignored.
+            [B, S] float32 at 16 kHz; samples after a clip's length are ignored.
         lengths : Tensor
-            Samples of each clip [B], int64.
+            Samples of each clip [B] int64.
 
         Returns
         -------
         tuple of Tensor
-            Features [B, 1, T, D], zero after each clip's end, and valid frames [B], int64.
+            Features [B, 1, T, D] float32, zero after each clip's end, and valid frames [B] int64.
 
         Raises
         ------
         ValueError
-            A clip is longer or shorter than one of the encoders takes.
+            A clip is longer or shorter than one of the encoders accepts.
         """
         return self.join({name: encoder(waveforms, lengths) for name, encoder in self.encoders.items()})
 
     def join(self, encoded: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Align and concatenate what the encoders gave: {name: (features [B, L, T, D], frames [B])} -> as `forward`."""
+        """Align and concatenate results of the encoders, {name: (features [B, L, T, D], frames [B])}, as `forward`."""
         frames = self._join_counts({name: count for name, (_, count) in encoded.items()})
         time = int(frames.max())
         joined = []
@@ -128,22 +128,22 @@ class Fused(nn.Module):
             features = features.transpose(1, 2).flatten(2)  # [B, T, L x D]
             if self.align == "pad":
                 features = F.pad(features, (0, 0, 0, time - features.shape[1]))
-            elif name != self.clock:
+            elif name != self.reference:
                 features = self._resample(features, count, time, self.frame_seconds / encoder.frame_seconds)
             joined.append(features[:, :time])
         features = torch.cat(joined, dim=-1)
         return features.masked_fill(~valid_mask(frames, time)[..., None], 0)[:, None], frames
 
     def _resample(self, features: Tensor, count: Tensor, time: int, ratio: float) -> Tensor:
-        """Frames [B, T', D], `count` [B] of them valid, at `time` moments that are `ratio` of their frames apart."""
-        # float64: a middle that falls on the border of two frames must not depend on rounding.
+        """Frames [B, time, D], one every `ratio` frames of features [B, T, D] with `count` [B] valid frames."""
+        # float64: rounding must not change the frame of a middle on the border of two frames.
         middle = (torch.arange(time, device=features.device, dtype=torch.float64) + 0.5) * ratio  # [T]
         last = (count - 1)[:, None]
         if self.align == "nearest":
             return _take(features, torch.minimum((middle + 1e-9).long()[None], last))
-        place = torch.minimum((middle - 0.5).clamp(min=0)[None], last.double())  # [B, T]
-        before = place.long()
-        weight = (place - before).to(features.dtype)[..., None]
+        position = torch.minimum((middle - 0.5).clamp(min=0)[None], last.double())  # [B, T]
+        before = position.long()
+        weight = (position - before).to(features.dtype)[..., None]
         return torch.lerp(_take(features, before), _take(features, torch.minimum(before + 1, last)), weight)
 
 

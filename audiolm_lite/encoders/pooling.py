@@ -1,8 +1,8 @@
-"""Fewer numbers from an encoder's output: windows of frames become one, layers become one. Any encoder may use these.
+"""Pooling of frames over time, and mixing of layers.
 
-A pooling takes features [B, L, T, D], the valid frames of each clip [B] and the frames in a window, and gives features
-[B, L, ceil(T / pool), D], zero after each clip's end, with their valid frames [B]. The last window of a clip takes the
-frames that are left, so that the result does not depend on the padding.
+A pooling function maps features [B, L, T, D], valid frames [B] and the frames per window to features
+[B, L, ceil(T / pool), D], zero after each clip's end, and their valid frames [B]. The last window of a clip has the
+remaining valid frames only, so that the result does not depend on the padding.
 """
 
 import torch
@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.modeling.masks import valid_mask
 
 
 def mean_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tensor]:
     """Average every `pool` consecutive valid frames."""
-    valid = _valid(features, frames)
+    valid = valid_mask(frames, features.shape[2])
     features = features.masked_fill(~valid[:, None, :, None], 0)
     if pool == 1:
         return features, frames
@@ -24,31 +25,42 @@ def mean_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tens
 
 
 def max_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tensor]:
-    """Take the largest value of each dimension among every `pool` consecutive valid frames."""
+    """Take the maximum of each dimension over every `pool` consecutive valid frames."""
     lowest = torch.finfo(features.dtype).min
-    features = features.masked_fill(~_valid(features, frames)[:, None, :, None], lowest)
+    features = features.masked_fill(~valid_mask(frames, features.shape[2])[:, None, :, None], lowest)
     pooled, counts = _windows(features, pool, lowest).amax(3), -(-frames // pool)
-    return pooled.masked_fill(~_valid(pooled, counts)[:, None, :, None], 0), counts
+    return pooled.masked_fill(~valid_mask(counts, pooled.shape[2])[:, None, :, None], 0), counts
 
 
 def stride_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tensor]:
     """Keep the first of every `pool` consecutive frames."""
     kept, counts = features[:, :, ::pool], -(-frames // pool)
-    return kept.masked_fill(~_valid(kept, counts)[:, None, :, None], 0), counts
+    return kept.masked_fill(~valid_mask(counts, kept.shape[2])[:, None, :, None], 0), counts
 
 
 POOLINGS = {"mean": mean_pool, "max": max_pool, "stride": stride_pool}
 
 
 def mixing_weights(layer_mix: str | list[float] | None, num_layers: int) -> list[float] | None:
-    """Weights for `mix_layers` from an encoder's argument: "mean", a weight for each layer, or None for no mixing."""
+    """Weights for `mix_layers` from an encoder's argument: "mean", one weight per layer, or None for no mixing.
+
+    Raises
+    ------
+    ConfigError
+        Another value, or another number of weights than layers.
+
+    Examples
+    --------
+    >>> mixing_weights("mean", 4)
+    [0.25, 0.25, 0.25, 0.25]
+    """
     if layer_mix is None:
         return None
     if layer_mix == "mean":
         return [1 / num_layers] * num_layers
     if not isinstance(layer_mix, list) or len(layer_mix) != num_layers:
         raise ConfigError(
-            f'encoder: layer_mix is {layer_mix!r}; give null, "mean" or {num_layers} weights, one a layer'
+            f'encoder: layer_mix is {layer_mix!r}; it must be null, "mean" or {num_layers} weights, one per layer'
         )
     return [float(weight) for weight in layer_mix]
 
@@ -58,10 +70,6 @@ def mix_layers(features: Tensor, weights: list[float]) -> Tensor:
     return torch.einsum("bltd,l->btd", features, features.new_tensor(weights))[:, None]
 
 
-def _valid(features: Tensor, frames: Tensor) -> Tensor:
-    return torch.arange(features.shape[2], device=features.device) < frames[:, None]  # [B, T]
-
-
 def _windows(x: Tensor, pool: int, fill: float = 0) -> Tensor:
-    """[B, L, T, D] -> [B, L, ceil(T / pool), pool, D]."""
+    """Split [B, L, T, D] into windows [B, L, ceil(T / pool), pool, D]."""
     return F.pad(x, (0, 0, 0, -x.shape[2] % pool), value=fill).unflatten(2, (-1, pool))

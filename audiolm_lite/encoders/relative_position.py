@@ -1,4 +1,4 @@
-"""Gated relative position bias of WavLM (Chen et al. 2021, arXiv 2110.13900), which BEATs shares."""
+"""Gated relative position bias of WavLM (Chen et al. 2021, arXiv 2110.13900), also used by BEATs."""
 
 import math
 
@@ -12,19 +12,19 @@ def position_bias(embedding: nn.Embedding, time: int, max_distance: int) -> Tens
     Parameters
     ----------
     embedding : nn.Embedding
-        [buckets, heads]: half of the buckets for each direction; of these, half for one distance each and half for
-        distances that grow exponentially up to `max_distance`.
+        [buckets, heads]: half of the buckets per direction. Of these, one half has one distance per bucket and the
+        other half has exponentially growing ranges of distances up to `max_distance`.
     time : int
-        T.
+        Frames T.
     max_distance : int
-        Distance from which on all share the last bucket.
+        This and all larger distances have the last bucket.
     """
     half = embedding.num_embeddings // 2
     exact = half // 2
     index = torch.arange(time, device=embedding.weight.device)
     offset = index[None] - index[:, None]  # key minus query
     distance = offset.abs()
-    # float32 and this order of operations: at the edges of buckets another rounding chooses another bucket.
+    # float32 in this order of operations: other rounding would change the bucket at the edges.
     growing = torch.log(distance.float() / exact) / math.log(max_distance / exact) * (half - exact)
     growing = (exact + growing.clamp(min=0).to(torch.long)).clamp(max=half - 1)
     bucket = torch.where(distance < exact, distance, growing) + (offset > 0) * half
@@ -32,16 +32,16 @@ def position_bias(embedding: nn.Embedding, time: int, max_distance: int) -> Tens
 
 
 def gate(states: Tensor, linear: nn.Linear, scale: Tensor) -> Tensor:
-    """Factor [B, heads, T, 1] that each query puts on its row of the bias.
+    """Factor [B, heads, T, 1] by which each query multiplies its row of the bias.
 
     Parameters
     ----------
     states : Tensor
-        [B, heads, T, D / heads]: what the model gates with.
+        Input of the gates [B, heads, T, D / heads].
     linear : nn.Linear
-        D / heads -> 8: four numbers for each of two gates.
+        D / heads -> 8: four numbers per gate.
     scale : Tensor
-        [1, heads, 1, 1].
+        Learned scale of the reset gate [1, heads, 1, 1].
     """
     update, reset = linear(states).unflatten(-1, (2, 4)).sum(-1, keepdim=True).sigmoid().unbind(-2)
     return update * (reset * scale - 1) + 2

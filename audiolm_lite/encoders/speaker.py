@@ -1,6 +1,6 @@
-"""ECAPA-TDNN (Desplanques et al. 2020, arXiv 2005.07143) over short segments: who speaks, several times a second.
+"""Speaker embeddings of short segments by ECAPA-TDNN (Desplanques et al. 2020, arXiv 2005.07143).
 
-NeMo's SALM (Chen et al. 2023, arXiv 2310.09424) concatenates such embeddings to its speech encoder's frames.
+NeMo's SALM (Chen et al. 2023, arXiv 2310.09424) concatenates them to the frames of its speech encoder.
 """
 
 from typing import Any
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.encoders.contract import check_shortest, read_checkpoint, valid_mask, weights_digest
+from audiolm_lite.encoders.checkpoints import read_checkpoint, weights_digest
+from audiolm_lite.encoders.clip_length import check_clip_length
+from audiolm_lite.modeling.masks import Count, valid_mask
 
 
 class SpeakerEncoder(nn.Module):
-    """One speaker embedding for every segment of a clip; a segment's embedding depends on nothing else.
+    """One speaker embedding per segment of a clip, which depends on the samples of that segment only.
 
-    Segments follow each other without overlap. The last one is moved back so that it ends with the clip and is as long
-    as the others, since an embedding of padded audio is another one. Batch norm keeps its statistics in training, which
-    would otherwise tie a clip to its batch.
+    Segments do not overlap, except for the last one: it starts earlier, so that it ends with the clip and has the
+    length of the others. Padding the segment instead would change its embedding. Batch norm uses its running statistics
+    in training too, so that a clip does not depend on its batch.
 
     Parameters
     ----------
@@ -28,13 +30,13 @@ class SpeakerEncoder(nn.Module):
         Name on the Hugging Face hub or folder of a model published by SpeechBrain, or its `embedding_model.ckpt`. The
         folder's `hyperparams.yaml` can name code and is never read. None for random weights.
     segment_seconds : float
-        Length of a segment.
+        Length of a segment in seconds.
     mels : int
         Bins of the log-mel spectrogram.
     channels, kernel_sizes, dilations : list of int
-        ECAPA-TDNN's blocks; defaults are those of speechbrain/spkrec-ecapa-voxceleb, as the following.
+        Sizes of ECAPA-TDNN's blocks. These and the following defaults are those of speechbrain/spkrec-ecapa-voxceleb.
     attention_channels, embedding_dim : int
-        Width of the attentive pooling, and D of the result.
+        Width of the attentive pooling, and D of the features.
 
     Attributes
     ----------
@@ -57,9 +59,9 @@ class SpeakerEncoder(nn.Module):
     ):
         super().__init__()
         if not len(channels) == len(kernel_sizes) == len(dilations):
-            raise ConfigError("speaker: channels, kernel_sizes and dilations must have as many entries as each other")
+            raise ConfigError("speaker: channels, kernel_sizes and dilations must have the same number of entries")
         self.segment_seconds, self.segment = segment_seconds, round(segment_seconds * SAMPLE_RATE)
-        # Reflection at the ends of the spectrogram needs more frames than the widest convolution reaches to a side.
+        # Reflection padding needs more frames than half the receptive field of the widest convolution.
         least = 160 * max(kernel // 2 * dilation for kernel, dilation in zip(kernel_sizes, dilations))
         if self.segment < least:
             raise ConfigError(f"speaker: segment_seconds is {segment_seconds:g}; it must be at least {least / 16000:g}")
@@ -85,19 +87,19 @@ class SpeakerEncoder(nn.Module):
         self.feature_dim, self.num_layers = embedding_dim, 1
         self.frame_seconds = self.segment / SAMPLE_RATE
 
-    def num_frames(self, samples: Tensor | int) -> Tensor | int:
-        """Segments of clips of so many samples; int for int, int64 tensor for tensor.
+    def num_frames(self, samples: Count) -> Count:
+        """Segments of clips of `samples` samples; int for int, int64 tensor for tensor.
 
         Raises
         ------
         ValueError
             A clip is shorter than a segment.
         """
-        check_shortest("speaker", samples, self.segment)
+        check_clip_length("speaker", samples, self.segment)
         return -(-samples // self.segment)
 
     def identity(self) -> dict[str, Any]:
-        """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
+        """Everything that changes the features, as JSON values: encoders with equal identities give equal features."""
         return {
             "type": "speaker",
             "weights": weights_digest(self.model),
@@ -113,14 +115,14 @@ class SpeakerEncoder(nn.Module):
         Parameters
         ----------
         waveforms : Tensor
-            [B, S], float32 at 16 kHz; what lies after a clip's length is ignored.
+            [B, S] float32 at 16 kHz; samples after a clip's length are ignored.
         lengths : Tensor
-            Samples of each clip [B], int64.
+            Samples of each clip [B] int64.
 
         Returns
         -------
         tuple of Tensor
-            Embeddings [B, 1, T, D], zero after each clip's end, and valid frames [B], int64.
+            Embeddings [B, 1, T, D], zero after each clip's end, and valid frames [B] int64.
 
         Raises
         ------
@@ -136,7 +138,7 @@ class SpeakerEncoder(nn.Module):
         clips, _ = valid.nonzero(as_tuple=True)
         segments = waveforms[clips[:, None], starts[valid][:, None] + within]  # [segments, samples]
 
-        with torch.autocast(waveforms.device.type, enabled=False):  # 16 bits are too few for power spectra
+        with torch.autocast(waveforms.device.type, enabled=False):  # power spectra need float32
             mel = self.log_mel(segments.float())  # [segments, M, mels]
             mel = mel - mel.mean(1, keepdim=True)
         for module in self.model.modules():

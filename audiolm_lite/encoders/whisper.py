@@ -1,7 +1,7 @@
-"""Whisper's audio encoder (Radford et al. 2022, arXiv 2212.04356), every block's output, on as much audio as there is.
+"""Whisper's audio encoder (Radford et al. 2022, arXiv 2212.04356) for clips of any length, with all blocks' outputs.
 
-transformers' own forward takes 30 s and nothing else. Whisper works on less (LTU-AS, Gong et al. 2023, arXiv
-2309.14405, runs it on 10 s), so its modules are called directly here, with masks where clips of different length meet.
+The modules of transformers are called one by one, because its own forward accepts exactly 30 s. Whisper also works on
+less (LTU-AS, Gong et al. 2023, arXiv 2309.14405, uses 10 s); masks separate clips of different lengths.
 """
 
 import re
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.encoders.contract import LayerChoice, cast_weights, valid_mask, weights_digest
+from audiolm_lite.encoders.checkpoints import cast_weights, weights_digest
+from audiolm_lite.encoders.clip_length import SPLIT, check_clip_length
+from audiolm_lite.encoders.layer_selection import LayerSelection
 from audiolm_lite.encoders.logmel import log_mel
+from audiolm_lite.modeling.masks import Count, valid_mask
 from audiolm_lite.modeling.quantization import bitsandbytes_config
 
 _HOP = 160  # samples between spectrogram frames of every published size
-# Names inside openai-whisper's checkpoints -> names inside transformers' encoder, applied in this order.
+# Patterns of names in openai-whisper's checkpoints -> names in transformers' encoder, applied in this order.
 _OPENAI_NAMES = [
     (r"^blocks\.", "layers."),
     (r"\.attn_ln\.", ".self_attn_layer_norm."),
@@ -37,45 +40,44 @@ _OPENAI_NAMES = [
 
 
 class WhisperEncoder(nn.Module):
-    """Whisper encoder over a batch of clips; the result of a clip does not depend on its neighbours.
+    """Whisper encoder for a batch of clips; the result of a clip does not depend on the other clips.
 
     The dropout of a configuration is not applied: published Whisper encoders have none.
 
     Parameters
     ----------
     source : str or dict
-        Name or folder of a `WhisperModel`, or of a Voxtral, in transformers' format (safetensors weights, `config.json`
-        and `preprocessor_config.json`; number of mels, hop, FFT size and length come from there), or an openai-whisper
-        name ("large-v3") or `.pt` file. A mapping holds entries of `transformers.WhisperConfig`, and under
-        `preprocessor` those of `transformers.WhisperFeatureExtractor`; weights are random then.
+        Name or folder of a `WhisperModel` or of a Voxtral in transformers' format (safetensors weights, `config.json`,
+        and `preprocessor_config.json` with number of mels, hop, FFT size and length), or a name of openai-whisper
+        ("large-v3") or its `.pt` file. A mapping has entries of `transformers.WhisperConfig`, and under `preprocessor`
+        those of `transformers.WhisperFeatureExtractor`, and the weights are random.
     padding : {"exact", "window", "full"}
-        "exact": only the clip's own frames are computed, one for every 2 hops of audio begun.
-        "window": clips are padded with silence to `window_seconds`. "full": to all that the encoder has positions for
-        (30 s).
+        "exact": only the clip's own frames are computed, one per 2 hops of audio, rounded up. "window": clips are
+        padded with zeros to `window_seconds`. "full": to the number of positions of the encoder (30 s).
     window_seconds : float
-        For "window".
+        Length of every clip with padding "window".
     layers : list of int, optional
-        Blocks whose outputs are returned, 0 the first, -1 the last (which comes after the final layer norm); all if
-        None. The convolutions' output is no layer.
+        Blocks whose outputs are returned, 0 the first, -1 the last (after the final layer norm); all if None. The
+        output of the convolutions is not a layer.
     pool : int
-        Consecutive frames that become one.
+        Consecutive frames that are combined into one.
     pooling : {"mean", "max", "stride"}
-        How they do: their average, their largest values, the first of them.
+        How frames are combined: average, maximum of each dimension, or the first frame.
     layer_mix : "mean" or list of float, optional
-        Return one layer, the average of `layers` or their sum with these weights, after pooling.
+        Return one layer after pooling: the average of `layers`, or their sum with these weights.
     dtype : {"float32", "bfloat16", "float16"}
-        Of weights and computation; features are float32 all the same. bfloat16 takes half the memory and is faster on
-        GPUs and on CPUs with AVX512-BF16 or AMX; float16 overflows in some sizes.
+        Dtype of weights and computation; features are always float32. bfloat16 needs half the memory and is faster on
+        GPUs and on CPUs with AVX512-BF16 or AMX. float16 overflows in some sizes.
     quantization : {None, "8bit", "4bit"}
-        Load the linear layers in 8 or 4 bits (bitsandbytes, on an NVIDIA GPU), all else in bfloat16; from transformers'
-        format only.
+        Load the linear layers in 8 or 4 bits (bitsandbytes, on an NVIDIA GPU) and everything else in bfloat16; only
+        from transformers' format.
 
     Attributes
     ----------
     feature_dim, num_layers : int
-        D and L of the result.
+        D and L of the features.
     frame_seconds : float
-        Duration of one frame of the result.
+        Duration of one frame of the features.
     max_seconds : float
         Longest clip accepted.
     """
@@ -97,17 +99,20 @@ class WhisperEncoder(nn.Module):
         cast_weights("whisper", self.model, dtype, quantization)
         blocks = len(self.model.layers)
         if padding not in ("exact", "window", "full"):
-            raise ConfigError(f"whisper: padding {padding!r} is none of 'exact', 'window', 'full'")
-        self.choice = LayerChoice("whisper", blocks, layers, pool, pooling, layer_mix)
+            raise ConfigError(f"whisper: padding is {padding!r}, it must be one of 'exact', 'window', 'full'")
+        self.selection = LayerSelection("whisper", blocks, layers, pool, pooling, layer_mix)
         if extractor.sampling_rate != SAMPLE_RATE:
-            raise ConfigError(f"whisper: {source} wants {extractor.sampling_rate} Hz; audio here is {SAMPLE_RATE} Hz")
+            raise ConfigError(
+                f"whisper: {source} needs audio at {extractor.sampling_rate} Hz, and only {SAMPLE_RATE} Hz is "
+                "supported; choose another model"
+            )
         self.padding, self.window_seconds = padding, window_seconds
         self.dtype, self.quantization = dtype, quantization
-        self.normed = blocks - 1  # the block whose output goes through the final layer norm
-        self.model.layers = self.model.layers[: self.choice.depth]
+        self.last_block = blocks - 1
+        self.model.layers = self.model.layers[: self.selection.depth]
 
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
-        # No buffer: casting the encoder to 16 bits must not round the filters.
+        # Not a buffer: casting the encoder to 16 bits must not round the filters.
         self.mel_filters = torch.from_numpy(extractor.mel_filters).float()  # [n_fft / 2 + 1, mels]
 
         positions = self.model.embed_positions.num_embeddings
@@ -115,32 +120,32 @@ class WhisperEncoder(nn.Module):
         if padding == "window":
             if not 0 < window_seconds <= self.max_samples / SAMPLE_RATE:
                 limit = self.max_samples / SAMPLE_RATE
-                raise ConfigError(f"whisper: window_seconds is {window_seconds}; {source} takes up to {limit:g} s")
+                raise ConfigError(f"whisper: window_seconds is {window_seconds}; {source} accepts up to {limit:g} s")
             self.max_samples = round(window_seconds * SAMPLE_RATE)
         self.feature_dim = self.model.conv2.out_channels
-        self.num_layers = self.choice.num_layers
+        self.num_layers = self.selection.num_layers
         self.frame_seconds = 2 * self.hop * pool / SAMPLE_RATE
         self.max_seconds = self.max_samples / SAMPLE_RATE
 
-    def num_frames(self, samples: Tensor | int) -> Tensor | int:
-        """Frames of the result for clips of so many samples; int for int, int64 tensor for tensor.
+    def num_frames(self, samples: Count) -> Count:
+        """Frames of the features for clips of `samples` samples; int for int, int64 tensor for tensor.
 
         Raises
         ------
         ValueError
-            A clip is longer or shorter than the encoder takes.
+            A clip is longer or shorter than the encoder accepts.
         """
-        many = isinstance(samples, Tensor)
-        self._check(*((int(samples.min()), int(samples.max())) if many else (samples, samples)))
+        self._check(samples)
         if self.padding != "exact":
-            samples = torch.full_like(samples, self.max_samples) if many else self.max_samples
-        return self.choice.num_frames(self._block_frames(samples))
+            full = self.max_samples
+            samples = torch.full_like(samples, full) if isinstance(samples, Tensor) else full
+        return self.selection.num_frames(self._block_frames(samples))
 
-    def _block_frames(self, samples: Tensor | int) -> Tensor | int:
+    def _block_frames(self, samples: Count) -> Count:
         return -(-samples // (2 * self.hop))
 
     def identity(self) -> dict[str, Any]:
-        """All that decides this encoder's features, for JSON: two encoders with equal identity give equal features."""
+        """Everything that changes the features, as JSON values: encoders with equal identities give equal features."""
         return {
             "type": "whisper",
             "weights": weights_digest(self.model),
@@ -149,7 +154,7 @@ class WhisperEncoder(nn.Module):
             "mels": self.mel_filters.shape[1],
             "n_fft": self.n_fft,
             "hop": self.hop,
-            **self.choice.identity(),
+            **self.selection.identity(),
             "padding": self.padding,
             **({"window_seconds": self.window_seconds} if self.padding == "window" else {}),
             "frame_seconds": self.frame_seconds,
@@ -162,23 +167,23 @@ class WhisperEncoder(nn.Module):
         Parameters
         ----------
         waveforms : Tensor
-            [B, S], float32 at 16 kHz; what lies after a clip's length is ignored.
+            [B, S] float32 at 16 kHz; samples after a clip's length are ignored.
         lengths : Tensor
-            Samples of each clip [B], int64.
+            Samples of each clip [B] int64.
 
         Returns
         -------
         tuple of Tensor
-            Features [B, L, T, D], zero after each clip's end, and valid frames [B], int64.
+            Features [B, L, T, D] float32, zero after each clip's end, and valid frames [B] int64.
 
         Raises
         ------
         ValueError
-            A clip is longer or shorter than the encoder takes.
+            A clip is longer or shorter than the encoder accepts.
         """
-        lengths = lengths.to(waveforms.device)
+        self._check(lengths)
         samples = lengths.tolist()
-        self._check(min(samples), max(samples))
+        lengths = lengths.to(waveforms.device)
         if self.padding == "exact":
             waveforms = waveforms[:, : max(samples)]
         else:
@@ -198,31 +203,22 @@ class WhisperEncoder(nn.Module):
         outputs = {}
         for index, block in enumerate(self.model.layers):
             x = _run_block(block, x, mask)
-            if index in self.choice.indices:
-                output = self.model.layer_norm(x) if index == self.normed else x
-                outputs[index], pooled = self.choice.reduce(output, frames)
-        return self.choice.join(outputs), pooled
+            if index in self.selection.indices:
+                output = self.model.layer_norm(x) if index == self.last_block else x
+                outputs[index], pooled = self.selection.reduce(output, frames)
+        return self.selection.join(outputs), pooled
 
-    def _check(self, shortest: int, longest: int) -> None:
-        if longest > self.max_samples:
-            remedy = "" if self.padding != "window" else "raise window_seconds, or "
-            raise ValueError(
-                f"clip of {longest / SAMPLE_RATE:.2f} s is longer than the {self.max_seconds:g} s the encoder takes "
-                f"with padding {self.padding!r}; {remedy}split it into segments (start and duration in the manifest)"
-            )
-        # A shorter clip cannot be mirrored at its ends by half an FFT window.
+    def _check(self, samples: Tensor | int) -> None:
+        remedy = f"raise window_seconds, or {SPLIT}" if self.padding == "window" else SPLIT
+        # A shorter clip cannot be reflected at its ends by half an FFT window.
         least = self.n_fft // 2 + 1 if self.padding == "exact" else 1
-        if shortest < least:
-            raise ValueError(
-                f"clip of {shortest} samples is shorter than the {least} that the encoder needs with "
-                f"padding {self.padding!r}; drop it from the manifest"
-            )
+        check_clip_length("whisper", samples, least, self.max_samples, remedy)
 
 
 def _run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """One pre-norm transformer block on x [B, T, D]; mask [B, 1, 1, T] is True at valid keys, None when all are.
+    """One pre-norm transformer block on x [B, T, D]; mask [B, 1, 1, T] is True at valid keys, None if all are valid.
 
-    Written out because the signature of transformers' layer differs between its versions 4 and 5.
+    The layer of transformers is not called because its signature differs between versions 4 and 5.
     """
     attention = block.self_attn
     h = block.self_attn_layer_norm(x)
@@ -236,13 +232,15 @@ def _run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 def _load(
     source: str | dict[str, Any], quantization: str | None
 ) -> tuple[nn.Module, transformers.WhisperFeatureExtractor]:
-    """transformers' encoder, in float32 unless quantised, and its feature extractor, from either format or a config."""
+    """Encoder of transformers, in float32 unless it is quantized, and its feature extractor, from any source."""
     # Whisper's activations overflow float16 in some sizes.
     dtype = torch.float32 if quantization is None else torch.bfloat16
     quantized = bitsandbytes_config("encoder whisper", quantization, dtype)
     if isinstance(source, dict):
         if quantized is not None:
-            raise ConfigError("whisper: quantization needs pretrained weights, and source is a configuration")
+            raise ConfigError(
+                "whisper: quantization needs pretrained weights, and source is a configuration; name a model"
+            )
         config = transformers.WhisperConfig(**{name: value for name, value in source.items() if name != "preprocessor"})
         seconds = config.max_source_positions * 2 * _HOP // SAMPLE_RATE
         preprocessor = {"feature_size": config.num_mel_bins, "chunk_length": seconds, **source.get("preprocessor", {})}
@@ -250,11 +248,13 @@ def _load(
     source = str(source)
     if source.endswith(".pt") or ("/" not in source and not Path(source).is_dir()):
         if quantized is not None:
-            raise ConfigError(f"whisper: {source} cannot be loaded in {quantization}; name it openai/whisper-<size>")
+            raise ConfigError(
+                f"whisper: {source} of openai-whisper cannot be loaded in {quantization}; use openai/whisper-<size>"
+            )
         return _load_openai(source)
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "quantization_config": quantized}
     config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type == "voxtral":  # its audio tower is a Whisper encoder but for the names; the rest stays unread
+    if config.model_type == "voxtral":  # only its audio tower is read: a Whisper encoder under other names
         names = {r"^(model\.)?audio_tower\.": ""}
         model, info = transformers.models.voxtral.modeling_voxtral.VoxtralEncoder.from_pretrained(
             source, config=config.audio_config, key_mapping=names, **options
@@ -264,7 +264,9 @@ def _load(
         model, info = transformers.WhisperModel.from_pretrained(source, **options)
         model, missing = model.encoder, sorted(name for name in info["missing_keys"] if "encoder." in name)
     if missing:
-        raise ConfigError(f"whisper: {source} lacks {len(missing)} encoder tensors, for example {missing[0]}")
+        raise ConfigError(
+            f"whisper: {source} lacks {len(missing)} encoder tensors, for example {missing[0]}; download it again"
+        )
     return model, transformers.WhisperFeatureExtractor.from_pretrained(source)
 
 
@@ -277,8 +279,8 @@ def _load_openai(source: str) -> tuple[nn.Module, transformers.WhisperFeatureExt
 
     if not Path(source).is_file() and source not in whisper.available_models():
         names = ", ".join(whisper.available_models())
-        raise ConfigError(f"whisper: {source!r} is no model folder, no .pt file and none of openai-whisper's {names}")
-    published = whisper.load_model(source, device="cpu")  # this package reads with weights_only=True
+        raise ConfigError(f"whisper: {source!r} is not a model folder, .pt file or openai-whisper model: {names}")
+    published = whisper.load_model(source, device="cpu")  # openai-whisper reads with weights_only=True
     dims = published.dims
     config = transformers.WhisperConfig(
         d_model=dims.n_audio_state,

@@ -1,7 +1,11 @@
 """Masks of padded batches."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Count = TypeVar("Count", int, Tensor)  # samples, frames or tokens of one clip, or [B] of the clips of a batch
 
 
 def valid_mask(lengths: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adapters: shapes, counts, independence of padding and of the batch, and refusals that name the remedy."""
+"""Adapters: shapes, counts, independence of padding and batch, and messages about wrong arguments."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ CASES = {
 
 
 def make(name, seed=0):
-    """The adapter of a case, away from its start, and the encoder layers it reads."""
+    """The adapter of a case with changed parameters, and the number of encoder layers that it reads."""
     torch.manual_seed(seed)
     layers = 3 if name == "tltr" else 1
     adapter = build("adapters", CASES[name], feature_dim=DIM, num_layers=layers, llm_dim=LLM_DIM).eval()
@@ -48,7 +48,7 @@ def test_tokens_do_not_depend_on_padding_or_batch(name, lengths, extra):
     adapter, layers = make(name)
     generator = torch.Generator().manual_seed(sum(lengths))
     clips = [torch.randn(layers, length, DIM, generator=generator) for length in lengths]
-    # what lies in the padding must not matter, so it is noise rather than zeros
+    # The padding is noise instead of zeros: it must not change the result.
     padded = 3 * torch.randn(len(clips), layers, max(lengths) + extra, DIM, generator=generator)
     for row, clip in zip(padded, clips):
         row[:, : clip.shape[1]] = clip
@@ -64,32 +64,34 @@ def test_tokens_do_not_depend_on_padding_or_batch(name, lengths, extra):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_valid_frame_counts_and_every_parameter_learns(name):
+def test_every_valid_frame_is_used_and_every_parameter_gets_a_gradient(name):
     adapter, layers = make(name)
     length = 11
     features = torch.randn(2, layers, length + 3, DIM, requires_grad=True)
     tokens, counts = adapter(features, torch.full((2,), length))
     sum(row[:count].square().sum() for row, count in zip(tokens, counts.tolist())).backward()
     used = features.grad.abs().sum((0, 1, 3)) > 0
-    whole = {"linear": 9, "linear conv": 9, "window_qformer published": 8}.get(name, length)  # these drop the rest
-    assert used.tolist() == [True] * whole + [False] * (len(used) - whole)
-    idle = {n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.any()}
-    # with one query, attention among the queries has nothing to choose from
-    single = {f"blocks.{i}.self_attention.{part}.{kind}" for i in (0, 1) for part in ("query", "key")
-              for kind in ("weight", "bias")}  # fmt: skip
-    # a key's bias changes all scores of a query alike, which the softmax takes out again; so its gradient is noise
-    assert {n for n in idle if not n.endswith("key.bias")} <= (single if name == "window_qformer published" else set())
+    # These drop the frames after the last complete window.
+    kept = {"linear": 9, "linear conv": 9, "window_qformer published": 8}.get(name, length)
+    assert used.tolist() == [True] * kept + [False] * (len(used) - kept)
+    without_gradient = {n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.any()}
+    # With one query, the softmax of the attention among queries is constant.
+    constant = {f"blocks.{i}.self_attention.{layer}.{kind}" for i in (0, 1) for layer in ("query", "key")
+                for kind in ("weight", "bias")}  # fmt: skip
+    # The bias of a key adds the same to all scores of a query, which the softmax removes: its gradient is noise.
+    unexpected = {n for n in without_gradient if not n.endswith("key.bias")}
+    assert unexpected <= (constant if name == "window_qformer published" else set())
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "qformer"])
-def test_hidden_is_what_the_projection_reads(name):
+def test_hidden_is_the_input_of_the_projection(name):
     adapter, layers = make(name)
     features, frames = torch.randn(2, layers, 10, DIM), torch.tensor([10, 7])
     hidden = adapter.hidden(features, frames)
     torch.testing.assert_close(adapter.projection(hidden), adapter(features, frames)[0])
 
 
-def test_batch_norm_learns_from_valid_frames_only():
+def test_batch_norm_uses_valid_frames_only():
     features, frames = torch.randn(2, 1, 10, DIM), torch.tensor([10, 4])
     statistics = []
     for noise in (0.0, 5.0):
@@ -101,12 +103,12 @@ def test_batch_norm_learns_from_valid_frames_only():
     torch.testing.assert_close(*statistics)
 
 
-def test_a_stream_that_has_ended_stays_zero_after_its_norm():
+def test_padding_of_a_stream_stays_zero_after_its_norm():
     adapter, _ = make("window_qformer")
     features = torch.randn(1, 1, 6, DIM)
-    features[..., 4:, 10:] = 0  # the second encoder gave four frames
-    normed = adapter.normed(features)
-    assert not normed[:, 4:, 10:].any() and normed[:, :4, 10:].all() and normed[..., :10].all()
+    features[..., 4:, 10:] = 0  # the second encoder has four frames
+    normalized = adapter.normalize_streams(features)
+    assert not normalized[:, 4:, 10:].any() and normalized[:, :4, 10:].all() and normalized[..., :10].all()
 
 
 @pytest.mark.parametrize(
@@ -122,13 +124,13 @@ def test_a_stream_that_has_ended_stays_zero_after_its_norm():
         ({"type": "conformer", "factor": 2, "subsampling": "vggnet"}, "striding"),
     ],
 )
-def test_impossible_settings_are_named(config, message):
+def test_wrong_settings_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         build("adapters", config, feature_dim=DIM, num_layers=1, llm_dim=LLM_DIM)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_wrong_layer_counts_are_named(name):
+def test_wrong_numbers_of_layers_are_refused(name):
     adapter, layers = make(name)
     with pytest.raises(ValueError, match=f"{layers + 1} layers"):
         adapter(torch.zeros(1, layers + 1, 8, DIM), torch.tensor([8]))

@@ -1,4 +1,4 @@
-"""Published adapters at their true size, on the meta device: parameter counts and audio tokens a second."""
+"""Adapters with their published sizes, on the meta device: parameter counts and audio tokens per second."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def millions(module):
 
 
 def lora_parameters(layers, rank, *shapes):
-    """LoRA on linear maps of these (in, out) shapes in every layer."""
+    """Parameters of a LoRA on linear layers of these (in, out) shapes in each of `layers` layers."""
     return layers * sum(rank * (size_in + size_out) for size_in, size_out in shapes)
 
 
@@ -51,7 +51,7 @@ def test_slam_asr(feature_dim, count):
     assert audio_token_rate(linear, frame_seconds=0.02) == 10
 
 
-# Trainable are both LayerNorms, the query, the Q-Former, the projection and the LLM's LoRA (r 8 on q and v).
+# Trainable: both LayerNorms, the query, the Q-Former, the projection and the LLM's LoRA (r 8 on q and v).
 @pytest.mark.parametrize(
     ("llm", "llm_dim", "lora", "count"),
     [
@@ -67,13 +67,13 @@ def test_salmonn(llm, llm_dim, lora, count):
     assert (published.num_tokens(1500), qformer.num_tokens(1500)) == (88, 89)
 
 
-def test_salm_and_its_successor():
+def test_salm_and_canary_qwen():
     conformer = adapter("conformer", 1024, 2048)
     assert millions(conformer.blocks) == pytest.approx(50.5, abs=0.5)
     assert audio_token_rate(conformer, frame_seconds=0.08) == 12.5
     identity = adapter("identity", 1024, 2048)
     assert millions(identity) == 2.10
-    # A subsampling by 8 of 10-ms frames gives the usual 80 ms.
+    # Subsampling 10-ms frames by 8 gives the usual 80 ms per token.
     assert audio_token_rate(adapter("conformer", 80, 2048, factor=8), frame_seconds=0.01) == 12.5
 
 
@@ -83,5 +83,5 @@ def test_voxtral():
     assert projector.num_tokens(1500) == 375 and audio_token_rate(projector, frame_seconds=0.02) == 12.5
 
 
-def test_a_qformer_gives_as_many_tokens_whatever_the_length():
+def test_the_number_of_qformer_tokens_does_not_depend_on_the_length():
     assert audio_token_rate(adapter("qformer", 1024, 4096), frame_seconds=0.02) == 6.4

@@ -1,4 +1,4 @@
-"""A LoRA on an adapter's linear maps: found by itself, nothing changes at its start, and it alone trains if named."""
+"""A LoRA on all linear layers of an adapter: it changes nothing at first, and can be the only trainable part."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ VOXTRAL = {"type": "mlp_pooling", "stride": 4, "pooling": "concat", "bias": Fals
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}
 
 
-def test_every_linear_map_gets_one_and_the_start_is_the_plain_adapter():
+def test_every_linear_layer_gets_a_lora_that_changes_nothing_at_first():
     torch.manual_seed(0)
     plain = build_adapter(VOXTRAL, **SIZES)
     adapted = build_adapter(VOXTRAL | {"lora": LORA}, **SIZES)
@@ -21,8 +21,8 @@ def test_every_linear_map_gets_one_and_the_start_is_the_plain_adapter():
     renamed = {name.replace(".base_layer", ""): tensor for name, tensor in adapted.state_dict().items()}
     plain.load_state_dict({name: tensor for name, tensor in renamed.items() if "lora_" not in name})
     features, frames = torch.randn(2, 1, 12, 8), torch.tensor([12, 5])
-    for ours, theirs in zip(adapted(features, frames), plain(features, frames)):
-        torch.testing.assert_close(ours, theirs)
+    for actual, expected in zip(adapted(features, frames), plain(features, frames)):
+        torch.testing.assert_close(actual, expected)
     assert adapted.num_tokens(9) == plain.num_tokens(9)
 
     model = torch.nn.ModuleDict({"adapter": adapted})

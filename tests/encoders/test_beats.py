@@ -1,4 +1,4 @@
-"""BEATs against SpeechBrain's independent implementation, and the accounting of published checkpoints' tensors."""
+"""BEATs against SpeechBrain's independent implementation, and complete loading of published checkpoints."""
 
 import numpy as np
 import pytest
@@ -76,10 +76,16 @@ def test_every_tensor_is_accounted_for(tmp_path, checkpoint):
         if not name.startswith("predictor.") and not ("relative_attention_bias" in name and "layers.0" not in name)
     )
     for changes, message in (
-        ({"encoder.layers.1.fc1.bias": None}, r"1 tensors are missing \['encoder.layers.1.fc1.bias'\], 0 have"),
-        ({"quantize.embedding": torch.zeros(2)}, r"1 have no place \['quantize.embedding'\]"),
+        (
+            {"encoder.layers.1.fc1.bias": None},
+            r"1 tensors are missing \['encoder.layers.1.fc1.bias'\], 0 are unexpected",
+        ),
+        ({"quantize.embedding": torch.zeros(2)}, r"1 are unexpected \['quantize.embedding'\]"),
         ({"encoder.layers.0.self_attn.relative_attention_bias.weight": None}, "position_bias.weight"),
-        ({"encoder.layers.2.self_attn.relative_attention_bias.weight": torch.zeros(16, 4)}, "biases of their own"),
+        (
+            {"encoder.layers.2.self_attn.relative_attention_bias.weight": torch.zeros(16, 4)},
+            "position biases differ between its blocks",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             load(**changes)
@@ -87,7 +93,7 @@ def test_every_tensor_is_accounted_for(tmp_path, checkpoint):
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     torch.save({"cfg": CONFIG, "model": {}, "extra": np.random.RandomState}, tmp_path / "x.pt")
-    with pytest.raises(ConfigError, match=r"x.pt is no sound checkpoint"):
+    with pytest.raises(ConfigError, match=r"x.pt is not a valid checkpoint of tensors"):
         BEATsEncoder(str(tmp_path))
 
 
@@ -100,11 +106,11 @@ def test_unpublished_variants_are_refused(entries, message):
 
 
 def test_ambiguous_or_foreign_sources_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"should hold one file \*.pt, it holds none"):
+    with pytest.raises(ConfigError, match=r"must contain one file \*.pt, it contains none"):
         BEATsEncoder(str(tmp_path))
     torch.save({"weights": torch.zeros(1)}, tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match="a.pt is no BEATs checkpoint"):
+    with pytest.raises(ConfigError, match="a.pt is not a BEATs checkpoint"):
         BEATsEncoder(str(tmp_path))
     torch.save({}, tmp_path / "b.pt")
-    with pytest.raises(ConfigError, match="it holds a.pt, b.pt; name the file"):
+    with pytest.raises(ConfigError, match="it contains a.pt, b.pt; name the file"):
         BEATsEncoder(str(tmp_path))

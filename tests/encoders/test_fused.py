@@ -17,21 +17,21 @@ def make(**arguments):
 
 
 def ramp(frames, layers, step):
-    """Features [1, layers, frames, 8] that say at which time (in units of a fast frame) their frame's middle is."""
+    """Features [1, layers, frames, 8] whose value is the time of their frame's middle, in fast frames."""
     middles = (torch.arange(frames) + 0.5) * step
     return middles[None, None, :, None].expand(1, layers, -1, 8), torch.tensor([frames])
 
 
-def test_nearest_repeats_the_slow_frame_that_spans_the_moment():
+def test_nearest_repeats_the_slow_frame_that_spans_the_time():
     features, frames = make().join({"fast": ramp(10, 2, 1), "slow": ramp(3, 1, 4)})
     assert features.shape == (1, 1, 10, 2 * 8 + 8) and frames.tolist() == [10]
     assert features[0, 0, :, 0].tolist() == [i + 0.5 for i in range(10)]
     assert features[0, 0, :, -1].tolist() == [2] * 4 + [6] * 4 + [10] * 2
 
 
-def test_linear_says_the_same_time_as_the_grid():
+def test_linear_interpolates_to_the_times_of_the_grid():
     features, _ = make(align="linear").join({"fast": ramp(12, 2, 1), "slow": ramp(3, 1, 4)})
-    expected = [2, 2] + [i + 0.5 for i in range(2, 10)] + [10, 10]  # the first and last frames go on at the ends
+    expected = [2, 2] + [i + 0.5 for i in range(2, 10)] + [10, 10]  # first and last frames are repeated at the ends
     assert features[0, 0, :, -1].tolist() == pytest.approx(expected)
 
 
@@ -43,7 +43,7 @@ def test_the_grid_can_be_the_slow_encoder():
     assert features[0, 0, :, 0].tolist() == [2.5, 6.5, 10.5]
 
 
-def test_a_shorter_encoder_goes_on_with_its_last_valid_frame():
+def test_a_shorter_encoder_repeats_its_last_valid_frame():
     slow, _ = ramp(3, 1, 4)
     encoded = {"fast": ramp(12, 2, 1), "slow": (slow, torch.tensor([2]))}  # the third frame belongs to a neighbour
     for align in ("nearest", "linear"):
@@ -62,7 +62,7 @@ def test_pad_puts_zeros_after_the_shorter_encoder():
     assert torch.equal(features[:, 0], expected)
 
 
-def test_any_subset_trains():
+def test_any_subset_can_be_trained():
     encoder = make()
     names = {name.split(".")[0] + "." + name.split(".")[1] for name, _ in encoder.named_parameters()}
     assert names == {"encoders.fast", "encoders.slow"}
@@ -73,7 +73,7 @@ def test_any_subset_trains():
     assert not any(name.startswith("encoders.fast") for name in trained)
 
 
-def test_identity_nests():
+def test_identity_contains_those_of_the_encoders():
     base = make().identity()
     assert base["encoders"]["slow"]["pool"] == 4
     assert make(align="linear").identity() != make(grid="slow").identity() != base
@@ -94,6 +94,6 @@ def test_impossible_arguments_are_refused(arguments, message):
         make(**arguments)
 
 
-def test_a_name_is_needed_for_each():
+def test_encoders_must_have_names():
     with pytest.raises(ConfigError, match="must name two"):
         Fused([FAST, SLOW])

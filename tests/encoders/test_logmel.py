@@ -1,4 +1,4 @@
-"""The log-mel part: equal to WhisperFeatureExtractor, each clip independent of its batch."""
+"""Log-mel features: equal to WhisperFeatureExtractor, and each clip independent of its batch."""
 
 import json
 
@@ -32,22 +32,26 @@ def test_full_padding_equals_transformers_with_128_mels():
 @settings(max_examples=20, deadline=None)
 @given(lengths=st.lists(st.integers(201, 9000), min_size=1, max_size=4), padding=st.sampled_from(["exact", "full"]))
 def test_a_clip_does_not_depend_on_its_batch(lengths, padding):
-    part = build("encoders", {"type": "logmel", "mels": 20, "padding": padding, "window_seconds": 1.0})
+    encoder = build("encoders", {"type": "logmel", "mels": 20, "padding": padding, "window_seconds": 1.0})
     waves = [wave(n, seed) for seed, n in enumerate(lengths)]
-    features, frames = part(*collate(waves))
-    assert frames.tolist() == [part.num_frames(n) for n in lengths] == part.num_frames(torch.tensor(lengths)).tolist()
+    features, frames = encoder(*collate(waves))
+    assert (
+        frames.tolist()
+        == [encoder.num_frames(n) for n in lengths]
+        == encoder.num_frames(torch.tensor(lengths)).tolist()
+    )
     for clip, result, count in zip(waves, features, frames.tolist()):
-        torch.testing.assert_close(part(*collate([clip]))[0][0], result[:, :count], rtol=0, atol=1e-5)
+        torch.testing.assert_close(encoder(*collate([clip]))[0][0], result[:, :count], rtol=0, atol=1e-5)
         assert not result[:, count:].any()
 
 
 def test_unfit_clips_and_settings_are_refused():
-    part = build("encoders", {"type": "logmel", "padding": "exact", "window_seconds": 1})
-    with pytest.raises(ValueError, match="longer than the 1 s of window_seconds"):
-        part.num_frames(16001)
+    encoder = build("encoders", {"type": "logmel", "padding": "exact", "window_seconds": 1})
+    with pytest.raises(ValueError, match="longer than the 1 s that the logmel encoder accepts; raise window_seconds"):
+        encoder.num_frames(16001)
     with pytest.raises(ValueError, match="shorter than the 201"):
-        part(*collate([wave(200)]))
+        encoder(*collate([wave(200)]))
     for wrong in ({"padding": "window"}, {"window_seconds": 0}):
         with pytest.raises(ConfigError, match="logmel"):
             build("encoders", {"type": "logmel", **wrong})
-    assert json.loads(json.dumps(part.identity())) == part.identity()
+    assert json.loads(json.dumps(encoder.identity())) == encoder.identity()

@@ -1,4 +1,4 @@
-"""Pooling over time and mixing of layers: each clip as if it were alone, and what an encoder makes of these options."""
+"""Pooling over time and mixing of layers: for each clip as if it were alone, and as options of an encoder."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ WINDOW = {"mean": lambda x: x.mean(1), "max": lambda x: x.amax(1), "stride": lam
     pool=st.integers(1, 5),
     pooling=st.sampled_from(sorted(POOLINGS)),
 )
-def test_windows_hold_valid_frames_only(frames, pool, pooling):
+def test_windows_have_valid_frames_only(frames, pool, pooling):
     features = torch.randn(len(frames), 2, max(frames), 3) - 5
     pooled, counts = POOLINGS[pooling](features, torch.tensor(frames), pool)
     for clip, result, n, count in zip(features, pooled, frames, counts.tolist()):
-        expected = torch.stack([WINDOW[pooling](part) for part in clip[:, :n].split(pool, dim=1)], dim=1)
+        expected = torch.stack([WINDOW[pooling](window) for window in clip[:, :n].split(pool, dim=1)], dim=1)
         assert count == expected.shape[1]
         torch.testing.assert_close(result[:, :count], expected)
         assert not result[:, count:].any()
@@ -48,5 +48,5 @@ def test_whisper_pools_and_mixes(sources):
     pooled, _ = POOLINGS["max"](every, frames, 3)
     torch.testing.assert_close(features, mix_layers(pooled, [0.25, 0.75]))
     assert {"pooling": "max", "layer_mix": [0.25, 0.75]}.items() <= encoder.identity().items()
-    with pytest.raises(ConfigError, match="pooling 'median' is none of mean, max, stride"):
+    with pytest.raises(ConfigError, match="pooling is 'median', it must be one of mean, max, stride"):
         WhisperEncoder(source, pooling="median")

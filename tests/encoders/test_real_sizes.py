@@ -1,4 +1,4 @@
-"""Every block of hparams/encoders at its published geometry, on the meta device: without memory or weights."""
+"""Every YAML block of hparams/encoders with its published sizes, on the meta device, without memory or weights."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def ssl(kind, dim, layers, **entries):
     return {"model_type": kind, **sizes, "feat_extract_norm": "layer", "do_stable_layer_norm": True, **entries}
 
 
-# The geometry that each name of the YAML files stands for.
+# Sizes of the model that each name in the YAML files refers to.
 PUBLISHED = {
     "openai/whisper-large-v2": whisper(80),
     "openai/whisper-large-v3": whisper(128),
@@ -32,7 +32,7 @@ PUBLISHED = {
     "facebook/hubert-xlarge-ls960-ft": ssl("hubert", 1280, 48, conv_bias=True),
     "facebook/wav2vec2-large-960h-lv60-self": ssl("wav2vec2", 1024, 24, conv_bias=True),
     "speechbrain/spkrec-ecapa-voxceleb": None,
-    "PLACEHOLDER": {},  # the published BEATs, which all defaults stand for
+    "PLACEHOLDER": {},  # the published BEATs, which has the default sizes
 }
 
 # Parameters in millions, L, D, frames of 30 s of audio.
@@ -53,14 +53,14 @@ EXPECTED = {
 
 
 def with_geometry(block):
-    """The block with the mapping that its source stands for."""
+    """The block with the sizes of its source in place of the source's name."""
     if "encoders" in block:
         return {**block, "encoders": {name: with_geometry(inner) for name, inner in block["encoders"].items()}}
     return {**block, "source": PUBLISHED[block["source"]]}
 
 
-def test_every_block_is_here():
-    # miniasqa.yaml names a model that ships with its recipe, whose tests load it
+def test_every_block_is_tested():
+    # miniasqa.yaml names a model that is stored with its recipe; the recipe's tests load it
     assert {file.stem for file in FOLDER.glob("*.yaml")} - {"miniasqa"} == EXPECTED.keys()
 
 

@@ -1,4 +1,4 @@
-"""Speaker embeddings against SpeechBrain's own chain, segments and checkpoints."""
+"""Speaker embeddings against SpeechBrain's own pipeline, segments and checkpoints."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_published_checkpoints_are_read_without_their_yaml(tmp_path):
     with pytest.raises(ConfigError, match="does not fit channels"):
         SpeakerEncoder(str(tmp_path))
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "embedding_model.ckpt")
-    with pytest.raises(ConfigError, match="no sound checkpoint"):
+    with pytest.raises(ConfigError, match="not a valid checkpoint of tensors"):
         build("encoders", {"type": "speaker", "source": str(tmp_path), **SIZES})
 
 
@@ -53,7 +53,7 @@ def test_training_keeps_the_statistics_of_batch_norm():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"segment_seconds": 0.02}, "at least 0.03"), ({"dilations": [1]}, "as many entries")],
+    [({"segment_seconds": 0.02}, "at least 0.03"), ({"dilations": [1]}, "the same number of entries")],
 )
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):

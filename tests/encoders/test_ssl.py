@@ -1,4 +1,4 @@
-"""wav2vec 2.0, HuBERT and WavLM against transformers' own forward, loading and refusals."""
+"""wav2vec 2.0, HuBERT and WavLM against transformers' own forward; loading and wrong arguments."""
 
 import numpy as np
 import pytest
@@ -28,17 +28,17 @@ LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias"
 KINDS = [(kind, style) for kind in ("wav2vec2", "hubert", "wavlm") for style in ("base", "large")]
 
 
-def save_model(folder, kind, style, normalise=True, **entries):
+def save_model(folder, kind, style, normalize=True, **entries):
     """Write a random tiny model's folder; layer drop and SpecAugment are on, as in published configurations."""
     torch.manual_seed(0)
     sizes = SIZES if kind == "wavlm" else {k: v for k, v in SIZES.items() if "bucket" not in k}
     style = {"base": BASE, "large": LARGE}[style]
     config = transformers.AutoConfig.for_model(kind, **sizes, **style, layerdrop=0.5, **entries)
     model = transformers.AutoModel.from_config(config).eval()
-    for parameter in model.parameters():  # the default initialisation leaves biases and attention near zero
+    for parameter in model.parameters():  # default initialization: biases and attention close to zero
         parameter.data.normal_(0, 0.2)
     model.save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(do_normalize=normalise).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(folder)
     return model
 
 
@@ -58,7 +58,7 @@ def test_a_clip_alone_equals_transformers(tmp_path, kind, style):
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
 def test_batches_equal_transformers_where_it_masks(tmp_path, kind):
-    """Models with layer norm take an attention mask in transformers; theirs and our masks must agree."""
+    """Models with layer norm take an attention mask in transformers; its masks and these must be equal."""
     model = save_model(tmp_path, kind, "large")
     waves = [torch.randn(n).numpy() for n in (8000, 3000, 5555)]
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
@@ -72,12 +72,12 @@ def test_batches_equal_transformers_where_it_masks(tmp_path, kind):
         torch.testing.assert_close(clip[:count], reference[:count], rtol=1e-4, atol=1e-4)
 
 
-def test_the_waveform_is_normalised_as_the_model_asks(tmp_path):
+def test_the_waveform_is_normalized_if_the_model_requires_it(tmp_path):
     save_model(tmp_path / "yes", "hubert", "base")
-    save_model(tmp_path / "no", "hubert", "base", normalise=False)
+    save_model(tmp_path / "no", "hubert", "base", normalize=False)
     quiet, lengths = 0.01 * torch.randn(2, 4000) + 0.02, torch.tensor([4000, 2500])
-    normalising, plain = SSLEncoder(tmp_path / "yes"), SSLEncoder(tmp_path / "no")
-    prepared = normalising._prepare(quiet, lengths).numpy()
+    normalizing, plain = SSLEncoder(tmp_path / "yes"), SSLEncoder(tmp_path / "no")
+    prepared = normalizing._prepare(quiet, lengths).numpy()
     np.testing.assert_allclose(
         [p[:n].mean() for p, n in zip(prepared, lengths)] + [p[:n].std() for p, n in zip(prepared, lengths)],
         [0, 0, 1, 1],
@@ -85,7 +85,7 @@ def test_the_waveform_is_normalised_as_the_model_asks(tmp_path):
     )
     assert not prepared[1, 2500:].any()
     assert torch.equal(plain._prepare(quiet, lengths)[0], quiet[0])
-    assert normalising.identity() != plain.identity()
+    assert normalizing.identity() != plain.identity()
 
 
 def test_training_drops_and_masks_nothing(tmp_path):
@@ -95,7 +95,7 @@ def test_training_drops_and_masks_nothing(tmp_path):
     torch.testing.assert_close(encoder.train()(*clip)[0], encoder.eval()(*clip)[0])
 
 
-def test_chosen_layers_are_those_of_all(tmp_path):
+def test_selected_layers_equal_those_of_all(tmp_path):
     save_model(tmp_path, "wavlm", "large")
     clip = torch.randn(1, 6000), torch.tensor([6000])
     everything, _ = SSLEncoder(tmp_path)(*clip)
@@ -128,7 +128,7 @@ def test_missing_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": {"model_type": "bert"}}, "'bert', none of wav2vec2, hubert, wavlm"),
+        ({"source": {"model_type": "bert"}}, "'bert', it must be one of wav2vec2, hubert, wavlm"),
         ({"source": {"model_type": "wav2vec2", "adapter_attn_dim": 16}}, "adapter_attn_dim"),
         ({"layers": [3]}, "blocks 0 to 2"),
         ({"pool": 0}, "at least 1"),
@@ -143,6 +143,6 @@ def test_impossible_arguments_are_refused(arguments, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests the message on machines without a GPU")
 @pytest.mark.parametrize("kind", ["ssl", "whisper"])
-def test_quantisation_without_a_gpu_says_so(kind):
+def test_quantization_without_a_gpu_is_refused(kind):
     with pytest.raises(ConfigError, match=f"encoder {kind}: .*NVIDIA GPU"):
         build("encoders", {"type": kind, "source": "anything", "quantization": "8bit"})

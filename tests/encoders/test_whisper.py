@@ -18,7 +18,7 @@ SECONDS = 2  # the tiny model's "30 s"
 
 
 def save_model(folder, hop=160, mels=20, state=None, **sizes):
-    """Write a random tiny WhisperModel folder; its encoder has positions for SECONDS of audio unless told otherwise."""
+    """Write the folder of a random tiny WhisperModel; by default its encoder has positions for SECONDS of audio."""
     torch.manual_seed(0)
     seconds = sizes.pop("seconds", SECONDS)
     config = transformers.WhisperConfig(
@@ -42,7 +42,7 @@ def save_model(folder, hop=160, mels=20, state=None, **sizes):
     )
     model = transformers.WhisperModel(config).eval()
     if state is None:
-        for parameter in model.encoder.parameters():  # the default initialisation leaves biases and attention near zero
+        for parameter in model.encoder.parameters():  # default initialization: biases and attention near zero
             parameter.data.normal_(0, 0.15)
     else:
         model.encoder.load_state_dict(state)
@@ -123,7 +123,7 @@ def test_shapes(tiny, padding):
 )
 def test_a_clip_does_not_depend_on_its_batch(tiny, lengths, padding, pool):
     encoder = WhisperEncoder(tiny, padding=padding, window_seconds=SECONDS, pool=pool).eval()
-    # Levels differ by 40 dB, so that a maximum shared over the batch would show.
+    # Levels differ by 40 dB, so that a maximum over the complete batch would be noticed.
     waves = [wave(n, seed) * 10.0 ** -(seed % 3) for seed, n in enumerate(lengths)]
     batch, samples = collate(waves)
     garbage = torch.arange(batch.shape[1]) >= samples[:, None]
@@ -137,12 +137,12 @@ def test_a_clip_does_not_depend_on_its_batch(tiny, lengths, padding, pool):
             assert not together[:, count:].any()
 
 
-def test_chosen_layers_are_those_of_all(tiny):
+def test_selected_layers_equal_those_of_all(tiny):
     clips = collate([wave(16000), wave(5000)])
     everything, _ = WhisperEncoder(tiny)(*clips)
-    chosen = WhisperEncoder(tiny, layers=[-1, 0])
-    torch.testing.assert_close(chosen(*clips)[0], everything[:, [2, 0]])
-    assert chosen.num_layers == 2
+    selected = WhisperEncoder(tiny, layers=[-1, 0])
+    torch.testing.assert_close(selected(*clips)[0], everything[:, [2, 0]])
+    assert selected.num_layers == 2
     first = WhisperEncoder(tiny, layers=[0])
     torch.testing.assert_close(first(*clips)[0], everything[:, :1])
     assert len(first.model.layers) == 1
@@ -188,7 +188,7 @@ def test_impossible_lengths_are_refused(tiny, arguments, samples, message):
         ({"layers": [3]}, "blocks 0 to 2"),
         ({"layers": []}, "blocks 0 to 2"),
         ({"pool": 0}, "at least 1"),
-        ({"padding": "window", "window_seconds": 2.1}, "up to 2 s"),
+        ({"padding": "window", "window_seconds": 2.1}, "accepts up to 2 s"),
     ],
 )
 def test_impossible_arguments_are_refused(tiny, arguments, message):
@@ -198,7 +198,7 @@ def test_impossible_arguments_are_refused(tiny, arguments, message):
 
 def test_unknown_source_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="'largest' is no model folder"):
+    with pytest.raises(ConfigError, match="'largest' is not a model folder"):
         WhisperEncoder("largest")
 
 
@@ -210,7 +210,7 @@ def test_checkpoint_without_encoder_weights_is_refused(tmp_path):
         WhisperEncoder(tmp_path)
 
 
-def test_identity_names_all_that_changes_features(tiny):
+def test_identity_contains_everything_that_changes_features(tiny):
     base = WhisperEncoder(tiny).identity()
     assert json.loads(json.dumps(base)) == base == WhisperEncoder(tiny).identity()
     for changed in ({"pool": 2}, {"layers": [0, 2]}, {"padding": "full"}, {"padding": "window", "window_seconds": 1.0}):
@@ -221,7 +221,7 @@ def test_identity_names_all_that_changes_features(tiny):
 
 
 def test_openai_checkpoint_equals_the_published_forward(tmp_path):
-    """A .pt file of openai-whisper gives what openai-whisper computes from it, through transformers' modules."""
+    """A .pt file of openai-whisper, loaded into transformers' modules, gives the features of openai-whisper."""
     torch.manual_seed(1)
     dims = openai_whisper.model.ModelDimensions(80, 100, 32, 4, 2, 64, 8, 32, 4, 1)
     published = openai_whisper.model.Whisper(dims).eval()
@@ -260,7 +260,7 @@ OPENAI_NAMES = {
 
 @pytest.mark.parametrize("mels", [80, 128])
 def test_both_sources_of_one_model_give_the_same_features(tmp_path, mels):
-    """A folder in transformers' format, and an openai-whisper file of the same weights under its names."""
+    """A folder in transformers' format, and a file of openai-whisper with the same weights."""
     model, _ = save_model(tmp_path / "folder", mels=mels, seconds=30, encoder_ffn_dim=128, encoder_layers=2)
     dims = openai_whisper.model.ModelDimensions(mels, 1500, 32, 4, 2, 64, 8, 32, 4, 1)
     state = openai_whisper.model.Whisper(dims).state_dict()

@@ -49,7 +49,7 @@ def check_slam_qformer(reference: Reference) -> None:
     assert adapter.num_tokens(1) == reference.config["query_len"]
     features = reference.inputs["encoder_outs"][:, None]
     for frames, ending in ((reference.inputs["encoder_mask"].sum(1).long(), ""), (full(features), "_full_mask")):
-        assert_near(adapter.read(features, frames), reference.outputs[f"qformer_last_hidden{ending}"], STATES)
+        assert_near(adapter.query_states(features, frames), reference.outputs[f"qformer_last_hidden{ending}"], STATES)
         assert_near(adapter(features, frames)[0], reference.outputs[f"projected{ending}"], STATES)
 
 
@@ -69,7 +69,7 @@ def check_salmonn(reference: Reference) -> None:
     for case in reference.subcases:
         features, frames = salmonn_features(reference.inputs[f"{case}.speech"], reference.inputs[f"{case}.audio"])
         if f"{case}.concat" in outputs:
-            assert_near(published.normed(features), outputs[f"{case}.concat"], STATES)
+            assert_near(published.normalize_streams(features), outputs[f"{case}.concat"], STATES)
         tokens, counts = published(features, frames)
         assert_near(tokens, outputs[f"{case}.speech_embeds"], STATES)
         assert counts.tolist() == outputs[f"{case}.speech_atts"].sum(1).tolist()

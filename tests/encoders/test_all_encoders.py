@@ -1,4 +1,4 @@
-"""What every encoder promises: shapes, counts known beforehand, clips that do not depend on their batch, gradients."""
+"""Properties of every encoder: shapes, frame counts, independence of a clip from its batch, gradients."""
 
 import json
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build, part_types
-from audiolm_lite.encoders.contract import cast_weights
+from audiolm_lite.encoders.checkpoints import cast_weights
 
 WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 20}
 WHISPER = {"type": "whisper", "source": {**WHISPER, "max_source_positions": 100}}
@@ -53,19 +53,19 @@ CONFIGS = {
 def encoder(request):
     torch.manual_seed(0)
     encoder = build("encoders", CONFIGS[request.param]).eval()
-    for name, parameter in encoder.named_parameters():  # default initialisations leave much near zero
+    for name, parameter in encoder.named_parameters():  # default initializations are close to zero
         if parameter.requires_grad and ("norm" not in name or name.startswith("norms.")):
             parameter.data.normal_(0, 0.15)
     return encoder
 
 
-def test_every_encoder_is_here():
+def test_every_encoder_is_tested():
     has_no_weights = {"logmel"}
     assert {config["type"] for config in CONFIGS.values()} == set(part_types("encoders")) - has_no_weights
 
 
 def clips(lengths):
-    """Noise that gets quieter from clip to clip, so that statistics shared over the batch would show."""
+    """Noise at a lower level in each clip, so that statistics over the complete batch would be noticed."""
     generator = torch.Generator().manual_seed(7)
     return [torch.randn(n, generator=generator) * 10.0 ** -(i % 3) + 0.05 for i, n in enumerate(lengths)]
 
@@ -91,7 +91,7 @@ def test_a_clip_does_not_depend_on_its_batch(encoder, lengths):
             assert not together[:, count:].any()
 
 
-def test_frames_last_as_long_as_they_say(encoder):
+def test_frame_seconds_is_the_duration_of_a_frame(encoder):
     assert encoder.num_frames(32000) * encoder.frame_seconds == pytest.approx(2.0, abs=0.4)
 
 
@@ -112,7 +112,7 @@ def test_every_parameter_gets_a_gradient(encoder):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_identity_is_json_and_follows_the_weights(encoder):
+def test_identity_is_json_and_changes_with_the_weights(encoder):
     identity = encoder.identity()
     assert json.loads(json.dumps(identity)) == identity
     assert identity["frame_seconds"] == encoder.frame_seconds
@@ -125,21 +125,21 @@ def test_identity_is_json_and_follows_the_weights(encoder):
 @pytest.mark.parametrize("name", ["whisper", "wav2vec2_group_norm", "hubert_layer_norm", "wavlm", "beats"])
 def test_weights_of_16_bits_give_nearly_the_same_features(name):
     waves, lengths = collate(clips([9000, 16000]))
-    found = {}
+    results = {}
     for dtype in ("float32", "bfloat16"):
         torch.manual_seed(0)
         encoder = build("encoders", {**CONFIGS[name], "dtype": dtype}).eval()
         assert {parameter.dtype for parameter in encoder.parameters()} == {getattr(torch, dtype)}
         assert encoder.identity()["dtype"] == dtype
         with torch.no_grad():
-            found[dtype] = encoder(waves, lengths)[0]
-        assert found[dtype].dtype == torch.float32
-    error = (found["bfloat16"] - found["float32"]).square().mean().sqrt() / found["float32"].std()
+            results[dtype] = encoder(waves, lengths)[0]
+        assert results[dtype].dtype == torch.float32
+    error = (results["bfloat16"] - results["float32"]).square().mean().sqrt() / results["float32"].std()
     assert 0 < error < 0.03
 
 
-def test_a_type_of_weights_that_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="whisper: dtype 'half' is none of float32, bfloat16, float16"):
+def test_wrong_dtypes_are_refused():
+    with pytest.raises(ConfigError, match="whisper: dtype is 'half', it must be one of float32, bfloat16, float16"):
         build("encoders", {**WHISPER, "dtype": "half"})
-    with pytest.raises(ConfigError, match="dtype bfloat16 and quantization 4bit do not go together"):
+    with pytest.raises(ConfigError, match="dtype bfloat16 and quantization 4bit exclude each other"):
         cast_weights("whisper", torch.nn.Linear(1, 1), "bfloat16", "4bit")

@@ -1,0 +1,97 @@
+"""Weights of encoders: reading published checkpoints, their dtype, and a hash of them."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from audiolm_lite.config.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def cast_weights(where: str, model: nn.Module, dtype: str, quantization: str | None = None) -> None:
+    """Convert a model's weights, in place, to the dtype in which it computes.
+
+    Parameters
+    ----------
+    where : str
+        Type of the encoder, for messages.
+    model : nn.Module
+    dtype : {"float32", "bfloat16", "float16"}
+    quantization : str, optional
+        Quantization that the model was loaded with; its weights stay as they are.
+
+    Raises
+    ------
+    ConfigError
+        Unknown dtype, or both a dtype and a quantization.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"{where}: dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
+    if quantization is None:
+        model.to(DTYPES[dtype])
+    elif dtype != "float32":
+        raise ConfigError(f"{where}: dtype {dtype} and quantization {quantization} exclude each other; remove one")
+
+
+def weights_digest(module: nn.Module) -> str:
+    """16 hexadecimal digits of a hash over the names, dtypes, shapes and values of a module's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def read_checkpoint(where: str, source: str, pattern: str) -> tuple[Path, dict[str, Any]]:
+    """Find and read a PyTorch checkpoint of tensors and plain containers; nothing in it is executed.
+
+    Parameters
+    ----------
+    where : str
+        Type of the encoder, for messages.
+    source : str
+        The file, or a folder or a repository of the Hugging Face hub with one file that matches `pattern`.
+    pattern : str
+        Glob pattern of the file name.
+
+    Returns
+    -------
+    tuple of Path and dict
+        The file and its content.
+
+    Raises
+    ------
+    ConfigError
+        No such file or several, or a file that cannot be read this way.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        folder = path if path.is_dir() else _download(where, source, pattern)
+        files = sorted(folder.glob(pattern))
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files) or "none"
+            raise ConfigError(f"{where}: {source} must contain one file {pattern}, it contains {names}; name the file")
+        path = files[0]
+    try:
+        return path, torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(
+            f"{where}: {path} is not a valid checkpoint of tensors ({error}); download it again"
+        ) from error
+
+
+def _download(where: str, source: str, pattern: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[pattern]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"{where}: {source} is not a file or folder, and no repository of that name can be downloaded: {error}"
+        ) from error
