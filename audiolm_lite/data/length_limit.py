@@ -35,7 +35,7 @@ class LengthLimit:
     max_tokens: int | None = None
     shorten: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.shorten is not None and self.max_tokens is None:
             raise DatasetError("dataset: shorten needs max_tokens; set it, or remove shorten.")
 

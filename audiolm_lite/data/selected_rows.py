@@ -56,7 +56,7 @@ class SelectedRows(Sequence[dict[str, Any]]):
             raise IndexError(f"row {index} of {count}")
         index %= count
         manifest = bisect_right(self._ends, index)
-        row = self.tables[manifest][self._numbers[index].item()]
+        row = self.tables[manifest][int(self._numbers[index])]
         if row["instruction"] is None and self.questions is not None:
             row["instruction"] = self.questions.draw(manifest, row["id"])
         return row

@@ -1,9 +1,9 @@
 """Prompt templates: one string with slots, turned into token ids with audio slots and supervision on the answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from string import Formatter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -110,7 +110,7 @@ class PromptTemplate:
 
     def encode(
         self,
-        row: dict,
+        row: Mapping[str, Any],
         tokenizer: PreTrainedTokenizerBase,
         audio_tokens: int | Sequence[int],
         with_answer: bool = True,
@@ -191,7 +191,7 @@ class PromptTemplate:
             return {_special(tokenizer, "eos")}
         return {tokenizer.encode(self.pieces(1, tokenizer)[-1].value, add_special_tokens=False)[-1]}
 
-    def _marked_instruction(self, fields: dict, clips: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def _marked_instruction(self, fields: Mapping, clips: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Instruction with its clips in place; takes these from the front of `clips`."""
         audio = next(piece for piece in self._turn if piece.value == "audio")
         ids: list[int] = []
@@ -214,11 +214,12 @@ def _parse(template: str) -> list[Piece]:
             pieces.append(Piece("text", literal))
         if slot is None:
             continue
-        wrap = ("", "")
+        wrap: tuple[str, str] = ("", "")
         if slot == "audio" and spec and spec.count("*") == 1:
-            wrap, spec = tuple(spec.split("*")), ""
+            before, after = spec.split("*")
+            wrap, spec = (before, after), ""
         elif slot == "chat" and not pieces:
-            wrap, spec = (spec, ""), ""
+            wrap, spec = (spec or "", ""), ""
         if not slot.isidentifier() or spec or conversion:
             raise PromptError(
                 f"template {template!r}: a slot is a plain field name, {{audio:before*after}} or, first of all, "
@@ -250,7 +251,7 @@ def _clips(piece: Piece, clips: list[int], tokenizer: PreTrainedTokenizerBase, t
     return [token for _ in range(take) for token in [*before, *[AUDIO_SLOT] * clips.pop(0), *after]]
 
 
-def _cut(ids: list[int], cut: tuple[str, int], row: dict) -> list[int]:
+def _cut(ids: list[int], cut: tuple[str, int], row: Mapping[str, Any]) -> list[int]:
     field, tokens = cut
     if tokens >= len(ids):
         raise PromptError(
@@ -274,7 +275,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(added.union(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
 
 
-def _encode_field(row: dict, slot: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _encode_field(row: Mapping[str, Any], slot: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokenise data as plain text: a transcript with "</s>" in it must not end the turn."""
     field = _FIELDS.get(slot, slot)
     if row.get(field) is None:

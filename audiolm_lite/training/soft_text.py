@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 LABEL_WEIGHT = 0.4
 ONSET_WEIGHT = 0.4
@@ -46,7 +47,7 @@ def soft_text(
     labels: list[str],
     tokens: int,
     token_seconds: float,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     onset: str = ",",
 ) -> SoftText:
     """Weights for a clip of `tokens` audio tokens of `token_seconds` each.

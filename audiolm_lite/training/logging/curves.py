@@ -3,8 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # A running mean is taken over so many steps.
 WINDOW = 20
@@ -60,7 +64,7 @@ def draw_curves(steps: Sequence[Mapping], epochs: Sequence[Mapping], title: str,
     os.replace(temporary, path)
 
 
-def _line(axis, records: Sequence[Mapping], name: str) -> None:
+def _line(axis: "Axes", records: Sequence[Mapping], name: str) -> None:
     """Every step thin, the running mean thick."""
     steps, values = _points(records, name)
     axis.plot(steps, values, linewidth=0.5, color=THIN)

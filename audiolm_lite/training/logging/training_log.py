@@ -118,11 +118,11 @@ class TrainingLog:
     def draw(self) -> None:
         """Draw the curves as curves.png."""
         if self.active:
-            records = [
+            steps, epochs = (
                 [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
                 for name in (LOSSES, VALIDATION)
-            ]
-            draw_curves(*records, self.title, self.folder / "curves.png")
+            )
+            draw_curves(steps, epochs, self.title, self.folder / "curves.png")
 
     def _rates(self) -> dict[str, float]:
         """What the last steps have gone through, per second."""
