@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing, then runs the linter, the formatter check, the build of the API
+# Installs what is missing, then runs the linter, the formatter check, the type checker, the build of the API
 # reference and the whole test suite.
 #   ./test.sh                                  everything
 #   ./test.sh tests/test_audio.py -k stereo    arguments go to pytest
@@ -13,5 +13,6 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKE
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 "$PYTHON" tools/api_reference.py
 exec "$PYTHON" -m pytest -q -n 2 "$@"
