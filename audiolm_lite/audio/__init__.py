@@ -1,1 +1,11 @@
-"""audio"""
+"""Reading audio files: `reading.read_audio` returns the samples of a file or a segment, mono, at 16 kHz.
+
+How a file is read, and the module of each step:
+
+    path -> bytes of a tar member, if the path leads into a tar file        tar_members
+         -> checked and opened with libsndfile (lengths of MP3 files)       opening, mp3
+         -> or converted by ffmpeg, where libsndfile has no decoder         ffmpeg
+         -> blocks of the segment -> mean of the channels -> 16 kHz         reading
+
+Every fault is an `errors.AudioError`. `long_audio` divides clips that are longer than an encoder accepts.
+"""

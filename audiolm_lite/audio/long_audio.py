@@ -1,4 +1,7 @@
-"""Rules for clips that are longer than the encoder takes."""
+"""Clips that are longer than an encoder accepts: rejected, cropped, or encoded in chunks.
+
+`LongAudio.plan` decides from a clip's duration what is read of it, `LongAudio.read` reads that and divides it.
+"""
 
 import hashlib
 import json
@@ -6,103 +9,130 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration
+from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration, read_audio
 
 LONG_AUDIO = ("reject", "crop", "random_crop", "chunk")
 
 
-class Source(NamedTuple):
-    """Audio of a key: a file and the segment of it that is meant, in seconds; to its end where duration is None."""
+class Segment(NamedTuple):
+    """A part of an audio file, in seconds; to the end of the file where `duration` is None."""
 
     audio: str
     start: float
     duration: float | None
 
 
-class Plan(NamedTuple):
-    """What is done for a key.
+class ClipPlan(NamedTuple):
+    """What is read and encoded of a clip.
 
     Attributes
     ----------
-    source : Source
+    segment : Segment
         What is read.
-    pieces : int
-        Parts that are encoded one by one.
-    piece_seconds : float
-        What the encoder computes for the longest of them, its padding included.
+    chunks : int
+        Number of parts that are encoded separately.
+    chunk_seconds : float
+        What the encoder computes for the longest of them, including its padding.
     seconds : float
         Audio that is encoded.
     cut : dict or None
-        What was done to a clip that is longer than the encoder takes, for the store's index.
+        For the store's index: what was done to a clip that is longer than the encoder accepts.
     """
 
-    source: Source
-    pieces: int
-    piece_seconds: float
+    segment: Segment
+    chunks: int
+    chunk_seconds: float
     seconds: float
     cut: dict[str, Any] | None
 
 
 class LongAudio:
-    """What becomes of clips that are longer than the encoder takes.
+    """Rule for clips that are longer than the encoder accepts.
 
     Parameters
     ----------
     rule : {"reject", "crop", "random_crop", "chunk"}
-        "reject": they have no features. "crop": their beginning is encoded. "random_crop": a part that depends on the
-        seed and the key alone. "chunk": they are encoded in parts of the greatest length, and the features
-        concatenated; where less than a second would be left, the last two parts share their audio evenly.
+        "reject": these clips are errors. "crop": their beginning is encoded. "random_crop": a part is encoded that
+        depends only on the seed and the clip's key. "chunk": they are encoded in chunks of the greatest length, whose
+        features are concatenated; if less than a second remained for the last chunk, the last two have equal length.
     encoder : Module
-        Has `num_frames`, `frame_seconds` and, if it takes no more than that, `max_seconds`.
+        Has `num_frames`, `frame_seconds` and, if there is a limit, `max_seconds`.
     seed : int
         For "random_crop".
+
+    Raises
+    ------
+    ValueError
+        Unknown rule.
     """
 
     def __init__(self, rule: str, encoder: nn.Module, seed: int = 0):
         if rule not in LONG_AUDIO:
             raise ValueError(f"long_audio is {rule!r}; it must be one of {', '.join(LONG_AUDIO)}")
         self.rule, self.encoder, self.seed = rule, encoder, seed
-        self.most = math.inf if rule == "reject" else getattr(encoder, "max_seconds", math.inf) * SAMPLE_RATE
+        # The encoder itself rejects a clip above its limit.
+        limit = math.inf if rule == "reject" else getattr(encoder, "max_seconds", math.inf)
+        self.max_samples = limit * SAMPLE_RATE
 
     def __str__(self) -> str:
-        """The rule, as a store's header names it."""
+        """The rule, as a store's header records it."""
         return f"random_crop, seed {self.seed}" if self.rule == "random_crop" else self.rule
 
-    def plan(self, key: str, source: Source, seconds: float) -> Plan:
-        """Plan the extraction of a clip of so many seconds; raises ValueError where the encoder does not take it."""
-        samples, cut = round(seconds * SAMPLE_RATE), None
-        if samples > self.most and self.rule != "chunk":
-            first = self._chance(key, samples) if self.rule == "random_crop" else 0
-            cut = {"seconds": seconds, "kept_from": first / SAMPLE_RATE, "kept": self.most / SAMPLE_RATE}
-            source = source._replace(start=source.start + cut["kept_from"], duration=cut["kept"])
-            samples = int(self.most)
-        pieces = self.pieces(samples)
-        if len(pieces) > 1:
-            cut = {"seconds": seconds, "chunks": len(pieces)}
-        frames = max(self.encoder.num_frames(piece) for piece in pieces)
-        return Plan(source, len(pieces), frames * self.encoder.frame_seconds, samples / SAMPLE_RATE, cut)
+    def plan(self, key: str, segment: Segment, audio_root: Path) -> ClipPlan:
+        """Plan a clip from its duration, which is read from the file's header if `segment` has none.
 
-    def pieces(self, samples: int) -> list[int]:
-        """Lengths of the parts in which a clip is encoded."""
-        if samples <= self.most:
+        Raises
+        ------
+        ValueError
+            The encoder does not accept the clip, or (AudioError) the header cannot be read.
+        """
+        seconds = segment.duration or audio_duration(audio_root / segment.audio) - segment.start
+        samples, cut = round(seconds * SAMPLE_RATE), None
+        if samples > self.max_samples and self.rule != "chunk":
+            first = self._random_start(key, samples) if self.rule == "random_crop" else 0
+            kept_from, kept = first / SAMPLE_RATE, self.max_samples / SAMPLE_RATE
+            cut = {"seconds": seconds, "kept_from": kept_from, "kept": kept}
+            segment = segment._replace(start=segment.start + kept_from, duration=kept)
+            samples = int(self.max_samples)
+        chunks = self.chunk_lengths(samples)
+        if len(chunks) > 1:
+            cut = {"seconds": seconds, "chunks": len(chunks)}
+        frames = max(self.encoder.num_frames(chunk) for chunk in chunks)
+        return ClipPlan(segment, len(chunks), frames * self.encoder.frame_seconds, samples / SAMPLE_RATE, cut)
+
+    def read(self, plan: ClipPlan, audio_root: Path) -> tuple[Tensor, list[int]]:
+        """Read a planned clip: samples [S], float32, and the lengths of the chunks that they consist of.
+
+        Raises
+        ------
+        ValueError
+            The encoder does not accept a chunk (the duration in the manifest may be wrong), or (AudioError) the file
+            cannot be read.
+        """
+        samples = read_audio(audio_root / plan.segment.audio, plan.segment.start, plan.segment.duration)
+        if plan.cut and "kept" in plan.cut:
+            samples = samples[: round(plan.seconds * SAMPLE_RATE)]  # resampling may have added a sample
+        lengths = self.chunk_lengths(len(samples))
+        for length in lengths:
+            self.encoder.num_frames(length)
+        return samples, lengths
+
+    def chunk_lengths(self, samples: int) -> list[int]:
+        """Lengths of the chunks in which a clip of so many samples is encoded."""
+        if samples <= self.max_samples:
             return [samples]
-        most = int(self.most)
-        pieces = [most] * (samples // most)
-        if rest := samples % most:
-            pieces.append(rest)
+        longest = int(self.max_samples)
+        lengths = [longest] * (samples // longest)
+        if rest := samples % longest:
+            lengths.append(rest)
             if rest < SAMPLE_RATE:
                 frame = round(self.encoder.frame_seconds * SAMPLE_RATE)
-                pieces[-2] = -(-(most + rest) // (2 * frame)) * frame
-                pieces[-1] = most + rest - pieces[-2]
-        return pieces
+                lengths[-2] = -(-(longest + rest) // (2 * frame)) * frame
+                lengths[-1] = longest + rest - lengths[-2]
+        return lengths
 
-    def _chance(self, key: str, samples: int) -> int:
+    def _random_start(self, key: str, samples: int) -> int:
         digest = hashlib.blake2b(json.dumps([self.seed, key]).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") % (samples - int(self.most) + 1)
-
-
-def seconds_of(source: Source, audio_root: Path) -> float:
-    """Duration of a source; raises AudioError."""
-    return source.duration or audio_duration(audio_root / source.audio) - source.start
+        return int.from_bytes(digest, "little") % (samples - int(self.max_samples) + 1)

@@ -1,8 +1,10 @@
-"""What decoders of MP3 guess wrong: whether a file is one at all, and how long it is where its encoder did not say."""
+"""Length of an MP3 file, counted from its frames: decoders guess it where the encoder did not record it."""
 
 import os
 from typing import BinaryIO
 
+# The largest number of samples in a frame. Encoders and decoders differ by up to one frame at either end of a file.
+FRAME_SAMPLES = 1152
 # ISO/IEC 11172-3 and 13818-3: kbit/s by (MPEG 1 or not, layer); Hz of MPEG 1, which 2 halves and 2.5 quarters.
 _BITRATES = {
     (True, 1): (0, *range(32, 449, 32)),
@@ -14,29 +16,30 @@ _BITRATES = {
 _BITRATES[False, 3] = _BITRATES[False, 2]
 _RATES = (44100, 48000, 32000)
 _LENGTH_TAGS = (b"Xing", b"Info", b"VBRI")
-# Bytes in which the first frame is looked for, and frames in a row that are no accident.
-_SEARCHED, _IN_A_ROW = 1 << 16, 3
+# Bytes that are searched for the first frame, and consecutive frames that cannot be a coincidence.
+_SEARCHED_BYTES, _CONSECUTIVE = 1 << 16, 3
 
 
-def samples_by_frames(stream: BinaryIO) -> int | None:
-    """Samples a channel of an MPEG audio file, by walking over its frames.
+def count_samples(stream: BinaryIO) -> int | None:
+    """Count the samples per channel of an MPEG audio file from the headers of its frames.
 
-    Where a file has no length tag, decoders guess its length from the first frame, which is far off if bitrates vary.
+    A decoder estimates the length of a file without a length tag from the first frame, which is far off where bitrates
+    vary.
 
     Parameters
     ----------
     stream : binary file
-        Read from its beginning, wherever it stands.
+        Read from its beginning, whatever its position.
 
     Returns
     -------
     int or None
-        None where a tag holds the length, or the walk does not reach the end.
+        None if a tag records the length, or if the frames do not continue to the end of the file.
 
     Raises
     ------
     ValueError
-        No three frames follow one another near the beginning: decoders find "frames" in any noise.
+        There are no three consecutive frames near the beginning. (Decoders find single "frames" in any noise.)
     """
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -44,33 +47,34 @@ def samples_by_frames(stream: BinaryIO) -> int | None:
     if head.startswith(b"ID3") and len(head) == 10:
         start = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0)))
     stream.seek(start)
-    searched = stream.read(_SEARCHED)
-    place = 0
-    while (place := searched.find(0xFF, place)) >= 0 and not _frames_follow(stream, start + place, size):
-        place += 1
-    if place < 0:
-        raise ValueError("no MPEG audio frames follow one another near its beginning")
-    if any(tag in searched[place : place + 200] for tag in _LENGTH_TAGS):
+    searched = stream.read(_SEARCHED_BYTES)
+    offset = searched.find(0xFF)
+    while offset >= 0 and not _frames_follow(stream, start + offset, size):
+        offset = searched.find(0xFF, offset + 1)
+    if offset < 0:
+        raise ValueError("no consecutive MPEG audio frames near its beginning")
+    if any(tag in searched[offset : offset + 200] for tag in _LENGTH_TAGS):
         return None
-    place, samples = start + place, 0
-    while (frame := _frame_at(stream, place)) is not None:
-        place, samples = place + frame[0], samples + frame[1]
-    # What is left at the end is a cut frame or a tag of the kind that stands there (ID3v1: 128 bytes).
-    return samples if size - place < 4096 else None
+    position, samples = start + offset, 0
+    while (frame := _frame_at(stream, position)) is not None:
+        frame_bytes, frame_samples = frame
+        position, samples = position + frame_bytes, samples + frame_samples
+    # A truncated frame or a tag at the end of the file (ID3v1: 128 bytes) may be left.
+    return samples if size - position < 4096 else None
 
 
-def _frames_follow(stream: BinaryIO, place: int, size: int) -> bool:
-    for number in range(_IN_A_ROW):
-        frame = _frame_at(stream, place)
+def _frames_follow(stream: BinaryIO, position: int, size: int) -> bool:
+    for number in range(_CONSECUTIVE):
+        frame = _frame_at(stream, position)
         if frame is None:
-            return number > 0 and place >= size - 128  # a file of one or two frames, and maybe a tag
-        place += frame[0]
+            return number > 0 and position >= size - 128  # a file of one or two frames, and perhaps a tag
+        position += frame[0]
     return True
 
 
-def _frame_at(stream: BinaryIO, place: int) -> tuple[int, int] | None:
-    """Bytes and samples of the frame whose header stands at `place`; None where none does."""
-    stream.seek(place)
+def _frame_at(stream: BinaryIO, position: int) -> tuple[int, int] | None:
+    """Return the bytes and samples of the frame with a header at `position`, None without one."""
+    stream.seek(position)
     word = int.from_bytes(stream.read(4), "big")
     version, layer, bitrate, rate = word >> 19 & 3, 4 - (word >> 17 & 3), word >> 12 & 15, word >> 10 & 3
     if word >> 21 != 0x7FF or version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:

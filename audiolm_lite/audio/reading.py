@@ -1,8 +1,6 @@
-"""Reading audio: whatever can be decoded becomes mono float32 at the model's rate, or an error saying why."""
+"""Reading audio: every file that can be decoded becomes mono float32 samples at the rate of the encoders."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -10,58 +8,67 @@ import soxr
 import torch
 from torch import Tensor
 
-from audiolm_lite.audio.files import MP3_FRAME, AudioError, open_audio
+from audiolm_lite.audio.errors import AudioError, AudioSource
+from audiolm_lite.audio.mp3 import FRAME_SAMPLES
+from audiolm_lite.audio.opening import open_audio
 
 SAMPLE_RATE = 16000
-# Part of every feature store's fingerprint: change it whenever `read_audio` changes the samples that a model hears.
+# Part of every feature store's fingerprint: change it whenever `read_audio` returns other samples for the same file.
 AUDIO_RULES = f"mono by mean, {SAMPLE_RATE} Hz by soxr HQ, float32"
-# Manifests round seconds, so a segment may end this much (in seconds) after the audio.
+# Manifests round seconds, so a segment may end up to this many seconds after the audio.
 TOLERANCE = 0.01
-# Full scale is 1. Floats far above are integers that were never divided, which a model hears as nothing it knows.
+# Full scale is 1. Much larger floats are integers that were not divided, which no model was trained on.
 _LOUDEST = 64.0
 _BLOCK_SECONDS = 10.0
 
 
 def read_audio(
-    path: str | Path | BinaryIO, start: float = 0.0, duration: float | None = None, sample_rate: int = SAMPLE_RATE
+    path: AudioSource, start: float = 0.0, duration: float | None = None, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
-    """Read a file or a segment of it; only the segment is held in memory.
+    """Read a file or a segment of it; memory holds no more than the segment.
 
     Parameters
     ----------
     path : str, Path or binary file
-        WAV, FLAC, OGG, MP3 and whatever else libsndfile decodes; other formats where the program ffmpeg is installed
-        (the whole file is decoded for each call, so convert what is read often). A .pcm without a header is taken for
-        mono, 16 kHz, 16 bit, little endian. Messages call an open file by its attribute `name`.
+        WAV, FLAC, OGG, MP3 and all other formats of libsndfile; further formats where the program ffmpeg is installed
+        (every call decodes the complete file, so convert files that are read often). A .pcm file without a header is
+        read as mono, 16 kHz, 16 bit, little endian. An open file needs an attribute `name` for messages.
     start : float
-        Where the segment begins, in seconds.
+        Begin of the segment in seconds.
     duration : float, optional
-        Length of the segment in seconds; to the end of the file if None.
+        Length of the segment in seconds; None: to the end of the file.
     sample_rate : int
         Rate of the result in Hz; other rates are converted with soxr (HQ).
 
     Returns
     -------
     Tensor
-        Samples [S], float32, the mean of the channels. Silence and clipped samples are audio like any other.
+        Samples [S], float32, the mean of the channels. Silence and clipped samples are no errors.
 
     Raises
     ------
     AudioError
-        Missing, empty, not decodable or cut-off file; a segment that is not inside it; NaN, infinite or absurdly large
-        samples.
+        The file is missing, empty, truncated or cannot be decoded; the segment is not inside it; samples are NaN,
+        infinite or far above full scale.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "tone.wav"
+    >>> soundfile.write(file, np.zeros((44100, 2)), 44100)
+    >>> read_audio(file, start=0.25, duration=0.5).shape
+    torch.Size([8000])
     """
     blocks, rates = zip(*audio_blocks(path, start, duration))
     samples = np.concatenate(blocks)
     if rates[0] != sample_rate:
         samples = soxr.resample(samples, rates[0], sample_rate, quality="HQ")
     if len(samples) == 0:
-        raise AudioError(path, f"the segment holds no sample at {sample_rate} Hz; make it longer")
+        raise AudioError(path, f"the segment contains no sample at {sample_rate} Hz; make it longer")
     return torch.from_numpy(samples)
 
 
 def audio_blocks(
-    path: str | Path | BinaryIO, start: float = 0.0, duration: float | None = None
+    path: AudioSource, start: float = 0.0, duration: float | None = None
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield (samples [n], rate in Hz) of a file or a segment, ten seconds at a time, at the file's own rate.
 
@@ -70,48 +77,40 @@ def audio_blocks(
     with open_audio(path) as file:
         rate = file.samplerate
         first, last = _segment(path, file, start, duration)
-        place = _go_to(path, file, first)
-        while place < last:
-            count = min(last - place, round(_BLOCK_SECONDS * rate))
+        _move_to(path, file, first)
+        position = first
+        while position < last:
+            count = min(last - position, round(_BLOCK_SECONDS * rate))
             samples = _decode(path, file, count)
-            place += len(samples)
+            end = position + len(samples)
             if len(samples) < count:
-                missing = last - place
-                # Without a tag an MP3's length is known to the frame only.
-                if not (file.format == "MP3" and last == file.frames and place > first and missing <= 2 * MP3_FRAME):
-                    got = place - first
-                    reason = f"cut off: {got} of {last - first} samples could be decoded; fetch the file again"
-                    raise AudioError(path, reason)
-                last = place
+                # Without a length tag, an MP3's length is exact to two frames only.
+                inexact = file.format == "MP3" and last == file.frames and last - end <= 2 * FRAME_SAMPLES
+                if not inexact or end == first:
+                    decoded = f"{end - first} of {last - first} samples"
+                    raise AudioError(path, f"truncated: only {decoded} could be decoded; download the file again")
+                last = end
             if len(samples):
-                peak = np.abs(samples).max(axis=1)
-                if not np.isfinite(peak).all():
-                    bad = int((~np.isfinite(peak)).argmax())
-                    when = (place - len(samples) + bad) / rate
-                    raise AudioError(path, f"NaN or infinite sample at {when:g} s; make the file again")
-                if peak.max() > _LOUDEST:
-                    reason = f"samples of up to {peak.max():.0f}, but full scale is 1; divide them by their full scale"
-                    raise AudioError(path, reason)
+                _check_samples(path, samples, position, rate)
                 yield samples.mean(axis=1), rate
+            position = end
 
 
-def audio_duration(path: str | Path | BinaryIO, start: float = 0.0, duration: float | None = None) -> float:
-    """Seconds of a file or of a segment of it, from its header; raises AudioError as `read_audio` does."""
+def audio_duration(path: AudioSource, start: float = 0.0, duration: float | None = None) -> float:
+    """Return the seconds of a file or of a segment of it, from its header; raises AudioError as `read_audio` does."""
     with open_audio(path) as file:
         first, last = _segment(path, file, start, duration)
         return (last - first) / file.samplerate
 
 
-def audio_header(path: str | Path | BinaryIO) -> tuple[int, int, int]:
-    """Rate in Hz, samples and channels of a file, from its header; raises AudioError as `read_audio` does."""
+def audio_header(path: AudioSource) -> tuple[int, int, int]:
+    """Return the rate in Hz, the samples and the channels of a file; raises AudioError as `read_audio` does."""
     with open_audio(path) as file:
         return file.samplerate, file.frames, file.channels
 
 
-def _segment(
-    path: str | Path | BinaryIO, file: soundfile.SoundFile, start: float, duration: float | None
-) -> tuple[int, int]:
-    """First sample of a segment, and the one after its last."""
+def _segment(path: AudioSource, file: soundfile.SoundFile, start: float, duration: float | None) -> tuple[int, int]:
+    """Return the first sample of a segment and the sample after its last."""
     if start < 0 or (duration is not None and duration <= 0):
         raise AudioError(path, f"segment {start} s + {duration} s: start must be >= 0 and duration > 0")
     rate, length = file.samplerate, file.frames / file.samplerate
@@ -121,30 +120,42 @@ def _segment(
         raise AudioError(path, reason)
     first, last = round(start * rate), min(round(end * rate), file.frames)
     if first >= last:
-        raise AudioError(path, f"segment {start:g} s to {end:g} s holds no sample; make it longer")
+        raise AudioError(path, f"segment {start:g} s to {end:g} s contains no sample; make it longer")
     return first, last
 
 
-def _go_to(path: str | Path | BinaryIO, file: soundfile.SoundFile, first: int) -> int:
-    """Move to a sample and return it."""
-    if not file.seekable():  # MP3: seeking guesses where bitrates vary, and lands seconds away
-        place = 0
-        while place < first:
-            read = len(_decode(path, file, min(first - place, round(_BLOCK_SECONDS * file.samplerate))))
-            if read == 0:
-                raise AudioError(path, f"cut off: no more than {place} samples could be decoded; fetch the file again")
-            place += read
-    elif first:
-        try:
-            file.seek(first)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(path, f"decoding failed ({error}); fetch the file again") from error
-    return first
+def _move_to(path: AudioSource, file: soundfile.SoundFile, first: int) -> None:
+    """Move to a sample."""
+    if file.seekable():
+        if first:
+            try:
+                file.seek(first)
+            except soundfile.LibsndfileError as error:
+                raise AudioError(path, f"decoding failed ({error}); download the file again") from error
+        return
+    position = 0  # MP3: seeking is inaccurate by seconds where bitrates vary, so all samples before are decoded
+    while position < first:
+        count = len(_decode(path, file, min(first - position, round(_BLOCK_SECONDS * file.samplerate))))
+        if count == 0:
+            reason = f"truncated: no more than {position} samples could be decoded; download the file again"
+            raise AudioError(path, reason)
+        position += count
 
 
-def _decode(path: str | Path | BinaryIO, file: soundfile.SoundFile, count: int) -> np.ndarray:
-    """Up to `count` samples [n, channels]."""
+def _decode(path: AudioSource, file: soundfile.SoundFile, count: int) -> np.ndarray:
+    """Decode up to `count` samples [n, channels]."""
     try:
         return file.read(count, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise AudioError(path, f"decoding failed ({error}); fetch the file again") from error
+        raise AudioError(path, f"decoding failed ({error}); download the file again") from error
+
+
+def _check_samples(path: AudioSource, samples: np.ndarray, position: int, rate: int) -> None:
+    """Raise AudioError for samples [n, channels], from sample `position` of the file on, that are not audio."""
+    peak = np.abs(samples).max(axis=1)
+    if not np.isfinite(peak).all():
+        seconds = (position + int((~np.isfinite(peak)).argmax())) / rate
+        raise AudioError(path, f"NaN or infinite sample at {seconds:g} s; create the file again")
+    if peak.max() > _LOUDEST:
+        reason = f"samples of up to {peak.max():.0f}, but full scale is 1; divide them by their full scale"
+        raise AudioError(path, reason)

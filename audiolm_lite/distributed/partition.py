@@ -1,55 +1,54 @@
-"""Which share of an extraction a process computes: all of it, one rank's of torchrun, or one of `--shard i/n`."""
+"""Which part of a job, such as a feature extraction, a process does: all of it, that of its rank, or `--shard i/n`.
 
-import os
+Processes with a partition need no process group: they communicate by the files they write.
+"""
+
 import re
-from datetime import timedelta
 from typing import NamedTuple
 
-import torch.distributed as dist
-
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.distributed.processes import launched_rank, launched_world_size
 
 
-class Share(NamedTuple):
-    """A share of the sorted keys.
+class Partition(NamedTuple):
+    """A part of a job: every `world_size`-th of its items, from item `rank` on.
 
     Attributes
     ----------
     rank, world_size : int
-        This share, from 0, and how many there are.
-    goes_on : bool
-        Whether this process does what comes after all shares.
+        Index of the part, from 0, and the number of parts.
+    finishes : bool
+        Whether this process also does what follows when all parts are done.
     """
 
     rank: int
     world_size: int
-    goes_on: bool
+    finishes: bool
 
 
-def share_of(shard: str | None) -> Share:
-    """Share that `shard`, "i/n" with i from 1 to n, asks for; without it torchrun's rank, or all.
+def parse_partition(shard: str | None) -> Partition:
+    """Return the partition that a command asks for.
+
+    Parameters
+    ----------
+    shard : str, optional
+        "i/n": the i-th of n parts, counted from 1. None: the part of the rank that the launcher (such as torchrun)
+        gave this process, or the whole job without a launcher.
 
     Raises
     ------
     ConfigError
-        `shard` is written otherwise.
+        `shard` has another form.
+
+    Examples
+    --------
+    >>> parse_partition("3/8")
+    Partition(rank=2, world_size=8, finishes=False)
     """
-    if shard is not None:
-        parsed = re.fullmatch(r"(\d+)/(\d+)", shard)
-        if not parsed or not 1 <= int(parsed[1]) <= int(parsed[2]):
-            raise ConfigError(f"shard is {shard!r}; write I/N, the shares counting from 1: 1/8, 2/8 ... 8/8")
-        return Share(int(parsed[1]) - 1, int(parsed[2]), goes_on=False)
-    if dist.is_torchelastic_launched():
-        rank = int(os.environ["RANK"])
-        return Share(rank, int(os.environ["WORLD_SIZE"]), goes_on=rank == 0)
-    return Share(0, 1, goes_on=True)
-
-
-def wait_for_all_ranks() -> None:
-    """Return when all ranks of torchrun have called this, at once without torchrun."""
-    if not dist.is_torchelastic_launched():
-        return
-    # One rank may have much more to do than another.
-    dist.init_process_group("gloo", timeout=timedelta(days=30))
-    dist.barrier()
-    dist.destroy_process_group()
+    if shard is None:
+        rank = launched_rank()
+        return Partition(rank, launched_world_size(), finishes=rank == 0)
+    parsed = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not parsed or not 1 <= int(parsed[1]) <= int(parsed[2]):
+        raise ConfigError(f"shard is {shard!r}; write I/N with I from 1 to N, for example 1/8")
+    return Partition(int(parsed[1]) - 1, int(parsed[2]), finishes=False)

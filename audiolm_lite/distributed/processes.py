@@ -1,7 +1,12 @@
-"""The processes of a run: how many there are, and what they tell each other. With one process nothing communicates."""
+"""The processes of a run: how many there are, and how they communicate. A single process needs no process group.
+
+A launcher such as torchrun describes the processes in environment variables, which the functions `launched_...` read.
+`rank`, `world_size` and all functions that communicate use the process group, which `start_process_group` joins.
+"""
 
 import os
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -9,32 +14,48 @@ from torch import Tensor
 
 from audiolm_lite.config.errors import UserError
 
+T = TypeVar("T")
+
 
 class PeerError(UserError, RuntimeError):
-    """Another process failed, so this one ends too; the message has that one's rank and error."""
+    """Another process failed, so this process stops too; the message has the rank and the error of that process."""
+
+
+def launched_rank() -> int:
+    """Rank that the launcher gave this process (RANK), 0 without a launcher."""
+    return int(os.environ.get("RANK", 0))
+
+
+def launched_world_size() -> int:
+    """Number of processes that the launcher started (WORLD_SIZE), 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    """Number of this process on its machine (LOCAL_RANK), which is also that of its GPU; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def start_process_group(device: str | None) -> str | None:
-    """Join the process group that the launcher's environment describes (RANK, WORLD_SIZE, MASTER_ADDR ...).
+    """Join the process group of the launcher (RANK, WORLD_SIZE, MASTER_ADDR ...); does nothing for a single process.
 
     Parameters
     ----------
     device : str, optional
-        What the command line asks for; None: a GPU where there is one.
+        Device given on the command line; None: a GPU if there is one.
 
     Returns
     -------
     str or None
-        The device of this process.
+        Device of this process: with several processes, the GPU of its local rank or the CPU.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if launched_world_size() == 1:
         return device
-    local = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available() and (device is None or device.startswith("cuda")):
-        device = f"cuda:{local}"
-        torch.cuda.set_device(local)
+        device = f"cuda:{local_rank()}"
+        torch.cuda.set_device(local_rank())
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl")  # what the processes agree on stays on the CPU
+            dist.init_process_group("cpu:gloo,cuda:nccl")  # flags and errors are exchanged on the CPU
     else:
         device = device or "cpu"
         if not dist.is_initialized():
@@ -42,39 +63,61 @@ def start_process_group(device: str | None) -> str | None:
     return device
 
 
+def wait_for_all_ranks() -> None:
+    """Return when all launched processes have called this; they need no process group. Returns at once for one."""
+    if launched_world_size() == 1:
+        return
+    # One rank may have much more to do than another.
+    dist.init_process_group("gloo", timeout=timedelta(days=30))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process in the process group, 0 without one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Number of processes in the process group, 1 without one."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and talks to the user."""
+    """Whether this is the process that writes files and prints."""
     return rank() == 0
 
 
-def gather(value: Any) -> list:
-    """`value` of every process, in the order of their ranks."""
+def gather(value: T) -> list[T]:
+    """Return `value` of every process, in the order of their ranks."""
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def any_rank(error: Exception | None = None, **flags: bool) -> dict[str, bool]:
-    """Which flags any process has set. Where one process has an error, all raise, so that none waits for it.
+    """Return which flags any process has set; where one process has an error, all raise, so that none waits for it.
+
+    Parameters
+    ----------
+    error : Exception, optional
+        What failed in this process.
+    **flags
+        Flags of this process, the same names in every process.
 
     Raises
     ------
     Exception
         The process's own `error`.
     PeerError
-        Another one's.
+        Another process has an error.
+
+    Examples
+    --------
+    >>> any_rank(save=True, stop=False)
+    {'save': True, 'stop': False}
     """
     if error is not None and world_size() == 1:
         raise error
@@ -88,7 +131,7 @@ def any_rank(error: Exception | None = None, **flags: bool) -> dict[str, bool]:
 
 
 def sum_over_processes(sums: Tensor) -> Tensor:
-    """Sum of a tensor over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     if world_size() > 1:
         dist.all_reduce(sums)
     return sums

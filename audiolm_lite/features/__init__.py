@@ -1,1 +1,1 @@
-"""Audio features on disk: computed once by a frozen encoder, read by every training run."""
+"""Audio features on disk: a frozen encoder computes them once, and every training run reads them."""

@@ -1,4 +1,4 @@
-"""Clips to extract: what of each is read and encoded, which form a batch, and their decoding in worker processes."""
+"""Batches of clips to extract, and their decoding in worker processes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,31 +7,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from audiolm_lite.audio.long_audio import LongAudio, Plan
-from audiolm_lite.audio.reading import SAMPLE_RATE, read_audio
+from audiolm_lite.audio.long_audio import ClipPlan, LongAudio
 
 
-def make_batches(plans: Mapping[str, Plan], batch_seconds: float) -> list[list[str]]:
-    """Keys in batches of similar length, longest first: if the device's memory does not suffice, it shows at once.
+def make_batches(plans: Mapping[str, ClipPlan], batch_seconds: float) -> list[list[str]]:
+    """Return the keys in batches of similar length, longest first, so that a lack of memory shows at once.
 
-    Of all clips, stored or not: so a clip has the same neighbours, and the same features to the last bit, whatever
-    interrupted the extraction before it.
+    Plans of all clips are needed, stored or not: then a clip is in the same batch, and its features are equal to the
+    last bit, whatever interrupted the extraction before.
     """
     batches: list[list[str]] = []
-    longest, pieces = 0.0, 0
-    for key in sorted(plans, key=lambda key: -plans[key].piece_seconds):
-        pieces += plans[key].pieces
-        if not batches or pieces * longest > batch_seconds:
+    longest, chunks = 0.0, 0
+    for key in sorted(plans, key=lambda key: -plans[key].chunk_seconds):
+        chunks += plans[key].chunks
+        if not batches or chunks * longest > batch_seconds:
             batches.append([])
-            longest, pieces = plans[key].piece_seconds, plans[key].pieces
+            longest, chunks = plans[key].chunk_seconds, plans[key].chunks
         batches[-1].append(key)
     return batches
 
 
 class DecodedBatches(Dataset):
-    """Item i: batch i as ({key: lengths of its pieces}, all their samples in a row, {key: why there are none}).
+    """Item i is batch i: ({key: lengths of its chunks}, the samples of all chunks in a row, {key: reason of a reject}).
 
-    One tensor a batch, since each one sent from a worker process takes a file descriptor.
+    All samples are in one tensor, since each tensor from a worker process takes a file descriptor.
 
     Parameters
     ----------
@@ -40,16 +39,16 @@ class DecodedBatches(Dataset):
     batches : list of list of str
         Keys of each batch.
     todo : set of str
-        Keys that are wanted; the others are their neighbours, and left out where no wanted one can be read.
+        Keys to extract. The other keys of a batch are read too, for equal batches, unless no key of `todo` can be read.
     audio_root : Path
-        Folder that the audio paths are relative to.
+        Folder to which the audio paths are relative.
     rule : LongAudio
-        Says how clips are divided.
+        Reads and divides clips.
     """
 
     def __init__(
         self,
-        plans: Mapping[str, Plan],
+        plans: Mapping[str, ClipPlan],
         batches: list[list[str]],
         todo: set[str],
         audio_root: Path,
@@ -62,24 +61,18 @@ class DecodedBatches(Dataset):
 
     def __getitem__(self, index: int) -> tuple[dict[str, list[int]], Tensor, dict[str, str]]:
         keys = self.batches[index]
-        waves, errors = self._read([key for key in keys if key in self.todo])
-        if waves:
-            waves |= self._read([key for key in keys if key not in self.todo])[0]
-        waves = {key: waves[key] for key in keys if key in waves}
-        lengths = {key: self.rule.pieces(len(wave)) for key, wave in waves.items()}
-        return lengths, torch.cat([torch.empty(0), *waves.values()]), errors
+        clips, errors = self._read([key for key in keys if key in self.todo])
+        if clips:
+            clips |= self._read([key for key in keys if key not in self.todo])[0]
+        clips = {key: clips[key] for key in keys if key in clips}
+        lengths = {key: chunk_lengths for key, (_, chunk_lengths) in clips.items()}
+        return lengths, torch.cat([torch.empty(0), *(samples for samples, _ in clips.values())]), errors
 
-    def _read(self, keys: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-        waves, errors = {}, {}
+    def _read(self, keys: list[str]) -> tuple[dict[str, tuple[Tensor, list[int]]], dict[str, str]]:
+        clips, errors = {}, {}
         for key in keys:
-            source, _, _, seconds, cut = self.plans[key]
             try:
-                wave = read_audio(self.audio_root / source.audio, source.start, source.duration)
-                if cut and "kept" in cut:
-                    wave = wave[: round(seconds * SAMPLE_RATE)]  # where resampling gave a sample more
-                for piece in self.rule.pieces(len(wave)):
-                    self.rule.encoder.num_frames(piece)  # the manifest's duration may have been wrong
-                waves[key] = wave
-            except ValueError as error:  # AudioError among them
+                clips[key] = self.rule.read(self.plans[key], self.audio_root)
+            except ValueError as error:  # AudioError is one
                 errors[key] = str(error)
-        return waves, errors
+        return clips, errors

@@ -1,15 +1,14 @@
-"""Extraction: the features of every clip of a manifest into a feature store, batched, resumable, shared by processes.
+"""Extraction: the features of every clip of a manifest into a feature store. Batched, resumable, in several processes.
 
-Worker processes decode ahead, this one encodes, and a thread writes behind:
+Worker processes decode, this process encodes, and a thread writes, at the same time:
 
     audio files --DecodedBatches--> waveforms --MemoryBoundEncoder--> features --thread--> FeatureWriter
 """
 
 import json
 import logging
-import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from audiolm_lite.audio.long_audio import LongAudio, Plan, Source, seconds_of
+from audiolm_lite.audio.long_audio import ClipPlan, LongAudio, Segment
 from audiolm_lite.config.errors import UserError
+from audiolm_lite.features.bounded_encoder import MemoryBoundEncoder
 from audiolm_lite.features.clip_batches import DecodedBatches, make_batches
 from audiolm_lite.features.keys import clips_of, feature_key
+from audiolm_lite.features.progress import ExtractionProgress
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.features.store_format import DTYPES, read_index
 from audiolm_lite.features.writer import FeatureWriter, UnfitFeaturesError
+from audiolm_lite.storage.atomic import write_bytes
 
 log = logging.getLogger(__name__)
 
-# Batches that may wait for the writer: enough that a shard's end holds nothing up, few enough for the memory.
-_WAITING = 2
+# Batches that may wait for the writer: enough that closing a shard does not delay the encoder, few enough for memory.
+_MAX_WAITING = 2
 
 
 class ExtractionError(UserError, RuntimeError):
@@ -40,7 +41,19 @@ class ExtractionError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Summary:
-    """Clips of one rank: newly stored, skipped because they were stored before, rejected; of those stored now, cut."""
+    """Numbers of clips of one rank.
+
+    Attributes
+    ----------
+    stored : int
+        Stored by this run.
+    skipped : int
+        Stored by an earlier run.
+    rejected : int
+        Without features, because they could not be read, encoded or stored.
+    cut : int
+        Of those stored by this run, the clips that were longer than the encoder accepts.
+    """
 
     stored: int
     skipped: int
@@ -72,272 +85,198 @@ def extract(
         Manifest rows.
     encoder : Module
         Maps waveforms [B, S] and lengths [B] to features [B, L, T, D] and frames [B]; has `num_frames`,
-        `frame_seconds`, `identity` and, if it takes no more than that, `max_seconds`. It is moved to `device` and put
-        into eval mode.
+        `frame_seconds`, `identity` and, if it accepts no longer clips, `max_seconds`. It is moved to `device` and set
+        to eval mode.
     folder : str or Path
-        The feature store; `rejected.jsonl` (`rejected-<rank>.jsonl` with several ranks) in it lists what could not be
-        stored, as {key, reason}, and a later run tries these again. `long_audio.jsonl` lists what was cut.
+        The feature store. Its file `rejected.jsonl` (with several ranks, `rejected-<rank>.jsonl`) lists the clips
+        without features as {key, reason}; the next run tries these again. `long_audio.jsonl` lists the clips that were
+        longer than the encoder accepts.
     audio_root : str or Path
-        Folder that the rows' audio paths are relative to.
+        Folder to which the rows' audio paths are relative.
     batch_seconds : float
-        Audio computed at once, padding included, in seconds. Halved for good where the device's memory runs out.
+        Seconds of audio encoded at once, padding included. Halved permanently when the device runs out of memory.
     dtype : {"float16", "bfloat16", "float32", "int8"}
-        How features are stored.
+        dtype on disk.
     long_audio : {"reject", "crop", "random_crop", "chunk"}
-        What becomes of clips that are longer than the encoder takes; see `LongAudio`.
+        Rule for clips that are longer than the encoder accepts; see `LongAudio`.
     seed : int
-        Of random crops.
+        For random crops.
     workers : int
-        Processes that decode audio ahead.
+        Processes that decode audio; 0 decodes in this process.
     device : str or device
         Where the encoder runs.
     rank, world_size : int
-        This process and how many share the work: each takes every `world_size`-th of the sorted keys. A run with
-        world_size 1 afterwards finds all stored.
+        This process and the number of processes: each takes every `world_size`-th of the sorted keys. A run with
+        world_size 1 afterwards finds all features stored.
     max_rejects : float
-        Share of this rank's clips that may be rejected.
+        Fraction of this rank's clips that may be rejected.
 
     Returns
     -------
     Summary
-        Counts of this rank's clips.
+        Numbers of this rank's clips.
 
     Raises
     ------
     ExtractionError
-        More than `max_rejects` were rejected; what could be stored is stored.
+        More than `max_rejects` were rejected; all other features are stored.
     FeatureStoreError
-        The folder holds a store of other settings, or cannot be written to.
+        The folder has a store of other settings, or cannot be written to.
     """
     folder, audio_root = Path(folder), Path(audio_root)
-    sources = {
-        feature_key(clip): Source(clip["audio"], float(clip["start"]), clip["duration"])
+    segments = {
+        feature_key(clip): Segment(clip["audio"], float(clip["start"]), clip["duration"])
         for row in rows
         for clip in clips_of(row)
     }
-    # Shared out before looking at what is stored: ranks may start at different times and would see different stores.
-    mine = sorted(sources)[rank::world_size]
+    # Split before looking at what is stored: ranks may start at different times and would find different stores.
+    own = sorted(segments)[rank::world_size]
     encoder = encoder.to(device).eval()
     rule = LongAudio(long_audio, encoder, seed)
-    share = {"rank": rank, "world_size": world_size}
-    with FeatureWriter(folder, encoder.identity(), dtype, long_audio=str(rule), **share) as writer:
-        todo = {key for key in mine if key not in writer}
-        plans: dict[str, Plan] = {}
-        rejected: dict[str, str] = {}
-        for key in mine if todo else ():
-            try:
-                plans[key] = rule.plan(key, sources[key], seconds_of(sources[key], audio_root))
-            except ValueError as error:
-                if key in todo:
-                    rejected[key] = str(error)
+    process = {"rank": rank, "world_size": world_size}
+    rejects = folder / ("rejected.jsonl" if world_size == 1 else f"rejected-{rank:02d}.jsonl")
+    with FeatureWriter(folder, encoder.identity(), dtype, long_audio=str(rule), **process) as writer:
+        todo = {key for key in own if key not in writer}
+        plans, faults = _plan(own if todo else [], segments, rule, audio_root)
+        rejected = {key: fault for key, fault in faults.items() if key in todo}
         unfinished = [batch for batch in make_batches(plans, batch_seconds) if not todo.isdisjoint(batch)]
         batches = DecodedBatches(plans, unfinished, todo, audio_root, rule)
         try:
-            _run(batches, MemoryBoundEncoder(encoder, device, batch_seconds), writer, workers, rejected)
+            _encode_and_store(batches, MemoryBoundEncoder(encoder, device, batch_seconds), writer, workers, rejected)
         finally:
-            name = "rejected.jsonl" if world_size == 1 else f"rejected-{rank:02d}.jsonl"
-            _write_list(folder / name, [{"key": key, "reason": reason} for key, reason in rejected.items()])
+            _write_lines(rejects, ({"key": key, "reason": reason} for key, reason in rejected.items()))
     if world_size == 1:
-        for file in folder.glob("rejected-*.jsonl"):  # what these ranks could not do has just been tried again
+        for file in folder.glob("rejected-*.jsonl"):  # this run has tried the clips in these lists again
             file.unlink()
         if (folder / "store.json").exists():
-            FeatureStore(folder)  # makes the table of keys, for readers that may not write here
+            FeatureStore(folder)  # makes the table of keys, for readers without write permission
     cut = {key: entry for line in read_index(folder) for key, entry in line["cut"].items()}
-    _write_list(folder / "long_audio.jsonl", [{"key": key, **entry} for key, entry in cut.items()])
+    _write_lines(folder / "long_audio.jsonl", ({"key": key, **entry} for key, entry in cut.items()))
     summary = Summary(
         stored=len(todo) - len(rejected),
-        skipped=len(mine) - len(todo),
+        skipped=len(own) - len(todo),
         rejected=len(rejected),
         cut=len(todo & cut.keys()),
     )
     if summary.cut:
-        log.warning("%d clips were longer than the encoder takes: %s, listed in %s", summary.cut, rule, folder)
-    if summary.rejected > max_rejects * len(mine):
+        log.warning(
+            "%d clips are longer than the encoder accepts (rule %s); listed in %s",
+            summary.cut,
+            rule,
+            folder / "long_audio.jsonl",
+        )
+    if summary.rejected > max_rejects * len(own):
         key, reason = next(iter(rejected.items()))
         raise ExtractionError(
-            f"{summary.rejected} of {len(mine)} clips were rejected, more than max_rejects {max_rejects:g} allows; "
-            f"all are listed in {folder / name}. The first: {key}: {reason}"
+            f"{summary.rejected} of {len(own)} clips were rejected, more than max_rejects {max_rejects:g} allows; "
+            f"all are listed in {rejects}. The first: {key}: {reason}"
         )
     return summary
 
 
-class MemoryBoundEncoder:
-    """Encode waveforms in as few batches as the memory allows.
-
-    Parameters
-    ----------
-    encoder : Module
-        The encoder, on `device`.
-    device : str or device
-        Where it runs.
-    batch_seconds : float
-        Audio encoded at once, padding included; halved for good whenever the device's memory runs out.
-    """
-
-    def __init__(self, encoder: nn.Module, device: str | torch.device, batch_seconds: float):
-        self.encoder, self.device, self.batch_seconds = encoder, device, batch_seconds
-        self.halved = False
-
-    def __call__(self, waves: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Encode waveforms [S]; returns (features [B, L, T, D], frames [B]) of the batches they were split into.
-
-        Raises
-        ------
-        torch.OutOfMemoryError
-            One waveform alone is too much.
-        """
-        done, results = 0, []
-        while done < len(waves):
-            group = waves[done : done + self._fitting(waves[done:])]
-            result = self._encode(group)
-            if result is None:
-                self._halve(group)
-            else:
-                results.append(result)
-                done += len(group)
-        return results
-
-    def _encode(self, waves: list[Tensor]) -> tuple[Tensor, Tensor] | None:
-        lengths = torch.tensor([len(wave) for wave in waves])
-        padded = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+def _plan(
+    keys: list[str], segments: Mapping[str, Segment], rule: LongAudio, audio_root: Path
+) -> tuple[dict[str, ClipPlan], dict[str, str]]:
+    """Plan clips; returns the plans, and the reasons for the clips without one."""
+    plans, faults = {}, {}
+    for key in keys:
         try:
-            with torch.inference_mode():
-                return self.encoder(padded.to(self.device), lengths.to(self.device))
-        except torch.OutOfMemoryError:
-            if len(waves) == 1:
-                raise
-        return None  # outside of `except`, where the error would keep the encoder's tensors alive
-
-    def _halve(self, waves: list[Tensor]) -> None:
-        self.batch_seconds = self._cost(len(waves), max(map(len, waves))) / 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if not self.halved:
-            log.warning(
-                "%s ran out of memory on %d clips at once; going on with smaller batches. batch_seconds %.0f would "
-                "have fitted better",
-                self.device,
-                len(waves),
-                self.batch_seconds,
-            )
-        self.halved = True
-
-    def _fitting(self, waves: list[Tensor]) -> int:
-        longest = 0
-        for count, wave in enumerate(waves):
-            longest = max(longest, len(wave))
-            if count and self._cost(count + 1, longest) > self.batch_seconds:
-                return count
-        return len(waves)
-
-    def _cost(self, clips: int, samples: int) -> float:
-        return clips * self.encoder.num_frames(samples) * self.encoder.frame_seconds
+            plans[key] = rule.plan(key, segments[key], audio_root)
+        except ValueError as error:  # AudioError is one
+            faults[key] = str(error)
+    return plans, faults
 
 
-def _run(
+def _encode_and_store(
     batches: DecodedBatches, encode: MemoryBoundEncoder, writer: FeatureWriter, workers: int, rejected: dict[str, str]
 ) -> None:
-    """Decode, encode and write all batches; adds what cannot be to `rejected`."""
+    """Decode, encode and write all batches; clips that cannot be are added to `rejected`."""
     waiting: deque[Future] = deque()
-    # The thread starts with its first task, hence after the worker processes: a process with threads should not fork.
-    with _Progress(batches) as progress, ThreadPoolExecutor(1) as thread:
-        for keys, (lengths, samples, errors) in zip(
-            batches.batches, DataLoader(batches, batch_size=None, num_workers=workers)
-        ):
+    # The workers are forked first, so that they inherit neither a lock of the bar nor one of the thread.
+    decoded = iter(DataLoader(batches, batch_size=None, num_workers=workers))
+    with ExtractionProgress(batches) as progress, ThreadPoolExecutor(1) as thread:
+        for keys, (lengths, samples, errors) in zip(batches.batches, decoded):
             rejected |= errors
-            waves = dict(zip(lengths, _split(samples, lengths.values())))
+            clips = dict(zip(lengths, _split(samples, lengths.values())))
             try:
-                results = encode([piece for pieces in waves.values() for piece in pieces])
+                results = encode([chunk for chunks in clips.values() for chunk in chunks])
             except torch.OutOfMemoryError:
-                results = _encode_singly(encode, waves, rejected)
-            if len(waiting) == _WAITING:
+                results = _encode_one_by_one(encode, clips, rejected)
+            if len(waiting) == _MAX_WAITING:
                 waiting.popleft().result()
-            pieces = {key: len(parts) for key, parts in waves.items()}
-            waiting.append(thread.submit(_store, writer, results, pieces, batches, rejected))
+            counts = {key: len(chunks) for key, chunks in clips.items()}
+            waiting.append(thread.submit(_store, writer, results, counts, batches, rejected))
             progress.update(keys)
         for task in waiting:
             task.result()
 
 
-def _encode_singly(
-    encode: MemoryBoundEncoder, waves: dict[str, list[Tensor]], rejected: dict[str, str]
+def _encode_one_by_one(
+    encode: MemoryBoundEncoder, clips: dict[str, list[Tensor]], rejected: dict[str, str]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Encode what can be of a batch that holds a clip too large for the memory."""
+    """Encode a batch with a clip that is too large for the memory; such clips are moved from `clips` to `rejected`."""
     results = []
-    for key in list(waves):
+    for key in list(clips):
         try:
-            results += encode(waves[key])
+            results += encode(clips[key])
         except torch.OutOfMemoryError:
             rejected[key] = f"too large for the memory of {encode.device} even alone; split it into segments"
-            del waves[key]
+            del clips[key]
     return results
 
 
 def _store(
     writer: FeatureWriter,
     results: list[tuple[Tensor, Tensor]],
-    pieces: dict[str, int],
+    counts: dict[str, int],
     batches: DecodedBatches,
     rejected: dict[str, str],
 ) -> None:
-    """Runs in a thread, so that neither conversion nor disk holds the encoder up."""
-    encoded = []
-    for features, frames in results:
-        if features.is_cuda and writer.dtype != "int8":
-            features = features.to(DTYPES[writer.dtype])  # on the device: half as much to fetch
-        encoded += [clip[:, :count] for clip, count in zip(features.cpu(), frames.tolist())]
-    for key, count in pieces.items():
-        parts, encoded = encoded[:count], encoded[count:]
+    """Store the clips of a batch, from the features of their chunks; runs in a thread, so that the encoder never waits.
+
+    Parameters
+    ----------
+    writer : FeatureWriter
+        The store.
+    results : list of tuple
+        (features [B, L, T, D], frames [B]) of all chunks in their order.
+    counts : dict
+        Chunks of each clip.
+    batches : DecodedBatches
+        Which clips are to be stored, and their plans.
+    rejected : dict
+        Clips that cannot be stored are added.
+    """
+    chunks = _trimmed(results, writer.dtype)
+    for key, count in counts.items():
+        features = [next(chunks) for _ in range(count)]
         if key not in batches.todo:
             continue
         try:
-            writer.add(key, parts[0] if count == 1 else torch.cat(parts, dim=1), batches.plans[key].cut)
+            writer.add(key, features[0] if count == 1 else torch.cat(features, dim=1), batches.plans[key].cut)
         except UnfitFeaturesError as error:
             rejected[key] = str(error)
 
 
+def _trimmed(results: list[tuple[Tensor, Tensor]], dtype: str) -> Iterator[Tensor]:
+    """Yield the features [L, T, D] of each chunk on the CPU, without padding."""
+    for features, frames in results:
+        if features.is_cuda and dtype != "int8":
+            features = features.to(DTYPES[dtype])  # on the device, so that half as much is copied
+        yield from (chunk[:, :count] for chunk, count in zip(features.cpu(), frames.tolist()))
+
+
 def _split(samples: Tensor, lengths: Iterable[list[int]]) -> list[list[Tensor]]:
-    """Samples in a row -> the pieces of each clip."""
-    flat = iter(samples.split([length for pieces in lengths for length in pieces]))
-    return [[next(flat) for _ in pieces] for pieces in lengths]
+    """Split the samples of a batch into the chunks of each clip."""
+    chunks = iter(samples.split([length for clip in lengths for length in clip]))
+    return [[next(chunks) for _ in clip] for clip in lengths]
 
 
-class _Progress:
-    """A bar over the audio to encode, since clips differ in length: clips/s, audio-hours/hour, time left."""
-
-    def __init__(self, batches: DecodedBatches):
-        self.plans, self.todo = batches.plans, batches.todo
-        self.clips, self.seconds, self.total = 0, 0.0, sum(len(self.todo.intersection(b)) for b in batches.batches)
-        self.bar = tqdm(
-            total=sum(self._cost(batch) for batch in batches.batches),
-            bar_format="features: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-            disable=int(os.environ.get("LOCAL_RANK", 0)) > 0,
-        )
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def update(self, keys: list[str]) -> None:
-        self.clips += len(self.todo.intersection(keys))
-        self.seconds += sum(self.plans[key].seconds for key in keys)
-        elapsed = self.bar.format_dict["elapsed"] or 1e-9
-        rates = f"{self.clips / elapsed:.3g} clips/s, {self.seconds / elapsed:.3g} audio-hours/hour"
-        self.bar.set_postfix_str(f"{self.clips}/{self.total} clips, {rates}", refresh=False)
-        self.bar.update(self._cost(keys))
-
-    def _cost(self, keys: list[str]) -> float:
-        return sum(self.plans[key].pieces * self.plans[key].piece_seconds for key in keys)
-
-
-def _write_list(file: Path, entries: list[dict[str, Any]]) -> None:
-    if not entries:
+def _write_lines(file: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON line per entry; without entries, delete the file."""
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    if lines:
+        # A name that is not valid Unicode becomes a JSON escape.
+        write_bytes(file, lines.encode("utf-8", "backslashreplace"))
+    else:
         file.unlink(missing_ok=True)
-        return
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
-    # A name that is no valid Unicode must not stop the list of such names: it becomes a JSON escape.
-    unfinished.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-    os.replace(unfinished, file)

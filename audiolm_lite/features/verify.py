@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from audiolm_lite.features.key_table import FILE, Lookup
-from audiolm_lite.features.store_format import damage, read_header, read_index
+from audiolm_lite.features.key_table import FILE, open_key_table
+from audiolm_lite.features.store_format import find_damage, read_header, read_index
 
 
 def verify(folder: str | Path) -> dict[str, str]:
-    """Read every shard of a store and make the table of its keys anew.
+    """Read every shard of a store, and make the table of its keys again.
 
     Returns
     -------
@@ -18,25 +18,26 @@ def verify(folder: str | Path) -> dict[str, str]:
     Raises
     ------
     FeatureStoreError
-        No store, or one of another format.
+        There is no store in the folder, or one of another format.
     """
     folder = Path(folder)
     read_header(folder)
     lines = read_index(folder)
-    found = {line["shard"]: damage(folder, line, contents=True) for line in lines}
+    faults = {line["shard"]: find_damage(folder, line, contents=True) for line in lines}
     (folder / FILE).unlink(missing_ok=True)
-    Lookup(folder, [line for line in lines if not found[line["shard"]]])
-    return {shard: fault for shard, fault in found.items() if fault}
+    open_key_table(folder, [line for line in lines if not faults[line["shard"]]])
+    return {shard: fault for shard, fault in faults.items() if fault}
 
 
 def main(argv: list[str]) -> None:
-    """Print the damaged shards; the exit status is 1 where there are any."""
+    """Print the damaged shards; the exit status is 1 if there are any."""
     if len(argv) != 1:
         raise SystemExit(__doc__)
     damaged = verify(argv[0])
     for shard, fault in damaged.items():
         print(f"{shard}: {fault}")
-    print(f"{argv[0]}: {f'{len(damaged)} shards are damaged; run the extraction again' if damaged else 'whole'}")
+    result = f"{len(damaged)} shards are damaged; run the extraction again" if damaged else "no damage"
+    print(f"{argv[0]}: {result}")
     raise SystemExit(bool(damaged))
 
 

@@ -1,67 +1,83 @@
-"""Where files go that are made or fetched once and used by many runs."""
+"""The user's cache folder, and files that are derived once from another file and used by many runs."""
 
 import errno
 import hashlib
 import logging
 import os
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 
 from filelock import FileLock
+
+from audiolm_lite.storage.atomic import atomic_path
 
 log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Folder of such files: AUDIOLM_LITE_CACHE, else audiolm_lite in XDG_CACHE_HOME or ~/.cache."""
+    """Return AUDIOLM_LITE_CACHE if it is set, else the folder `audiolm_lite` in XDG_CACHE_HOME or ~/.cache."""
     if folder := os.environ.get("AUDIOLM_LITE_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm_lite"
 
 
-def made_once(file: Path, suffix: str, is_good: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
-    """File that is made from another, by the first process that asks for it while the others wait.
+def derived_file(source: Path, suffix: str, is_valid: Callable[[Path], bool], make: Callable[[Path], object]) -> Path:
+    """Return a file that is derived from another; the first process that needs it makes it while the others wait.
 
     Parameters
     ----------
-    file : Path
-        What it is made from.
+    source : Path
+        The file from which it is made.
     suffix : str
-        It is called `.<file's name><suffix>` and lies beside the file or, where that folder cannot be written, in the
-        cache folder.
-    is_good : callable
-        Whether the file there (which may be missing or damaged) can be used.
+        The derived file is called `.<name of source><suffix>`. It is stored next to `source` or, if that folder is
+        read-only, in the cache folder.
+    is_valid : callable
+        Whether the derived file at a path, which may be missing or damaged, can be used.
     make : callable
-        Writes the file to the path it is given, which is not yet the final one.
+        Writes the derived file to the temporary path it is given.
+
+    Returns
+    -------
+    Path
+        The derived file.
 
     Raises
     ------
     OSError
-        Neither the file's folder nor the cache folder can be written.
+        Neither the source's folder nor the cache folder can be written to.
+
+    Examples
+    --------
+    >>> source = getfixture("tmp_path") / "train.jsonl"
+    >>> derived_file(source, ".rows", Path.is_file, lambda path: path.write_text("3")).name
+    '.train.jsonl.rows'
     """
-    folder = hashlib.blake2b(os.fsencode(file.parent.resolve()), digest_size=8).hexdigest()
-    name = f".{file.name}{suffix}"
-    beside, fallback = file.parent / name, cache_folder() / "beside" / folder / name
-    for made in (beside, fallback):
-        if is_good(made):
-            return made
-    for made in (beside, fallback):
-        lock = FileLock(f"{made}.lock")
+    folder = hashlib.blake2b(os.fsencode(source.parent.resolve()), digest_size=8).hexdigest()
+    name = f".{source.name}{suffix}"
+    adjacent, fallback = source.parent / name, cache_folder() / "beside" / folder / name
+    for derived in (adjacent, fallback):
+        if is_valid(derived):
+            return derived
+    for derived in (adjacent, fallback):
+        lock = FileLock(f"{derived}.lock")
         try:
-            made.parent.mkdir(parents=True, exist_ok=True)
+            derived.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as error:
-            if made == fallback or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if derived == fallback or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            log.warning("%s cannot be written (%s): %s goes to %s", beside.parent, error.strerror, name, fallback)
+            log.warning(
+                "%s cannot be written to (%s): storing %s as %s", adjacent.parent, error.strerror, name, fallback
+            )
             continue
-        unfinished = made.with_name(made.name + ".tmp")
         try:
-            if not is_good(made):
-                make(unfinished)
-                os.replace(unfinished, made)
+            if not is_valid(derived):
+                for abandoned in derived.parent.glob(f".{escape(derived.name)}.*.tmp"):  # by a process that was killed
+                    abandoned.unlink(missing_ok=True)
+                with atomic_path(derived) as unfinished:
+                    make(unfinished)
             break
         finally:
-            unfinished.unlink(missing_ok=True)
             lock.release()
-    return made
+    return derived

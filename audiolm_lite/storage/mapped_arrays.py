@@ -1,41 +1,50 @@
-"""Arrays of a safetensors file under a memory map: opening costs the same for any size, and processes share the memory.
+"""Arrays of a safetensors file under a memory map: files of any size open equally fast, and processes share the memory.
 
-Files of this kind are tables that can be made anew from what they describe, so they are read without checking.
+Files of this kind are tables that can be rebuilt from the files they describe, so their content is not validated.
 """
 
 import json
 import mmap
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-_NAMES = {"F64": "<f8", "U64": "<u8", "U32": "<u4", "U8": "<u1", "BOOL": "?"}
+_DTYPES = {"F64": "<f8", "U64": "<u8", "U32": "<u4", "U8": "<u1", "BOOL": "?"}
 
 
 def map_file(file: BinaryIO) -> mmap.mmap:
-    """Map a whole file, which must not be empty; pages are read when touched, and leave with the map."""
+    """Map a file that is not empty into memory; pages are read on first access and freed with the map.
+
+    Raises
+    ------
+    ValueError
+        The file is empty.
+    """
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def metadata_of(data: bytes | mmap.mmap) -> dict[str, str]:
-    """The strings that a safetensors file carries beside its arrays."""
-    return _header(data)[0].get("__metadata__", {})
+def read_arrays(data: bytes | mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the arrays of a safetensors file by name, as views of `data`, and the strings of its metadata.
 
+    Raises
+    ------
+    ValueError, KeyError
+        `data` is not a complete safetensors file, or has an array of another dtype than float64, uint64, uint32, uint8
+        and bool.
 
-def arrays_of(data: bytes | mmap.mmap) -> dict[str, np.ndarray]:
-    """Arrays of a safetensors file, views of its bytes, by name."""
-    header, start = _header(data)
-    header.pop("__metadata__", None)
+    Examples
+    --------
+    >>> from safetensors.numpy import save
+    >>> read_arrays(save({"sizes": np.array([3, 5], np.uint64)}, {"format": "1"}))
+    ({'sizes': array([3, 5], dtype=uint64)}, {'format': '1'})
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    metadata = header.pop("__metadata__", {})
     arrays = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        dtype = np.dtype(_NAMES[entry["dtype"]])
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
         flat = np.frombuffer(data, dtype, (end - begin) // dtype.itemsize, start + begin)
         arrays[name] = flat.reshape(entry["shape"])
-    return arrays
-
-
-def _header(data: bytes | mmap.mmap) -> tuple[dict[str, Any], int]:
-    """Header of the file, and where its arrays begin."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    return json.loads(data[8:end]), end
+    return arrays, metadata

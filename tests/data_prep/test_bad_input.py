@@ -100,12 +100,12 @@ def damaged_files(corpus: Corpus) -> None:
         corpus.edit(f"empty.{kind}", lambda data: b"")
         corpus.bad(f"empty.{kind}", "it is empty (0 bytes)")
         corpus.edit(f"cut.{kind}", lambda data: data[: len(data) * 2 // 3])
-        corpus.bad(f"cut.{kind}", "fetch the file again")
+        corpus.bad(f"cut.{kind}", "download the file again")
         corpus.edit(f"stub.{kind}", lambda data: data[:20])
-        corpus.bad(f"stub.{kind}", "fetch it again")
+        corpus.bad(f"stub.{kind}", "download the file again")
         corpus.edit(f"flipped.{kind}", flip(0.5))
         if kind in ("flac", "ogg"):
-            corpus.bad(f"flipped.{kind}", "fetch the file again")
+            corpus.bad(f"flipped.{kind}", "download the file again")
         else:  # nothing in the format tells that its bits are others
             corpus.good(f"flipped.{kind}", soundfile.read(corpus.folder / f"flipped.{kind}", dtype="float32")[0])
         corpus.write(f"header.{kind}", samples, **settings)
@@ -133,7 +133,7 @@ def odd_samples(corpus: Corpus) -> None:
     corpus.bad("integers.wav", "full scale is 1")
     for name, count in (("0 samples", 0), ("1 sample", 1)):
         corpus.write(f"{name}.wav", tone()[:count])
-    corpus.bad("0 samples.wav", "holds no audio")
+    corpus.bad("0 samples.wav", "contains no audio")
     corpus.bad("1 sample.wav", "clip of 1 samples is shorter than")
     corpus.write("10 ms.wav", tone()[:160], subtype="FLOAT")
     corpus.bad("10 ms.wav", "clip of 160 samples is shorter than")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiolm_lite.distributed.partition import Share
+from audiolm_lite.distributed.partition import Partition
 from data_prep.miniasqa import corpus
 from data_prep.miniasqa.corpus import RATE, STYLES, make_plans, render
 from data_prep.miniasqa.questions import PHRASES, captions, rows_for, spoken_labels
@@ -140,7 +140,8 @@ def test_shares_render_the_bytes_of_one_run(tmp_path, monkeypatch):
 
     def render(folder, *shares):
         for rank, world_size in shares:
-            rows = prepare.render_split(folder, "valid", 1, counts, 1, Share(rank, world_size, goes_on=world_size == 1))
+            part = Partition(rank, world_size, finishes=world_size == 1)
+            rows = prepare.render_split(folder, "valid", 1, counts, 1, part)
         return rows, {path.name: path.read_bytes() for path in (folder / "audio/valid").iterdir()}
 
     alone = render(tmp_path / "alone", (0, 1))

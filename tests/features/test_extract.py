@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from audiolm_lite.audio.long_audio import LongAudio, Source
+from audiolm_lite.audio.long_audio import LongAudio, Segment
 from audiolm_lite.audio.reading import AudioError, read_audio
 from audiolm_lite.encoders.whisper import WhisperEncoder
 from audiolm_lite.features import writer as writer_module
@@ -155,7 +156,7 @@ def test_rejects_are_listed_and_tried_again(tmp_path, corpus):
 def test_a_store_of_another_encoder_is_refused(tmp_path, corpus, monkeypatch):
     extract(corpus[1], ToyEncoder(), tmp_path / "f", audio_root=corpus[0])
     monkeypatch.setattr(ToyEncoder, "identity", lambda self: {"type": "toy", "pool": 2})
-    with pytest.raises(FeatureStoreError, match="fingerprint.pool: stored 'nothing', asked 2"):
+    with pytest.raises(FeatureStoreError, match="fingerprint.pool: stored 'nothing', requested 2"):
         extract(corpus[1], ToyEncoder(), tmp_path / "f", audio_root=corpus[0])
 
 
@@ -196,13 +197,13 @@ def test_long_audio(tmp_path, long_clip, rule, frames):
     assert torch.equal(FeatureStore(tmp_path / "g")["long.wav"], features)
     again = extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root, dtype="float32", long_audio=rule, seed=3)
     assert again == Summary(0, 13, 0) and (tmp_path / "f" / "long_audio.jsonl").exists()
-    with pytest.raises(FeatureStoreError, match=f"long_audio: stored '{rule}.*', asked 'reject'"):
+    with pytest.raises(FeatureStoreError, match=f"long_audio: stored '{rule}.*', requested 'reject'"):
         extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root, dtype="float32")
 
 
 def test_random_crops_differ_by_seed_and_key():
     rules = [LongAudio("random_crop", ToyEncoder(), seed) for seed in range(2)]
-    starts = {rule.plan(key, Source(key, 1.0, 9.0), 9.0).source.start for rule in rules for key in "abcdefgh"}
+    starts = {rule.plan(key, Segment(key, 1.0, 9.0), Path()).segment.start for rule in rules for key in "abcdefgh"}
     assert len(starts) == 16 and min(starts) >= 1 and max(starts) <= 8
 
 
@@ -215,7 +216,7 @@ def test_random_crops_differ_by_seed_and_key():
 ])  # fmt: skip
 def test_chunks_hold_every_sample_once(samples, pieces):
     rule = LongAudio("chunk", ToyEncoder())
-    assert rule.pieces(samples) == pieces and sum(pieces) == samples
+    assert rule.chunk_lengths(samples) == pieces and sum(pieces) == samples
     assert all(piece % 1600 == 0 for piece in pieces[:-1])
 
 
@@ -278,7 +279,7 @@ def test_a_full_disk_ends_the_extraction_and_leaves_its_store(tmp_path, corpus, 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(FeatureStoreError, match="No space left on device.*make room"):
+    with monkeypatch.context() as patch, pytest.raises(FeatureStoreError, match="No space left on device.*free space"):
         patch.setattr(writer_module, "save_file", full)
         extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root)
     check(tmp_path / "f", (root, rows[:3]), count=3)

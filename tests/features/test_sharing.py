@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.distributed.partition import Share, share_of
+from audiolm_lite.distributed.partition import Partition, parse_partition
 from audiolm_lite.features.store import FeatureStore
 from data_prep.clips import Clip
 from data_prep.prepare import SPLITS, prepare
@@ -98,11 +98,13 @@ def test_ranks_of_torchrun(corpus, sources):
 
 
 def test_shares_are_written_from_one_to_n():
-    assert share_of("1/1") == Share(0, 1, goes_on=False) and share_of("3/8") == Share(2, 8, goes_on=False)
-    assert share_of(None) == Share(0, 1, goes_on=True)
+    assert parse_partition("1/1") == Partition(0, 1, finishes=False) and parse_partition("3/8") == Partition(
+        2, 8, finishes=False
+    )
+    assert parse_partition(None) == Partition(0, 1, finishes=True)
     for wrong in ("0/8", "9/8", "3", "a/b", "1/0"):
         with pytest.raises(ConfigError, match="I/N"):
-            share_of(wrong)
+            parse_partition(wrong)
 
 
 def test_two_devices_give_what_one_gives(corpus, sources):

@@ -1,4 +1,4 @@
-"""The feature store: what goes in comes out, whatever interrupts the writer; another fingerprint is refused by name."""
+"""The feature store: features are read as written, whatever interrupts the writer; differing settings are named."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 
-from audiolm_lite.features import key_table as lookup_module
+from audiolm_lite.features import key_table as key_table_module
 from audiolm_lite.features import writer as writer_module
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.features.store_format import FeatureStoreError
@@ -45,8 +45,8 @@ def check(folder, seeds, dtype=torch.float16):
         features = store[f"clip {seed}"]
         assert features.dtype == dtype and store.frames(f"clip {seed}") == features.shape[1]
         assert torch.equal(features, clip(seed).to(dtype))
-    asked = ["none", *(f"clip {seed}" for seed in seeds), "nor this"]
-    assert store.frames_of(asked).tolist() == [-1, *(clip(seed).shape[1] for seed in seeds), -1]
+    keys = ["unknown", *(f"clip {seed}" for seed in seeds), "unknown too"]
+    assert store.frames_of(keys).tolist() == [-1, *(clip(seed).shape[1] for seed in seeds), -1]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -62,8 +62,8 @@ def test_round_trip(tmp_path, dtype):
         store["clip 10"]
 
 
-def test_int8_keeps_every_channel_to_half_a_step(tmp_path):
-    """Channels differ a millionfold in size, one is silent; another program finds the scale beside the features."""
+def test_int8_is_exact_to_half_a_step_in_every_channel(tmp_path):
+    """Channels differ in size by a factor of 10 million, one is silent; any safetensors reader finds the scales."""
     features = {str(seed): clip(seed) * 10.0 ** torch.arange(-3, 5) for seed in range(4)}
     with FeatureWriter(tmp_path, FINGERPRINT, dtype="int8") as writer:
         for key, clip_features in features.items():
@@ -84,7 +84,7 @@ def test_int8_keeps_every_channel_to_half_a_step(tmp_path):
     layers=st.lists(st.integers(-3, 2), min_size=1, max_size=4),
     dtype=st.sampled_from(["float16", "bfloat16", "float32", "int8"]),
 )
-def test_chosen_layers_are_those_of_all(tmp_path_factory, layers, dtype):
+def test_selected_layers_equal_those_of_all(tmp_path_factory, layers, dtype):
     folder = tmp_path_factory.mktemp("store")
     with FeatureWriter(folder, FINGERPRINT, dtype=dtype) as writer:
         for seed in range(3):
@@ -98,7 +98,7 @@ def test_chosen_layers_are_those_of_all(tmp_path_factory, layers, dtype):
 
 
 def test_one_layer_is_read_without_the_rest(tmp_path):
-    """The memory that becomes resident by reading one layer of each clip is about that layer."""
+    """Reading one layer of each clip makes about as much memory resident as that layer has."""
     with FeatureWriter(tmp_path, FINGERPRINT) as writer:
         for seed in range(4):
             writer.add(str(seed), torch.ones(16, 512, 512))  # 8 MB, 0.5 MB a layer
@@ -112,7 +112,7 @@ def test_one_layer_is_read_without_the_rest(tmp_path):
     assert int(entry) < 8000  # 2000 were read of 32000; the kernel maps some pages around each
 
 
-def test_what_was_read_is_the_readers_own(tmp_path):
+def test_features_read_are_copies(tmp_path):
     fill(tmp_path, range(2))
     store = FeatureStore(tmp_path)
     store["clip 0"].zero_()
@@ -121,7 +121,7 @@ def test_what_was_read_is_the_readers_own(tmp_path):
     assert torch.equal(store["clip 0"], clip(0).half())
 
 
-def test_a_slice_of_a_batch_is_stored_alone(tmp_path):
+def test_a_slice_is_stored_without_its_batch(tmp_path):
     batch = torch.randn(4, 2, 50, 8)
     with FeatureWriter(tmp_path, FINGERPRINT, dtype="float32") as writer:
         for i in range(4):
@@ -131,13 +131,13 @@ def test_a_slice_of_a_batch_is_stored_alone(tmp_path):
     assert (tmp_path / "features-00-00000.safetensors").stat().st_size < 4 * 2 * 6 * 8 * 4 + 1000
 
 
-def test_ranks_share_a_folder(tmp_path):
+def test_several_ranks_write_to_one_folder(tmp_path):
     fill(tmp_path, range(0, 10, 2), rank=0)
     fill(tmp_path, range(1, 10, 2), rank=1)
     check(tmp_path, range(10))
 
 
-def test_one_process_writes_as_a_rank(tmp_path):
+def test_a_rank_has_one_writer_at_a_time(tmp_path):
     with FeatureWriter(tmp_path, {}, rank=1):
         for rank, message in ((1, "another process is writing to this store as rank 1"), (2, "")):
             child = os.fork()
@@ -161,7 +161,7 @@ def test_workers_read_the_store(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing of the writer runs any more."""
+    """Represents the end of the process: no code of the writer runs after it."""
 
 
 def die(*args, **kwargs):
@@ -169,7 +169,7 @@ def die(*args, **kwargs):
 
 
 @pytest.mark.parametrize("moment", ["before the shard", "within the shard", "before its name", "before the index"])
-def test_a_killed_writer_goes_on_where_it_stopped(tmp_path, monkeypatch, moment):
+def test_a_killed_writer_continues_where_it_stopped(tmp_path, monkeypatch, moment):
     writer = FeatureWriter(tmp_path, FINGERPRINT, shard_bytes=SHARD)
     for seed in range(4):
         writer.add(f"clip {seed}", clip(seed))
@@ -183,14 +183,17 @@ def test_a_killed_writer_goes_on_where_it_stopped(tmp_path, monkeypatch, moment)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if moment == "before the shard":
             raise Killed
-        if moment == "within the shard":
-            patch.setattr(writer_module, "save_file", half_written)
-        elif moment == "before its name":
-            patch.setattr(os, "replace", die)
+        if moment == "before the index":
+            patch.setattr(FeatureWriter, "_append", die)
         else:
-            patch.setattr(type(writer.index), "open", die)
-            patch.setattr(writer_module, "checksum", lambda file: 0)
+            patch.setattr(Path, "unlink", die)  # nothing deletes the temporary file of a killed process
+            if moment == "within the shard":
+                patch.setattr(writer_module, "save_file", half_written)
+            else:
+                patch.setattr(os, "replace", die)
         writer.close()
+    unfinished = [file.stat().st_size for file in tmp_path.glob("*.tmp")]
+    assert len(unfinished) == (moment in ("within the shard", "before its name"))
 
     assert set(FeatureStore(tmp_path).keys()) == before
     assert set(FeatureWriter(tmp_path, FINGERPRINT).stored) == before
@@ -199,23 +202,23 @@ def test_a_killed_writer_goes_on_where_it_stopped(tmp_path, monkeypatch, moment)
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_an_index_line_without_its_end_does_not_count(tmp_path):
+def test_an_index_line_without_a_line_end_is_ignored(tmp_path):
     fill(tmp_path, range(8))
     index = tmp_path / "index-00.jsonl"
     lines = index.read_bytes().splitlines(keepends=True)
     index.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
-    whole = set()
+    complete = set()
     for line in lines[:-1]:
         with safe_open(tmp_path / json.loads(line)["shard"], "pt") as file:
-            whole |= set(file.keys())
-    assert set(FeatureStore(tmp_path).keys()) == whole
+            complete |= set(file.keys())
+    assert set(FeatureStore(tmp_path).keys()) == complete
     fill(tmp_path, range(8))
     check(tmp_path, range(8))
 
 
 @pytest.mark.parametrize("damage", ["cut off", "missing"])
 @pytest.mark.parametrize("repairing_rank", [0, 1])
-def test_damaged_shards_are_named_and_made_anew(tmp_path, damage, repairing_rank):
+def test_damaged_shards_are_named_and_replaced(tmp_path, damage, repairing_rank):
     fill(tmp_path, range(8))
     shard = tmp_path / "features-00-00001.safetensors"
     if damage == "missing":
@@ -230,16 +233,16 @@ def test_damaged_shards_are_named_and_made_anew(tmp_path, damage, repairing_rank
 
 
 @pytest.mark.parametrize("rank, world_size", [(0, 1), (1, 3), (1, 2)])
-def test_a_flipped_bit_is_found_by_its_checksum(tmp_path, rank, world_size):
-    """By the rank whose it is, or which took over from that one."""
+def test_checksums_reveal_a_flipped_bit(tmp_path, rank, world_size):
+    """Checked by the rank that wrote the shard or, with fewer ranks than before, by the one responsible for it."""
     fill(tmp_path, range(8), rank=1)
     shard = tmp_path / "features-01-00001.safetensors"
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
     shard.write_bytes(content)
-    FeatureStore(tmp_path)  # sizes alone are compared here
+    FeatureStore(tmp_path)  # compares only sizes
     assert verify(tmp_path) == {shard.name: "is damaged: its checksum is not the one in the index"}
-    fill(tmp_path, [], rank=world_size + rank + 1, world_size=world_size + rank + 2)  # not its business
+    fill(tmp_path, [], rank=world_size + rank + 1, world_size=world_size + rank + 2)  # not responsible
     assert verify(tmp_path)
     fill(tmp_path, range(8), rank=rank, world_size=world_size)
     check(tmp_path, range(8))
@@ -253,24 +256,31 @@ def test_verify_as_a_command(tmp_path, capsys):
     os.truncate(tmp_path / "features-00-00000.safetensors", 3)
     with pytest.raises(SystemExit, match="True"):
         main([str(tmp_path)])
-    assert "features-00-00000.safetensors: has 3 bytes of" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no damage" in printed and "features-00-00000.safetensors: has 3 bytes of" in printed
 
 
 def test_the_table_of_keys_is_made_once(tmp_path, monkeypatch):
     fill(tmp_path, range(6))
     check(tmp_path, range(6))
     with monkeypatch.context() as patch:
-        patch.setattr(lookup_module, "_table", die)
+        patch.setattr(key_table_module, "_make_table", die)
         check(tmp_path, range(6))
     fill(tmp_path, range(9))
     check(tmp_path, range(9))
+    (tmp_path / "keys.safetensors").write_bytes(b"damaged")
+    check(tmp_path, range(9))
     (tmp_path / "keys.safetensors").unlink()
-    monkeypatch.setattr(lookup_module, "write_atomically", lambda *_: (_ for _ in ()).throw(PermissionError))
-    check(tmp_path, range(9))  # in a folder that may only be read
+
+    def refuse(*arguments, **options):
+        raise PermissionError
+
+    monkeypatch.setattr(key_table_module, "write_bytes", refuse)
+    check(tmp_path, range(9))  # in a read-only folder
     assert not (tmp_path / "keys.safetensors").exists()
 
 
-def test_keys_of_equal_crc_are_told_apart(tmp_path, monkeypatch):
+def test_keys_of_equal_crc_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.setattr("audiolm_lite.storage.name_table.zlib.crc32", lambda data, start=0: 7)
     fill(tmp_path, range(6))
     check(tmp_path, range(6))
@@ -287,7 +297,7 @@ def test_a_full_disk_leaves_a_usable_store(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(writer_module, "save_file", full)
-        with pytest.raises(FeatureStoreError, match="No space left on device.* MB are free in .*make room"):
+        with pytest.raises(FeatureStoreError, match="No space left on device.* MB are free in .*free space"):
             fill(tmp_path, range(8))
     assert not list(tmp_path.glob("*.tmp"))
     check(tmp_path, range(4))
@@ -299,12 +309,12 @@ def test_a_full_disk_leaves_a_usable_store(tmp_path, monkeypatch):
     check(tmp_path, range(8))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_small_disk_fills_up(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("this machine mounts no tmpfs")
+        pytest.skip("tmpfs cannot be mounted on this machine")
     try:
         writer = FeatureWriter(disk, FINGERPRINT, dtype="float32", shard_bytes=50_000)
         with pytest.raises(FeatureStoreError, match=f"No space left.* 0 MB are free in {disk}"), writer:
@@ -324,27 +334,27 @@ def test_old_shards_are_flushed_by_age(tmp_path):
     check(tmp_path, [0])
 
 
-def test_other_settings_are_refused_by_name(tmp_path):
+def test_differing_settings_are_named(tmp_path):
     fill(tmp_path, range(3))
-    asked = {"type": "toy", "weights": "xyz", "layers": [0, 1], "window": 10, "audio": {"rate": 8000}}
+    requested = {"type": "toy", "weights": "xyz", "layers": [0, 1], "window": 10, "audio": {"rate": 8000}}
     with pytest.raises(FeatureStoreError) as error:
-        FeatureStore(tmp_path, asked)
+        FeatureStore(tmp_path, requested)
     message = str(error.value)
-    assert "fingerprint.weights: stored 'abc', asked 'xyz'" in message
-    assert "fingerprint.window: stored None, asked 10" in message
-    assert "fingerprint.audio.rate: stored 'nothing', asked 8000" in message
+    assert "fingerprint.weights: stored 'abc', requested 'xyz'" in message
+    assert "fingerprint.window: stored None, requested 10" in message
+    assert "fingerprint.audio.rate: stored 'nothing', requested 8000" in message
     assert "layers" not in message and "type" not in message
     with pytest.raises(FeatureStoreError, match="fingerprint.weights"):
-        FeatureWriter(tmp_path, asked)
-    with pytest.raises(FeatureStoreError, match="dtype: stored 'float16', asked 'bfloat16'"):
+        FeatureWriter(tmp_path, requested)
+    with pytest.raises(FeatureStoreError, match="dtype: stored 'float16', requested 'bfloat16'"):
         FeatureWriter(tmp_path, FINGERPRINT, dtype="bfloat16")
-    with pytest.raises(FeatureStoreError, match="long_audio: stored 'reject', asked 'crop'"):
+    with pytest.raises(FeatureStoreError, match="long_audio: stored 'reject', requested 'crop'"):
         FeatureWriter(tmp_path, FINGERPRINT, long_audio="crop")
     with pytest.raises(FeatureStoreError, match="none of float16"):
         FeatureWriter(tmp_path / "other", FINGERPRINT, dtype="int4")
 
 
-def test_missing_and_foreign_stores_are_refused(tmp_path):
+def test_missing_stores_and_other_formats_are_refused(tmp_path):
     with pytest.raises(FeatureStoreError, match="no feature store"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text(json.dumps({"format": 1}))

@@ -21,7 +21,7 @@ from audiolm_lite.config.keys import Key
 from audiolm_lite.config.registry import build
 from audiolm_lite.config.start import start_run
 from audiolm_lite.data.manifest import write_manifest
-from audiolm_lite.distributed.partition import Share, share_of
+from audiolm_lite.distributed.partition import Partition, parse_partition
 from audiolm_lite.features.extract import extract
 from data_prep.miniasqa import VERSION
 from data_prep.miniasqa.corpus import RATE, SHARD, Clip, make_plans, render
@@ -40,7 +40,7 @@ KEYS = {
 
 
 def render_split(
-    folder: Path, split: str, seed: int, counts: dict[str, int], processes: int, share: Share
+    folder: Path, split: str, seed: int, counts: dict[str, int], processes: int, share: Partition
 ) -> list[dict]:
     """Render what is missing of this share of a split's clips, and return its manifest rows."""
     plans = make_plans(seed, split, **counts)
@@ -85,19 +85,19 @@ def main(argv: list[str]) -> None:
     hparams, run_opts, resolved = load_experiment(argv, KEYS)
     start_run(hparams, resolved)
     folder = Path(hparams["data_folder"])
-    share = share_of(hparams["shard"]) if hparams["shard"] else Share(0, 1, goes_on=True)
+    share = parse_partition(hparams["shard"]) if hparams["shard"] else Partition(0, 1, finishes=True)
     rows = []
     for split, counts in hparams["clips"].items():
         if run_opts.get("debug"):
             counts = {kind: min(count, 6) for kind, count in counts.items()}
         split_rows = render_split(folder, split, hparams["seed"], counts, hparams["processes"], share)
-        if not share.goes_on:
+        if not share.finishes:
             continue
         write_manifest(folder / f"{split}.jsonl", split_rows)
         hours = sum({row["audio"]: row["duration"] for row in split_rows}.values()) / 3600
         print(f"{split}: {len({row['audio'] for row in split_rows})} clips, {hours:.2f} h, {len(split_rows)} questions")
         rows += split_rows
-    if not share.goes_on:
+    if not share.finishes:
         return
     encoder = build("encoders", hparams["encoder"])
     summary = extract(

@@ -1,0 +1,33 @@
+"""The error of audio that cannot be used."""
+
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from audiolm_lite.config.errors import UserError
+
+# A file by its path, or an open binary file with `name`, `read` and `seek`.
+AudioSource: TypeAlias = str | Path | BinaryIO
+
+
+class AudioError(UserError, ValueError):
+    """An audio file that cannot be used.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    reason : str
+        What is wrong with it and what to do.
+    """
+
+    def __init__(self, source: AudioSource, reason: str):
+        self.path, self.reason = source_name(source), reason
+        super().__init__(self.path, reason)  # both are in args, so that a worker process can pickle the error
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def source_name(source: AudioSource) -> str:
+    """Path of a file, or the name of an open one."""
+    return str(source if isinstance(source, str | Path) else source.name)
