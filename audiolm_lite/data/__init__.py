@@ -1,1 +1,1 @@
-"""Manifests, datasets and batches: from JSON lines to what the model reads."""
+"""From manifests to batches: selecting and checking rows, reading clips, building prompts, padding."""

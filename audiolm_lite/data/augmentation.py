@@ -1,8 +1,8 @@
-"""Augmentation of clips, decided by (seed, epoch, clip) alone: any process and any restart draws the same.
+"""Augmentation of clips; its random draws depend on seed, epoch and clip only, in any process and after any restart.
 
-Stored features lose stretches of time and whole layers; live audio changes its speed and loses stretches of time and
-bands of frequencies, by SpeechBrain's augmenters (SpecAugment, Park et al. 2019, arXiv 1904.08779, in the time domain;
-speed perturbation, Ko et al. 2015).
+In stored features, spans of time and complete layers are masked. Live audio is perturbed in speed and masked in time
+and frequency by SpeechBrain's augmenters (SpecAugment, Park et al. 2019, arXiv 1904.08779, in the time domain; speed
+perturbation, Ko et al. 2015).
 """
 
 import hashlib
@@ -21,39 +21,41 @@ ON_AUDIO = {"speeds": [90, 100, 110], "time_masks": 2, "frequency_masks": 2}
 
 
 class Augmentation:
-    """Changes clips of training, stored features [L, T, D] or samples [S].
+    """Augment clips of the training set, stored features [L, T, D] or samples [S].
 
     Parameters
     ----------
     settings : mapping
-        Of stored features: `time_masks` (stretches of up to `time_share` of the clip each) and `layer_mask`
-        (probability of a layer; one always stays). What is masked becomes the clip's mean of that layer.
-        Of live audio: `speeds` (percent, one is drawn), `time_masks` (stretches of up to 60 ms that fall silent) and
-        `frequency_masks` (bands that are filtered out), each at most. What is not given has its default.
+        For stored features: `time_masks` (number of spans, each up to `time_share` of the clip) and `layer_mask`
+        (probability that a layer is masked; at least one layer is kept). Masked values become the clip's mean of that
+        layer. For live audio: `speeds` (percent, one is drawn), and the largest numbers of `time_masks` (spans of up to
+        60 ms that become silent) and of `frequency_masks` (bands that are filtered out). All settings have defaults.
     seed : int
-    encoder_frames : callable, optional
-        Frames from samples, of the encoder that hears live audio; None: clips are stored features.
+        Seed of the draws.
+    num_frames : callable, optional
+        Encoder frames from samples, for live audio. None: clips are stored features.
 
     Attributes
     ----------
     epoch : int or None
-        Of the draws; set before the workers of a DataLoader start. None, as at first: clips stay what they are.
+        Epoch of the draws, to be set before the workers of a DataLoader start. None, as initially: no augmentation.
 
     Raises
     ------
     ConfigError
-        A setting that there is not for this kind of clip.
+        A setting that this kind of clip does not have.
     """
 
-    def __init__(self, settings: Mapping[str, Any], seed: int, encoder_frames: Callable[[int], int] | None = None):
-        self.seed, self.epoch, self.encoder_frames = seed, None, encoder_frames
-        defaults = ON_FEATURES if encoder_frames is None else ON_AUDIO
+    def __init__(self, settings: Mapping[str, Any], seed: int, num_frames: Callable[[int], int] | None = None):
+        self.seed, self.num_frames = seed, num_frames
+        self.epoch: int | None = None
+        defaults = ON_FEATURES if num_frames is None else ON_AUDIO
         for name in settings:
             if name not in defaults:
-                kind = "stored features" if encoder_frames is None else "live audio (train_encoder: true)"
+                kind = "stored features" if num_frames is None else "live audio (train_encoder: true)"
                 raise ConfigError(f"augmentation: no entry {name!r} for {kind}; it takes {', '.join(defaults)}")
         self.settings = {**defaults, **settings}
-        if encoder_frames is not None:
+        if num_frames is not None:
             self.speed = SpeedPerturb(SAMPLE_RATE, list(self.settings["speeds"]))
             self.masks = torch.nn.ModuleList()
             if count := self.settings["time_masks"]:
@@ -62,17 +64,17 @@ class Augmentation:
                 self.masks.append(DropFreq(drop_freq_count_low=0, drop_freq_count_high=count))
 
     def __call__(self, clip: Tensor, name: str) -> Tensor:
-        """Change the clip of this name."""
+        """Return the augmented clip; the draws depend on `name`."""
         if self.epoch is None:
             return clip
         text = f"{self.seed}/{self.epoch}/{name}".encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
         with torch.random.fork_rng(devices=[]):  # SpeechBrain's augmenters draw from the global generator
             torch.manual_seed(seed)
-            return self._mask(clip) if self.encoder_frames is None else self._perturb(clip)
+            return self._mask(clip) if self.num_frames is None else self._perturb(clip, self.num_frames)
 
     def _mask(self, features: Tensor) -> Tensor:
-        """Features [L, T, D] with stretches and layers at their mean."""
+        """Replace spans of time and layers of features [L, T, D] by their mean."""
         layers, time, _ = features.shape
         masked = torch.zeros(layers, time, dtype=torch.bool)
         for _ in range(self.settings["time_masks"]):
@@ -85,12 +87,12 @@ class Augmentation:
         mean = features.float().mean(dim=1, keepdim=True).to(features.dtype)
         return torch.where(masked[..., None], mean, features)
 
-    def _perturb(self, samples: Tensor) -> Tensor:
-        """Samples [S] at another speed, with gaps in time and frequency."""
+    def _perturb(self, samples: Tensor, num_frames: Callable[[int], int]) -> Tensor:
+        """Change the speed of samples [S] and mask them in time and frequency."""
         changed = self.speed(samples[None])
         try:
-            self.encoder_frames(changed.shape[1])
-        except ValueError:  # slowed down it is longer than the encoder takes, or sped up too short
+            num_frames(changed.shape[1])
+        except ValueError:  # too long for the encoder at this speed, or too short
             changed = samples[None]
         for mask in self.masks:
             changed = mask(changed)
@@ -98,7 +100,7 @@ class Augmentation:
 
 
 class _Chunks(DropChunk):
-    """SpeechBrain's, which also asks for the length of each clip as a share of the longest."""
+    """SpeechBrain's augmenter for clips of equal length: it also takes the relative length of each clip."""
 
     def forward(self, waveforms: Tensor) -> Tensor:
         return super().forward(waveforms, torch.ones(len(waveforms)))

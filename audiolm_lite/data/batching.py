@@ -1,23 +1,23 @@
-"""Batches of audio-text items: length buckets under a token budget, and collation that never changes a result."""
+"""Batches of audio-text items: length buckets with a token budget, and padding that never changes a result."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from audiolm_lite.data.mixing import Mixture
 from audiolm_lite.modeling.batch import IGNORE, Batch
 
-# Share by which lengths are blurred before sorting: each epoch gets other batches, at little padding.
+# Lengths are multiplied by up to 1 + BLUR before sorting: each epoch then has other batches, with little padding.
 BLUR = 0.1
 
 
 @dataclass
 class Item:
-    """A prompt and what is heard in it.
+    """A prompt and its clips.
 
     Attributes
     ----------
@@ -26,14 +26,14 @@ class Item:
     input_ids, labels : list of int
         Token ids with audio slots, and labels.
     features, waveform : Tensor or None
-        Of its clip: features [L, T, D] or samples [S].
+        The first clip, as features [L, T, D] or as samples [S].
     further : tuple of Tensor
-        The same of further clips, in reading order.
+        The other clips, in reading order.
     seconds : float
         Duration of all clips.
     """
 
-    row: dict
+    row: dict[str, Any]
     input_ids: list[int]
     labels: list[int]
     features: Tensor | None = None
@@ -43,35 +43,60 @@ class Item:
 
     @property
     def clips(self) -> list[Tensor]:
-        """Features or samples of all clips."""
-        return [self.waveform if self.features is None else self.features, *self.further]
+        """Features or samples of all clips, in reading order."""
+        return [clip for clip in (self.features, self.waveform, *self.further) if clip is not None]
 
 
 def _pad(tensors: Sequence[Tensor], dim: int) -> tuple[Tensor, Tensor]:
-    """Stack along a new first dimension with zeros at the end of `dim`; also the lengths [A] int64."""
+    """Stack along a new first dimension with zeros at the end of `dim`; also return the lengths [A] int64."""
     lengths = torch.tensor([tensor.shape[dim] for tensor in tensors])
     shape = list(tensors[0].shape)
     shape[dim] = int(lengths.max())
     padded = tensors[0].new_zeros(len(tensors), *shape)
-    for row, tensor in zip(padded, tensors):
-        row.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+    for target, tensor in zip(padded, tensors):
+        target.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
     return padded, lengths
 
 
 def collate(items: Sequence[Item], side: str = "right") -> Batch:
-    """Pad items into a Batch; `side` is where the text is padded ("left" puts all answers' starts in one column)."""
+    """Pad items into a batch.
+
+    Parameters
+    ----------
+    items : sequence of Item
+        All with features, or all with waveforms.
+    side : str
+        Side on which text is padded: "right", or "left", so that all answers start in the same column.
+
+    Returns
+    -------
+    Batch
+        With audio padded at its end.
+
+    Raises
+    ------
+    ValueError
+        Another side.
+
+    Examples
+    --------
+    >>> items = [Item({"id": n}, [5] * n, [5] * n, waveform=torch.ones(n)) for n in (1, 2)]
+    >>> batch = collate(items, side="left")
+    >>> batch.attention_mask.tolist(), batch.samples.tolist()
+    ([[False, True], [True, True]], [1, 2])
+    """
     if side not in ("left", "right"):
         raise ValueError(f'collate: side is {side!r}, it must be "left" or "right".')
     size = max(len(item.input_ids) for item in items)
     input_ids = torch.zeros(len(items), size, dtype=torch.int64)
     attention_mask = torch.zeros(len(items), size, dtype=torch.bool)
     labels = torch.full((len(items), size), IGNORE, dtype=torch.int64)
-    for row, item in enumerate(items):
+    for index, item in enumerate(items):
         length = len(item.input_ids)
-        place = slice(0, length) if side == "right" else slice(size - length, size)
-        input_ids[row, place] = torch.tensor(item.input_ids)
-        attention_mask[row, place] = True
-        labels[row, place] = torch.tensor(item.labels)
+        columns = slice(0, length) if side == "right" else slice(size - length, size)
+        input_ids[index, columns] = torch.tensor(item.input_ids)
+        attention_mask[index, columns] = True
+        labels[index, columns] = torch.tensor(item.labels)
     features = frames = waveforms = samples = None
     clips = [clip for item in items for clip in item.clips]
     if items[0].features is not None:
@@ -80,41 +105,46 @@ def collate(items: Sequence[Item], side: str = "right") -> Batch:
         waveforms, samples = _pad(clips, dim=0)
     rows = [item.row for item in items]
     ids = [row["id"] for row in rows]
-    audio_rows = torch.tensor([row for row, item in enumerate(items) for _ in item.clips])
+    audio_rows = torch.tensor([index for index, item in enumerate(items) for _ in item.clips])
     batch = Batch(ids, rows, features, frames, waveforms, samples, input_ids, attention_mask, labels)
     return replace(batch, audio_rows=audio_rows, seconds=sum(item.seconds for item in items))
 
 
 def pack(batch: Batch) -> Batch:
-    """Put the items of a padded batch one after the other in a row [1, tokens]; audio stays as it is."""
+    """Concatenate the items of a padded batch in one row [1, tokens] without padding; audio stays as it is."""
     mask = batch.attention_mask
     positions = mask.long().cumsum(dim=1) - 1
+    clip_lengths = batch.samples if batch.frames is None else batch.frames
+    assert clip_lengths is not None  # a batch has features or waveforms
     return replace(
         batch,
         **{name: getattr(batch, name)[mask][None] for name in ("input_ids", "attention_mask", "labels")},
         position_ids=positions[mask][None],
-        audio_rows=torch.zeros_like(batch.samples if batch.frames is None else batch.frames),
+        audio_rows=torch.zeros_like(clip_lengths),
         packed=True,
     )
 
 
-class LengthBucketSampler(Sampler[list[int]]):
-    """Batches of items of similar length, the same number of batches on every rank.
+class LengthBucketSampler:
+    """Divide the items of an epoch into batches of items of similar length.
 
-    An epoch has every item once, or the items that a mixture gives it. Batches depend on (seed, epoch) alone; those
-    that the ranks compute in the same step are neighbours in length, so that no rank waits for another.
+    An epoch has every item once, or the items that a mixture gives it. Batches depend on seed and epoch only. Their
+    number is a multiple of the ranks; the batches that ranks compute in the same step are neighbours in length, so that
+    no rank waits for another.
 
     Parameters
     ----------
     lengths : sequence of int
         Tokens of each item, audio and text.
     batch_tokens : int
-        Largest items x longest item of a batch: tokens with padding; of a packed one, the sum of its items' tokens.
+        Most tokens of a batch with padding, that is items x longest item; of a packed batch, the sum of its items'
+        tokens.
     shuffle : bool
-        False: the same batches every epoch, longest first (what does not fit in memory fails at once).
+        False: the same batches in every epoch, longest first, so that a batch too large for the memory fails at once.
     seed : int
-    rank, world_size : int
-        This process and the number of processes.
+        Seed of the order.
+    world_size : int
+        Number of ranks.
     mixture : Mixture, optional
         Chooses the items of each epoch.
     packed : bool
@@ -123,16 +153,20 @@ class LengthBucketSampler(Sampler[list[int]]):
     Raises
     ------
     ValueError
-        An item alone exceeds the budget, or there are too few items to give every rank as many batches.
+        An item alone exceeds the budget, or there are no items.
+
+    Examples
+    --------
+    >>> LengthBucketSampler([4, 9, 5, 8], batch_tokens=18, shuffle=False).batches(epoch=0)
+    [[1, 3], [2, 0]]
     """
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         batch_tokens: int,
         shuffle: bool = True,
         seed: int = 0,
-        rank: int = 0,
         world_size: int = 1,
         mixture: Mixture | None = None,
         packed: bool = False,
@@ -146,30 +180,17 @@ class LengthBucketSampler(Sampler[list[int]]):
                 f"item {longest} has {self.lengths[longest]} tokens, more than batch_tokens {batch_tokens}: "
                 "raise batch_tokens or leave the item out of the manifest."
             )
-        self.batch_tokens = batch_tokens
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.mixture = mixture
-        self.packed = packed
-        self._position = (0, 0)  # epoch, first batch
-        self._plan: tuple[int, list[list[int]]] = (-1, [])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from its first batch."""
-        self._position = (epoch, 0)
-
-    def start(self, batch_index: int) -> None:
-        """Begin the current epoch at this batch of this rank: how an interrupted epoch goes on."""
-        self._position = (self._position[0], batch_index)
+        self.batch_tokens, self.world_size, self.packed = batch_tokens, world_size, packed
+        self.shuffle, self.seed, self.mixture = shuffle, seed, mixture
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of this rank in an epoch, as lists of item indices."""
-        return [step[self.rank] for step in self.steps(epoch)]
+        """Return the batches of an epoch as lists of item indices; `world_size` consecutive ones belong to one step.
 
-    def steps(self, epoch: int) -> list[list[list[int]]]:
-        """Batches of all ranks in an epoch, step by step."""
+        Raises
+        ------
+        ValueError
+            There are too few items to give every rank as many batches.
+        """
         rng = np.random.default_rng((self.seed, epoch if self.shuffle else 0))
         items = np.arange(len(self.lengths)) if self.mixture is None else self.mixture.epoch(epoch)
         lengths = self.lengths[items]
@@ -188,15 +209,15 @@ class LengthBucketSampler(Sampler[list[int]]):
         steps = [batches[i : i + self.world_size] for i in range(0, len(batches), self.world_size)]
         if self.shuffle:
             steps = [steps[i] for i in rng.permutation(len(steps))]
-        return steps
+        return [batch for step in steps for batch in step]
 
     def _split_to_multiple(self, batches: list[list[int]]) -> list[list[int]]:
-        """Halve the batches of most items until their number is a multiple of the ranks."""
+        """Halve the batches with most items until their number is a multiple of the ranks."""
         missing = -len(batches) % self.world_size
         items = sum(map(len, batches))
         if len(batches) + missing > items:
             raise ValueError(
-                f"{items} items in {len(batches)} batches cannot be dealt out evenly to {self.world_size} "
+                f"{items} items in {len(batches)} batches cannot be split evenly across {self.world_size} "
                 "processes: use fewer processes or more items."
             )
         for _ in range(missing):
@@ -204,17 +225,3 @@ class LengthBucketSampler(Sampler[list[int]]):
             batch = batches[largest]
             batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
         return batches
-
-    def _current(self) -> list[list[int]]:
-        epoch = self._position[0]
-        if self._plan[0] != epoch:
-            self._plan = (epoch, self.batches(epoch))
-        return self._plan[1]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Batches of the current epoch from the current start."""
-        yield from self._current()[self._position[1] :]
-
-    def __len__(self) -> int:
-        """Batches of this rank in the current epoch, wherever it starts."""
-        return len(self._current())

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from audiolm_lite.audio.reading import read_audio
+from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.batching import Item
 from audiolm_lite.data.clip_sources import ClipSource
 from audiolm_lite.data.controls import CONTROLS, ClipExchange
@@ -78,7 +79,7 @@ class AudioTextDataset(Dataset[Item]):
         control: str = "normal",
         seed: int = 0,
         limit: LengthLimit = NO_LIMIT,
-        augmentation: Callable[[Tensor, str], Tensor] | None = None,
+        augmentation: Augmentation | None = None,
     ):
         if control not in CONTROLS:
             raise DatasetError(f'dataset: control is {control!r}, it must be "normal", "zeros" or "shuffled".')
@@ -120,7 +121,8 @@ class AudioTextDataset(Dataset[Item]):
         units = sum(clip.shape[self.source.time_dim] for clip in clips)
         first, *further = clips
         item = Item(row, input_ids, labels, further=tuple(further), seconds=units * self.source.unit_seconds)
-        return replace(item, **{self.source.kind: first})
+        own: dict[str, Any] = {self.source.kind: first}
+        return replace(item, **own)
 
     def without_answers(self) -> "AudioTextDataset":
         """Return the same items, which end before their answers; `lengths` still include the answers."""

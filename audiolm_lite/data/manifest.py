@@ -1,32 +1,22 @@
-"""Manifests: JSON lines, one row an utterance and a task; read and written row by row, whatever their size."""
+"""Manifests: JSON lines with one row per utterance and task, read and written row by row, whatever their size."""
 
-import hashlib
 import json
-import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from audiolm_lite.config.errors import UserError
+from audiolm_lite.data.row_checks import ManifestError, RowChecker
+from audiolm_lite.storage.atomic import atomic_path
 
-# Longest line that is read, in bytes. Rows are a few kB even with timed words: a longer one is a file of another kind,
-# or one whose line ends were lost, and must not fill the memory before it is refused.
+# Longest line that is read, in bytes. Rows take a few kB even with word timings: a longer line is a file of another
+# kind, or one that has lost its line ends, and must not fill the memory before it is refused.
 MAX_LINE_BYTES = 16 << 20
 
-# Field -> default; a row without one of the others is refused.
-_DEFAULTS = {"start": 0.0, "duration": None, "language": "en", "speaker": ""}
-_TEXTS = ("id", "audio", "task", "target", "dataset", "split", "language", "speaker")
-_NEVER_EMPTY = ("id", "audio", "task", "dataset", "split")
-# What json.loads takes and JSON or UTF-8 does not have: NaN, infinities, half of a surrogate pair.
+# What json.loads accepts although JSON or UTF-8 does not allow it: NaN, infinities, half of a surrogate pair.
 _SUSPECT = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]")
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class ManifestError(UserError, ValueError):
-    """A manifest that breaks the schema; the message names file, line, field and remedy."""
 
 
 def iterate_manifest(
@@ -37,23 +27,23 @@ def iterate_manifest(
     Parameters
     ----------
     path : str or Path
-        UTF-8 JSON lines, with or without a byte order mark, lines ending in LF or CR LF; blank lines are allowed.
+        UTF-8 JSON lines, with or without a byte order mark, with LF or CR LF line ends; blank lines are allowed.
     rejects : list, optional
-        Receives what is wrong as `{"line": number, "id": the row's where it is known, "reason": message}`, and reading
-        goes on. Without it the first bad row is an error.
+        Receives each error as `{"line": number, "id": the row's id if it is known, "reason": message}`, and reading
+        continues. If None, the first invalid row raises.
     instruction_required : bool
         False: rows may lack an instruction (absent or null), which question files then supply.
 
     Yields
     ------
     dict
-        Rows in file order with `id, audio, start` (s), `duration` (s; None is to the end), `task, instruction, target,
-        references` (list, default the target alone), `dataset, split, language, speaker`; further fields are kept.
+        Rows in file order with `id, audio, start` (s), `duration` (s; None: to the end), `task, instruction, target,
+        references` (list; by default the target alone), `dataset, split, language, speaker`; further fields are kept.
 
     Raises
     ------
     ManifestError
-        The file cannot be read, or, without `rejects`, a row breaks the schema.
+        The file cannot be read or, without `rejects`, a row breaks the schema.
     """
     for row, _, _ in iterate_lines(path, rejects, instruction_required=instruction_required):
         yield row
@@ -62,17 +52,17 @@ def iterate_manifest(
 def iterate_lines(
     path: str | Path, rejects: list[dict[str, Any]] | None = None, *, instruction_required: bool = True
 ) -> Iterator[tuple[dict[str, Any], int, bytes]]:
-    """Yield rows as `iterate_manifest` does, each with its line and the place of the line's first byte in the file.
+    """Yield rows as `iterate_manifest` does, each with the byte offset of its line in the file, and the line.
 
-    `completed(json.loads(line))` is the row.
+    `with_defaults(json.loads(line))` is the row.
     """
     path = Path(path)
     checker = RowChecker(path, "line", instruction_required)
     with open_manifest(path) as file:
-        for number, begin, line in _lines(file):
+        for number, offset, line in _lines(file):
             row = None
             try:
-                row = _parsed(line, f"{path}, line {number}")
+                row = _decode(line, f"{path}, line {number}")
                 checked = checker.check(row, number)
             except ManifestError as error:
                 if rejects is None:
@@ -80,131 +70,60 @@ def iterate_lines(
                 known = {"id": row["id"]} if isinstance(row, dict) and isinstance(row.get("id"), str) else {}
                 rejects.append({"line": number, **known, "reason": str(error)})
             else:
-                yield checked, begin, line
-
-
-def completed(row: dict[str, Any]) -> dict[str, Any]:
-    """Row with its defaults; it must be one that `RowChecker` takes."""
-    row = {**_DEFAULTS, **row}
-    row.setdefault("instruction", None)
-    row["start"] = float(row["start"])
-    row["duration"] = None if row["duration"] is None else float(row["duration"])
-    row.setdefault("references", [row["target"]])
-    return row
+                yield checked, offset, line
 
 
 def read_manifest(path: str | Path, *, instruction_required: bool = True) -> list[dict[str, Any]]:
-    """All rows of a manifest as a list; parameters and errors are those of `iterate_manifest`."""
+    """Read all rows of a manifest as a list; parameters and errors are those of `iterate_manifest`."""
     return list(iterate_manifest(path, instruction_required=instruction_required))
 
 
 def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]], *, instruction_required: bool = True) -> int:
-    """Check rows and write them as they come, all or (on any error) none.
+    """Check rows and write them one by one; after an error, nothing is written.
 
     Returns
     -------
     int
-        How many rows there are.
+        Number of rows.
 
     Raises
     ------
     ManifestError
-        As `iterate_manifest`; also a value that JSON cannot hold.
+        A row breaks the schema or has a value that JSON cannot hold.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "train.jsonl"
+    >>> row = {"id": "1", "audio": "a.wav", "task": "asr", "instruction": "Transcribe.", "target": "yes"}
+    >>> write_manifest(file, [{**row, "dataset": "toy", "split": "train"}])
+    1
+    >>> [(row["id"], row["duration"], row["references"]) for row in read_manifest(file)]
+    [('1', None, ['yes'])]
     """
     path, number = Path(path), 0
     checker = RowChecker(path, "row", instruction_required)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with unfinished.open("wb") as file:
-            for number, row in enumerate(rows, start=1):
-                line = _encoded(checker.check(row, number), f"{path}, row {number}") + b"\n"
-                if len(line) > MAX_LINE_BYTES:
-                    raise ManifestError(f"{path}, row {number}: more than {MAX_LINE_BYTES} bytes; keep rows short")
-                file.write(line)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as unfinished, unfinished.open("wb") as file:
+        for number, row in enumerate(rows, start=1):
+            line = _encode(checker.check(row, number), f"{path}, row {number}") + b"\n"
+            if len(line) > MAX_LINE_BYTES:
+                raise ManifestError(f"{path}, row {number}: more than {MAX_LINE_BYTES} bytes; shorten its fields")
+            file.write(line)
     return number
 
 
-def audio_path(manifest: str | Path, row: dict[str, Any]) -> Path:
-    """Audio file of a row; a relative path starts from the manifest's folder."""
+def audio_path(manifest: str | Path, row: Mapping[str, Any]) -> Path:
+    """Return the audio file of a row or clip; a relative path starts at the manifest's folder.
+
+    Examples
+    --------
+    >>> audio_path("data/train.jsonl", {"audio": "wav/a.wav"}).as_posix()
+    'data/wav/a.wav'
+    """
     return Path(manifest).parent / row["audio"]
 
 
-class _Ids:
-    """Identifiers seen so far and their lines, in 13 bytes each, where a dict of strings takes over 200.
-
-    An identifier is known by 80 bits of its hash, of which 16 choose a bucket. Two of a billion different ones are
-    taken for the same with a probability below one in a million.
-    """
-
-    def __init__(self):
-        self._buckets: defaultdict[bytes, bytearray] = defaultdict(bytearray)
-
-    def first_line(self, name: str, number: int) -> int:
-        """Line where this identifier was seen first: `number`, if it is new."""
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=10).digest()
-        bucket, rest = self._buckets[digest[:2]], digest[2:]
-        place = bucket.find(rest)
-        while place % 13 and place > 0:  # bytes of two neighbours that look like it
-            place = bucket.find(rest, place + 1)
-        if place >= 0:
-            return int.from_bytes(bucket[place + 8 : place + 13], "big")
-        bucket += rest + number.to_bytes(5, "big")
-        return number
-
-
-class RowChecker:
-    """Checks the rows of one manifest; `unit` is how messages count them, "line" or "row"."""
-
-    def __init__(self, path: Path, unit: str, instruction_required: bool = True):
-        self.path, self.unit, self.instruction_required = path, unit, instruction_required
-        self.ids = _Ids()
-
-    def check(self, row: Any, number: int) -> dict[str, Any]:
-        """Row with its defaults."""
-        where = f"{self.path}, {self.unit} {number}"
-        if not isinstance(row, dict):
-            raise ManifestError(f"{where}: a row is an object with named fields, not {type(row).__name__}")
-        row = {**_DEFAULTS, **row}
-
-        def refuse(field: str, remedy: str) -> None:
-            found = f"{row[field]!r:.80}" if field in row else "missing"
-            raise ManifestError(f'{where}, field "{field}": {found}; {remedy}')
-
-        for field in _TEXTS:
-            if not isinstance(row.get(field), str):
-                refuse(field, "write a string")
-            if field in _NEVER_EMPTY and not row[field].strip():
-                refuse(field, "write a string that is not empty")
-        if "\0" in row["audio"]:
-            refuse("audio", "no path has a NUL character; correct it")
-        if not isinstance(row.get("instruction"), str) and (
-            self.instruction_required or row.get("instruction") is not None
-        ):
-            refuse("instruction", "write a string, or take the questions from files (question_files)")
-        if not _is_start(row["start"]):
-            refuse("start", "write seconds >= 0")
-        if not _is_duration(row["duration"]):
-            refuse("duration", "write seconds > 0, or null for all that follows the start")
-        if not _are_clips(row.get("further_audio", [])):
-            refuse("further_audio", "write a list of objects with audio (a path) and, where wanted, start and duration")
-        if not _are_turns(row.get("history", [])):
-            refuse("history", "write a list of objects with instruction and target, both strings")
-        references = row.get("references", [row["target"]])
-        if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
-            refuse("references", "write a list of at least one string")
-        first = self.ids.first_line(row["id"], number)
-        if first != number:
-            refuse("id", f"{self.unit} {first} has the same; make every id unique")
-        return completed(row)
-
-
 def open_manifest(path: Path) -> BinaryIO:
-    """Open a manifest for reading; raises ManifestError where that cannot be done."""
+    """Open a manifest for reading; raises ManifestError if it cannot be opened."""
     if path.is_dir():
         raise ManifestError(f"{path}: is a folder; name the manifest in it")
     if not path.exists():
@@ -212,30 +131,29 @@ def open_manifest(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise ManifestError(
-            f"{path}: cannot be read ({error.strerror}); correct its permissions or the path"
-        ) from error
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """Number, first byte and bytes of lines that are not blank; of one that is too long, MAX_LINE_BYTES + 1 bytes."""
-    number = place = 0
+    """Yield number, byte offset and content of non-blank lines; of a too long one only MAX_LINE_BYTES + 1 bytes."""
+    number = end = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
-        begin, place = place, place + len(line)
+        begin, end = end, end + len(line)
         last = line
         while len(line) > MAX_LINE_BYTES and last and not last.endswith(b"\n"):
             last = file.readline(1 << 20)
-            place += len(last)
-        # At the start of any line, since files with a mark are often concatenated.
+            end += len(last)
+        # At the start of any line, since files with a byte order mark are often concatenated.
         text = line.removeprefix(_BYTE_ORDER_MARK)
         if text and not text.isspace():
             yield number, begin + len(line) - len(text), text
 
 
-def _parsed(line: bytes, where: str) -> Any:
+def _decode(line: bytes, where: str) -> Any:
+    """Decode the JSON of a line; raises ManifestError with the cause if that fails."""
     if len(line) > MAX_LINE_BYTES:
-        raise ManifestError(f"{where}: more than {MAX_LINE_BYTES} bytes; write one row a line and keep it short")
+        raise ManifestError(f"{where}: more than {MAX_LINE_BYTES} bytes; write one short row per line")
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ManifestError(f"{where}: UTF-16; convert the file with: iconv -f UTF-16 -t UTF-8")
     try:
@@ -245,12 +163,12 @@ def _parsed(line: bytes, where: str) -> Any:
             f"{where}: byte {error.start + 1} is not UTF-8 ({error.reason}); convert the file with iconv"
         ) from error
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{where}: not JSON ({error}); write one object a line") from error
-    except (ValueError, RecursionError) as error:  # a field twice, a number of thousands of digits, endless nesting
-        raise ManifestError(f"{where}: cannot be read ({error}); write one plain object a line") from error
+        raise ManifestError(f"{where}: not JSON ({error}); write one object per line") from error
+    except (ValueError, RecursionError) as error:  # a repeated field, thousands of digits, too deep nesting
+        raise ManifestError(f"{where}: cannot be read ({error}); write one plain object per line") from error
     if _SUSPECT.search(line) and isinstance(row, dict):
-        for field in row.keys() - {"start", "duration"}:  # `_checked` has better words for these
-            _encoded({field: row[field]}, f'{where}, field "{field}"')
+        for field in row.keys() - {"start", "duration"}:  # RowChecker has better messages for these
+            _encode({field: row[field]}, f'{where}, field "{field}"')
     return row
 
 
@@ -258,48 +176,19 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"field {max(fields, key=names.count)!r} stands there more than once")
+        raise ValueError(f"field {max(fields, key=names.count)!r} occurs more than once")
     return fields
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
 
 
-def _encoded(row: dict[str, Any], where: str) -> bytes:
+def _encode(row: dict[str, Any], where: str) -> bytes:
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
-        raise ManifestError(f"{where}: half of a surrogate pair is no text; write the whole character") from error
+        raise ManifestError(f"{where}: half of a surrogate pair is not text; write the whole character") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise ManifestError(f"{where}: no JSON value ({error}); write text, finite numbers, lists, objects") from error
-
-
-def _is_start(value: Any) -> bool:
-    return _is_seconds(value) and value >= 0
-
-
-def _is_duration(value: Any) -> bool:
-    return value is None or (_is_seconds(value) and value > 0)
-
-
-def _are_clips(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(clip, dict)
-        and isinstance(clip.get("audio"), str)
-        and clip["audio"].strip()
-        and _is_start(clip.get("start", 0.0))
-        and _is_duration(clip.get("duration"))
-        for clip in value
-    )
-
-
-def _are_turns(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("instruction"), str) and isinstance(turn.get("target"), str)
-        for turn in value
-    )
-
-
-def _is_seconds(value: Any) -> bool:
-    # an int of hundreds of digits is none: no float holds it
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+        raise ManifestError(
+            f"{where}: not a JSON value ({error}); write text, finite numbers, lists and objects"
+        ) from error

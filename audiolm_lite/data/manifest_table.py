@@ -1,9 +1,9 @@
-"""Where each row of a manifest is, and what rows are chosen by: millions of rows open at once, shared by processes.
+"""A memory-mapped table of a manifest's rows, so that millions of rows are open at once and shared by processes.
 
-Beside `train.jsonl` lies `.train.jsonl.arrow`, an Arrow file that is made, and all rows checked, when the manifest is
-first opened, and again when it has changed. It is memory-mapped; rows themselves are read from the manifest. A row has
-there the `begin`, `size` and `crc32` of its line, `start`, `duration`, `task`, `split` and `audio` of the row, and
-whether it has an instruction (`questioned`) and clips after the first (`several`).
+The table of `train.jsonl` is `.train.jsonl.arrow` in the same folder. This Arrow file is written, and all rows are
+checked, when the manifest is first opened, and again when it has changed. Rows themselves are read from the manifest.
+The table contains for each row the offset (`begin`), `size` and `crc32` of its line, the fields `start`, `duration`,
+`task`, `split` and `audio`, and whether it has an instruction (`questioned`) and clips after the first (`several`).
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from audiolm_lite.data.manifest import ManifestError, completed, iterate_lines, open_manifest
+from audiolm_lite.data.manifest import iterate_lines, open_manifest
+from audiolm_lite.data.row_checks import ManifestError, with_defaults
 from audiolm_lite.storage.cache import derived_file
 from audiolm_lite.storage.mapped_arrays import map_file
 
@@ -40,36 +41,35 @@ _SCHEMA = pa.schema(
         pa.field("several", pa.bool_(), nullable=False),
     ]
 )
-_PORTION = 1 << 16  # rows in each batch of the file but the last
-_END_BYTES = 1 << 16
+_BATCH_ROWS = 1 << 16  # rows in each record batch of the file except the last
+_END_BYTES = 1 << 16  # bytes at each end of the manifest that are part of its stamp
 
 
-class ManifestTable(Sequence):
-    """Rows of a manifest, read one at a time by a table of their places that is memory-mapped.
+class ManifestTable(Sequence[dict[str, Any]]):
+    """Rows of a manifest, read one by one at the byte offsets in its memory-mapped table.
 
-    The table counts as the manifest's while size, modification time (ns) and the first and last 64 kB are those of
-    the manifest it was made from. Whatever replaces a file changes size or time; the two ends catch a copy of another
-    version whose time was set back. An edit that keeps all of these is noticed when one of its rows is read: each line
-    has its checksum in the table.
+    The table is valid while size, modification time (ns) and the first and last 64 KiB of the manifest are unchanged.
+    Replacing a file changes size or time; the two ends detect a copy of another version whose time was set back. An
+    edit that keeps all of these is detected when a changed row is read, by the checksum of its line.
 
     Parameters
     ----------
     path : str or Path
-        The manifest. Rows may lack an instruction.
+        The manifest; its rows may lack an instruction.
 
     Attributes
     ----------
     path : Path
         The manifest.
     file : Path
-        The table: beside the manifest or, where that folder cannot be written, in the user's cache folder.
+        The table: next to the manifest or, if that folder is not writable, in the user's cache folder.
     content : str
         Hash of the manifest's bytes.
 
     Raises
     ------
     ManifestError
-        As `iterate_manifest`, when the table is made; when a row is read and the manifest has been written to since.
+        The manifest cannot be read or breaks the schema, or it has been changed since it was opened.
     """
 
     def __init__(self, path: str | Path):
@@ -79,10 +79,10 @@ class ManifestTable(Sequence):
         self.file = derived_file(
             self.path,
             ".arrow",
-            lambda file: _source(file).get("stamp") == stamp,
+            lambda file: _metadata(file).get("stamp") == stamp,
             lambda file: _write(self.path, stamp, file),
         )
-        self.content = _source(self.file)["content"]
+        self.content = _metadata(self.file)["content"]
         self._map()
 
     def _map(self) -> None:
@@ -92,13 +92,13 @@ class ManifestTable(Sequence):
         if source["content"] != self.content or source["stamp"] != _stamp(self._manifest):
             raise self._changed()
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        self._portion = len(batches[0]) if batches else 1
+        self._batch_rows = len(batches[0]) if batches else 1
         self._rows = sum(map(len, batches))
-        # Rows are looked up one by one, which is faster in these than in arrays.
-        self._places = [tuple(memoryview(_values(batch[name])) for name in _SCHEMA.names[:3]) for batch in batches]
+        # Rows are looked up one by one, which is faster in memory views than in arrays.
+        self._lines = [tuple(_values(batch[name]).data for name in _SCHEMA.names[:3]) for batch in batches]
 
     def _reader(self) -> pa.ipc.RecordBatchFileReader:
-        """Map the file anew, which is the one opened at first even where another has taken its name."""
+        """Map the file again; it is the one opened at first, even if another file has replaced it."""
         return pa.ipc.open_file(pa.py_buffer(map_file(self._table)))
 
     def _changed(self) -> ManifestError:
@@ -115,63 +115,63 @@ class ManifestTable(Sequence):
     def __len__(self) -> int:
         return self._rows
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a row as `read_manifest` gives it."""
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
+        """Return a row as `read_manifest` does."""
         if not -self._rows <= index < self._rows:
             raise IndexError(f"{self.path}: row {index} of {self._rows}")
-        batch, place = divmod(index % self._rows, self._portion)
-        begins, sizes, codes = self._places[batch]
-        # Not mapped: it shall not count as this process's memory, and a file cut short while mapped ends a process.
-        line = os.pread(self._manifest.fileno(), sizes[place], begins[place])
-        if zlib.crc32(line) != codes[place]:
+        batch, position = divmod(index % self._rows, self._batch_rows)
+        offsets, sizes, checksums = self._lines[batch]
+        # Read, not mapped: mapped pages would count as memory of this process, and truncating a mapped file kills it.
+        line = os.pread(self._manifest.fileno(), sizes[position], offsets[position])
+        if zlib.crc32(line) != checksums[position]:
             raise self._changed()
-        return completed(json.loads(line.decode()))
+        return with_defaults(json.loads(line.decode()))
 
     def column(self, name: str) -> np.ndarray:
-        """One field [N] of numbers or truth values of all rows, a copy."""
-        parts = [_values(batch[name]) for _, batch in self._batches()]
-        return np.concatenate([_values(pa.array([], _SCHEMA.field(name).type)), *parts])
+        """Return a numeric or boolean column [N] of all rows, as a copy."""
+        values = [_values(batch[name]) for _, batch in self._batches()]
+        return np.concatenate([_values(pa.array([], _SCHEMA.field(name).type)), *values])
 
     def clips(self, numbers: np.ndarray) -> Iterator[tuple[str, float, float | None]]:
-        """Yield audio, start and duration of some rows, whose numbers [N] ascend."""
+        """Yield audio, start and duration of the rows with these numbers [N], which must be ascending."""
         for first, batch in self._batches():
-            here = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + len(batch))]
-            chosen = pa.array(here - first)
-            yield from zip(*(batch[name].take(chosen).to_pylist() for name in ("audio", "start", "duration")))
+            in_batch = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + len(batch))]
+            positions = pa.array(in_batch - first)
+            yield from zip(*(batch[name].take(positions).to_pylist() for name in ("audio", "start", "duration")))
 
     def select(self, tasks: Sequence[str] | None = None, split: str | None = None) -> np.ndarray:
-        """Numbers [N] int32 of the rows with one of these tasks and this split; None takes all."""
-        wanted = {"task": tasks, "split": None if split is None else [split]}
-        wanted = {name: names for name, names in wanted.items() if names is not None}
-        if not wanted:
+        """Return the numbers [N] int32 of the rows with one of these tasks and this split; None selects all."""
+        given = {"task": tasks, "split": None if split is None else [split]}
+        conditions = {name: values for name, values in given.items() if values is not None}
+        if not conditions:
             return np.arange(len(self), dtype=np.int32)
-        found = [np.empty(0, np.int32)]
+        numbers = [np.empty(0, np.int32)]
         for first, batch in self._batches():
             keep = np.ones(len(batch), dtype=bool)
-            for name, names in wanted.items():
-                kinds = batch[name].dictionary_encode()
-                allowed = np.array([kind in names for kind in kinds.dictionary.to_pylist()])
-                keep &= allowed[_values(kinds.indices)]
-            found.append((np.flatnonzero(keep) + first).astype(np.int32))
-        return np.concatenate(found)
+            for name, values in conditions.items():
+                column = batch[name].dictionary_encode()
+                allowed = np.array([value in values for value in column.dictionary.to_pylist()])
+                keep &= allowed[_values(column.indices)]
+            numbers.append((np.flatnonzero(keep) + first).astype(np.int32))
+        return np.concatenate(numbers)
 
     def tasks_and_splits(self) -> set[tuple[str, str]]:
-        """All (task, split) that rows have."""
+        """Return all pairs (task, split) that occur."""
         pairs = (zip(batch["task"].to_pylist(), batch["split"].to_pylist()) for _, batch in self._batches())
         return set().union(*pairs)
 
     def _batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Number of the first row and rows of each batch."""
+        """Yield each record batch and the number of its first row."""
         first = 0
-        for number in range(len(self._places)):
-            # Its own mapping, which ends with the batch: the pages would stay resident in the one that lasts.
+        for number in range(len(self._lines)):
+            # A mapping that ends with the batch: in a permanent one, the pages would stay resident.
             batch = self._reader().get_batch(number)
             yield first, batch
             first += len(batch)
 
 
 def _values(column: pa.Array) -> np.ndarray:
-    """An array's numbers or truth values, as its `to_numpy` gives them, which imports pandas (35 MB) for that."""
+    """Numbers or booleans of an array, as its `to_numpy` returns them, but without importing pandas (35 MB)."""
     data = column.buffers()[1] or b""
     if pa.types.is_boolean(column.type):
         return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: len(column)].astype(bool)
@@ -179,6 +179,7 @@ def _values(column: pa.Array) -> np.ndarray:
 
 
 def _stamp(manifest: BinaryIO) -> dict[str, Any]:
+    """Size, modification time and hash of both ends of a manifest."""
     status = os.fstat(manifest.fileno())
     ends = os.pread(manifest.fileno(), _END_BYTES, 0)
     ends += os.pread(manifest.fileno(), _END_BYTES, max(0, status.st_size - _END_BYTES))
@@ -189,37 +190,37 @@ def _stamp(manifest: BinaryIO) -> dict[str, Any]:
     }
 
 
-def _source(file: Path) -> dict[str, Any]:
-    """What a table says of its manifest; nothing where there is no sound table of this format."""
+def _metadata(file: Path) -> dict[str, Any]:
+    """Stamp and content hash of the manifest that a table was made from; empty if the table is missing or invalid."""
     try:
         with pa.memory_map(str(file)) as source:
             schema = pa.ipc.open_file(source).schema
-        found = json.loads(schema.metadata[b"manifest"])
-        return found if found["format"] == FORMAT and schema.equals(_SCHEMA) else {}
+        metadata = json.loads(schema.metadata[b"manifest"])
+        return metadata if metadata["format"] == FORMAT and schema.equals(_SCHEMA) else {}
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
         return {}
 
 
 def _write(path: Path, stamp: dict[str, Any], file: Path) -> None:
-    log.info("%s: making its table, once", path)
+    """Check a manifest and write its table to `file`."""
+    log.info("%s: checking all rows and writing the table of the manifest, once", path)
     content = hashlib.blake2b(digest_size=16)
     with open_manifest(path) as source:
         while block := source.read(1 << 20):
             content.update(block)
-    about = {"format": FORMAT, "stamp": stamp, "content": content.hexdigest()}
-    schema = _SCHEMA.with_metadata({"manifest": json.dumps(about)})
-    facts = (_facts(*line) for line in iterate_lines(path, instruction_required=False))
+    metadata = {"format": FORMAT, "stamp": stamp, "content": content.hexdigest()}
+    schema = _SCHEMA.with_metadata({"manifest": json.dumps(metadata)})
+    entries = (_entry(*line) for line in iterate_lines(path, instruction_required=False))
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        while portion := list(islice(facts, _PORTION)):
-            columns = [pa.array(values, field.type) for values, field in zip(zip(*portion), schema)]
+        while batch := list(islice(entries, _BATCH_ROWS)):
+            columns = [pa.array(values, field.type) for values, field in zip(zip(*batch), schema)]
             writer.write_batch(pa.record_batch(columns, schema=schema))
     with open_manifest(path) as source:
         if _stamp(source) != stamp:
-            raise ManifestError(f"{path}: changed while it was read; start again when it is finished")
+            raise ManifestError(f"{path}: changed while it was read; start again when it is complete")
 
 
-def _facts(row: dict[str, Any], begin: int, line: bytes) -> tuple:
-    """Values of the table's columns."""
-    place = begin, len(line), zlib.crc32(line)
-    clip = row["start"], row["duration"], row["task"], row["split"], row["audio"]
-    return *place, *clip, row["instruction"] is not None, bool(row.get("further_audio"))
+def _entry(row: dict[str, Any], offset: int, line: bytes) -> tuple[Any, ...]:
+    """Values of the table's columns for a row."""
+    fields = row["start"], row["duration"], row["task"], row["split"], row["audio"]
+    return offset, len(line), zlib.crc32(line), *fields, row["instruction"] is not None, bool(row.get("further_audio"))

@@ -1,4 +1,4 @@
-"""Mixing manifests: how often the rows of each one appear in an epoch."""
+"""Mixing of manifests: how many rows of each manifest an epoch contains."""
 
 from collections.abc import Sequence
 
@@ -8,28 +8,34 @@ from audiolm_lite.config.errors import ConfigError
 
 
 class Mixture:
-    """Rows of several manifests in given shares, in turn: no row comes again before all of its manifest have come.
+    """Items of several manifests in given proportions; no item is repeated before all of its manifest were used.
 
-    An epoch takes the next rows of each manifest's own endless sequence of random orders, so a manifest with a small
-    share is heard whole over several epochs, and one with a large share is repeated evenly.
+    Each manifest has its own endless sequence of random orders, and an epoch takes the next items of it. All items of a
+    manifest with a small weight are used over several epochs; those of one with a large weight repeat evenly.
 
     Parameters
     ----------
     sizes : sequence of int
-        Items of each manifest; those of the first come first in the dataset, and so on.
+        Items of each manifest, in the order of the dataset.
     weights : sequence of float
-        Share of each manifest in an epoch, relative to the others.
+        Weight of each manifest; only their ratios matter.
     seed : int
+        Seed of the orders.
 
     Attributes
     ----------
     counts : list of int
-        Items of each manifest in an epoch, at least one; together about as many as there are.
+        Items of each manifest in an epoch, at least one; their sum is about the number of all items.
 
     Raises
     ------
     ValueError
-        A weight is not positive, their number is another than that of the manifests, or a manifest has no item.
+        A weight is not positive, there are not as many weights as manifests, or a manifest has no item.
+
+    Examples
+    --------
+    >>> Mixture([900, 100], weights=[1, 1]).counts
+    [500, 500]
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int = 0):
@@ -37,43 +43,52 @@ class Mixture:
             raise ValueError(f"mixing: {len(sizes)} manifests need as many weights > 0, not {list(weights)}.")
         if 0 in sizes:
             raise ValueError(
-                f"mixing: manifest {list(sizes).index(0) + 1} of {len(sizes)} has no item of the tasks asked for; "
-                "take it out of the list."
+                f"mixing: manifest {list(sizes).index(0) + 1} of {len(sizes)} has no item of the selected tasks; "
+                "remove it from the list."
             )
         self.sizes, self.seed = list(sizes), seed
         self.counts = [max(1, round(sum(sizes) * weight / sum(weights))) for weight in weights]
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Items [N] int64 of an epoch, those of the first manifest first; an item may come several times."""
-        first, items = 0, []
-        for number, (size, count) in enumerate(zip(self.sizes, self.counts)):
-            begin, end = epoch * count, (epoch + 1) * count
-            turns = range(begin // size, -(-end // size))
-            orders = [np.random.default_rng((self.seed, number, turn)).permutation(size) for turn in turns]
-            place = begin - turns[0] * size
-            items.append(first + np.concatenate(orders)[place : place + count])
-            first += size
+        """Return the item indices [N] int64 of an epoch, manifest by manifest; an item may occur several times."""
+        first_item, items = 0, []
+        for manifest, (size, count) in enumerate(zip(self.sizes, self.counts)):
+            begin, end = epoch * count, (epoch + 1) * count  # in the endless sequence
+            rounds = range(begin // size, -(-end // size))
+            orders = [np.random.default_rng((self.seed, manifest, number)).permutation(size) for number in rounds]
+            offset = begin - rounds[0] * size
+            items.append(first_item + np.concatenate(orders)[offset : offset + count])
+            first_item += size
         return np.concatenate(items)
 
     def describe(self, names: Sequence[str], lengths: np.ndarray, epoch: int = 1) -> str:
-        """The parts of each manifest in the rows and tokens of an epoch, in words; `lengths` [items] in tokens."""
-        of_items = np.split(lengths[self.epoch(epoch)], np.cumsum(self.counts)[:-1])
-        tokens = [int(part.sum(dtype=np.int64)) for part in of_items]
+        """Describe the rows and tokens of each manifest in an epoch; `lengths` are the tokens [items] of all items."""
+        by_manifest = np.split(lengths[self.epoch(epoch)], np.cumsum(self.counts)[:-1])
+        tokens = [int(selected.sum(dtype=np.int64)) for selected in by_manifest]
         return "; ".join(
             f"{name}: {count} of {size} rows ({100 * count / sum(self.counts):.1f} %), "
-            f"{part} tokens ({100 * part / sum(tokens):.1f} %)"
-            for name, count, size, part in zip(names, self.counts, self.sizes, tokens)
+            f"{own} tokens ({100 * own / sum(tokens):.1f} %)"
+            for name, count, size, own in zip(names, self.counts, self.sizes, tokens)
         )
 
 
 def temperature_weights(sizes: Sequence[int], temperature: float) -> list[float]:
-    """Weights that grow as size ** (1 / temperature): 1 leaves the sizes' own shares, many makes all equal.
+    """Compute weights proportional to size ** (1 / temperature).
+
+    At 1, manifests keep the proportions of their sizes; at a high temperature all manifests have the same weight.
 
     Raises
     ------
     ConfigError
         The temperature is below 1.
+
+    Examples
+    --------
+    >>> temperature_weights([900, 100], temperature=2)
+    [30.0, 10.0]
     """
     if not temperature >= 1:
-        raise ConfigError(f"mixing_temperature is {temperature}; it must be 1 (shares as the sizes) or more.")
+        raise ConfigError(
+            f"mixing_temperature is {temperature}; it must be at least 1, at which the sizes decide the proportions."
+        )
     return [size ** (1 / temperature) for size in sizes]

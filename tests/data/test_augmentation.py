@@ -1,4 +1,4 @@
-"""Augmentation depends on seed, epoch and clip alone, touches what it may, and keeps prompts in step with the audio."""
+"""Augmentation: draws depend on seed, epoch and clip only, and masks and speeds stay within their settings."""
 
 import pytest
 import torch
@@ -9,15 +9,15 @@ from audiolm_lite.data.augmentation import Augmentation
 LAYERS, TIME, DIM = 3, 40, 4
 
 
-def encoder_frames(samples):
-    """A frame each 160 samples, at most 200."""
+def num_frames(samples):
+    """One frame per 160 samples, at most 200 frames."""
     if samples > 200 * 160:
         raise ValueError("too long")
     return samples // 160
 
 
 def make(live=False, epoch=1, seed=0, **settings):
-    augmentation = Augmentation(settings, seed, encoder_frames if live else None)
+    augmentation = Augmentation(settings, seed, num_frames if live else None)
     augmentation.epoch = epoch
     return augmentation
 
@@ -29,7 +29,7 @@ def clip(live=False, number=0, samples=16000):
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_seed_epoch_and_name_alone_decide(live):
+def test_draws_depend_on_seed_epoch_and_name_only(live):
     def changed(**options):
         augmentation = make(live, **options)
         return [augmentation(clip(live), f"row-{number}") for number in range(8)]
@@ -41,13 +41,13 @@ def test_seed_epoch_and_name_alone_decide(live):
     torch.manual_seed(7)
     before = torch.get_rng_state()
     assert same(first, changed())
-    assert torch.equal(torch.get_rng_state(), before)  # dropout goes on as if nothing had been drawn
+    assert torch.equal(torch.get_rng_state(), before)  # the global generator, which dropout uses, is unchanged
     assert not same(first, changed(epoch=2)) and not same(first, changed(seed=1))
     assert not same(first, [first[0]] * 8)
-    assert same(changed(epoch=None), [clip(live)] * 8)  # before training has begun
+    assert same(changed(epoch=None), [clip(live)] * 8)  # before training starts
 
 
-def test_masks_leave_the_mean_and_at_least_one_layer():
+def test_masked_values_are_the_mean_and_at_least_one_layer_is_kept():
     share = 0.2
     for number in range(8):
         plain = clip(number=number)
@@ -55,13 +55,13 @@ def test_masks_leave_the_mean_and_at_least_one_layer():
         changed = (plain != masked).any(dim=-1)  # [L, T]
         mean = plain.mean(dim=1, keepdim=True).expand_as(plain)
         torch.testing.assert_close(masked[changed], mean[changed])
-        whole = changed.all(dim=1)
-        assert not whole.all()
-        assert all(layer.sum() <= share * TIME + 1 for layer in changed[~whole])
+        masked_layers = changed.all(dim=1)
+        assert not masked_layers.all()
+        assert all(layer.sum() <= share * TIME + 1 for layer in changed[~masked_layers])
     assert torch.equal(make(time_masks=0, layer_mask=0.0)(plain, "row"), plain)
 
 
-def test_speeds_change_the_length_where_the_encoder_takes_it():
+def test_speeds_change_the_length_if_the_encoder_accepts_it():
     lengths = {len(make(live=True, epoch=epoch)(clip(live=True), "row")) for epoch in range(12)}
     assert lengths == {17778, 16000, 14546}
     longest = clip(live=True, samples=200 * 160)

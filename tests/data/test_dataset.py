@@ -160,8 +160,8 @@ def test_faults_of_rows_are_found_before_training(dataset, made):
 def test_batches_from_workers(made, tokenizer):
     prompt = PromptBuilder(PromptTemplate(TEMPLATE), tokenizer, num_tokens)
     data = AudioTextDataset(select_rows([made / "train.jsonl"]), FeatureSource(FeatureStore(made / "store")), prompt)
-    sampler = LengthBucketSampler(data.lengths, 80)
-    loader = DataLoader(data, batch_sampler=sampler, collate_fn=collate, num_workers=1)
+    batches = LengthBucketSampler(data.lengths, 80).batches(0)
+    loader = DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=1)
     ids = []
     for batch in loader:
         assert batch.attention_mask.numel() <= 80
@@ -241,8 +241,7 @@ def test_drawn_questions_do_not_depend_on_workers_and_fit_the_lengths(dataset, q
     drawn = []
     for epoch in range(4):
         data.set_epoch(epoch)
-        sampler.set_epoch(epoch)
-        loader = DataLoader(data, batch_sampler=sampler, collate_fn=list, num_workers=num_workers)
+        loader = DataLoader(data, batch_sampler=sampler.batches(epoch), collate_fn=list, num_workers=num_workers)
         items = {item.row["id"]: item for batch in loader for item in batch}
         drawn.append({name: item.row["instruction"] for name, item in items.items()})
         assert drawn[-1] == {r["id"]: r["instruction"] for r in data.rows}

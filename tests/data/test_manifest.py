@@ -1,4 +1,4 @@
-"""Manifests: defaults, what is kept, and messages that name file, line, field and remedy."""
+"""Manifests: defaults, further fields, and messages that name file, line, field and remedy."""
 
 import json
 import pathlib
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from audiolm_lite.data.manifest import (
     MAX_LINE_BYTES,
     ManifestError,
-    _Ids,
     audio_path,
     iterate_manifest,
     read_manifest,
     write_manifest,
 )
+from audiolm_lite.data.row_checks import _SeenIds
 
 ROW = {
     "id": "a-1",
@@ -47,7 +47,7 @@ def test_round_trip_fills_defaults_and_keeps_further_fields(tmp_path):
     assert audio_path(file, {"audio": "/corpus/a.wav"}).as_posix() == "/corpus/a.wav"
 
 
-def test_blank_lines_are_no_rows_and_count_in_messages(tmp_path):
+def test_blank_lines_are_skipped_and_counted_in_messages(tmp_path):
     file = tmp_path / "m.jsonl"
     file.write_text(json.dumps(ROW) + "\n\n" + json.dumps({**ROW, "id": "b"}) + "\n \n")
     assert [row["id"] for row in read_manifest(file)] == ["a-1", "b"]
@@ -72,10 +72,10 @@ def test_blank_lines_are_no_rows_and_count_in_messages(tmp_path):
         ({"references": []}, 'field "references"'),
         ({"references": [3]}, 'field "references"'),
         ({"speaker": 12}, 'field "speaker": 12'),
-        ({"id": "first"}, "line 1 has the same; make every id unique"),
+        ({"id": "first"}, "line 1 has the same id; make every id unique"),
     ],
 )
-def test_broken_rows_are_refused_by_line_and_field(tmp_path, change, message):
+def test_invalid_rows_are_refused_by_line_and_field(tmp_path, change, message):
     file = write_lines(tmp_path / "m.jsonl", {**ROW, "id": "first"}, {**ROW, **change})
     with pytest.raises(ManifestError) as error:
         read_manifest(file)
@@ -108,11 +108,11 @@ def line(**change):
     return json.dumps({**ROW, **change}, ensure_ascii=False).encode()
 
 
-def test_marks_and_line_ends_of_other_systems_are_read(tmp_path):
+def test_byte_order_marks_and_crlf_are_read(tmp_path):
     file, mark = tmp_path / "m.jsonl", b"\xef\xbb\xbf"
     file.write_bytes(
         mark + line(id="a") + b"\r\n\r\n" + mark + line(id="b") + b"\r\n" + line(id="c")
-    )  # and no last end
+    )  # without a line end
     assert [row["id"] for row in read_manifest(file)] == ["a", "b", "c"]
     assert read_manifest(file)[0]["target"] == "grüße 你好"
 
@@ -123,25 +123,25 @@ BAD_LINES = {
     "cut off": (line()[:40], "not JSON"),
     "two objects": (line() + line(), "not JSON"),
     "a list": (b"[]", "a row is an object with named fields, not list"),
-    "a field twice": (b'{"id": "a", ' + line()[1:], "field 'id' stands there more than once"),
+    "a field twice": (b'{"id": "a", ' + line()[1:], "field 'id' occurs more than once"),
     "endless nesting": (b"[" * 200_000, "cannot be read"),
     "a number of 5000 digits": (line(start=0).replace(b'"start": 0', b'"start": ' + b"9" * 5000), "cannot be read"),
     "a number of 400 digits": (line(start=0).replace(b'"start": 0', b'"start": ' + b"9" * 400), 'field "start": 999'),
     "an infinite start": (line(start=0).replace(b": 0", b": Infinity"), 'field "start": inf; write seconds >= 0'),
-    "NaN in a further field": (line(snr=0).replace(b": 0", b": NaN"), 'field "snr": no JSON value'),
+    "NaN in a further field": (line(snr=0).replace(b": 0", b": NaN"), 'field "snr": not a JSON value'),
     "half a character": (line(target="x").replace(b'"x"', b'"\\ud83d"'), 'field "target": half of a surrogate pair'),
-    "NUL in the path": (line(audio="a\0.wav"), "field \"audio\": 'a\\x00.wav'; no path has a NUL"),
+    "NUL in the path": (line(audio="a\0.wav"), "field \"audio\": 'a\\x00.wav'; a path cannot contain a NUL"),
     "too long": (b'{"id": "' + b"x" * (MAX_LINE_BYTES + 5) + b'"}', f"more than {MAX_LINE_BYTES} bytes"),
     "wrong type": (line(target=3), 'field "target": 3; write a string'),
     "missing field": (json.dumps({"id": "x"}).encode(), 'field "audio": missing'),
     "no instruction": (line(instruction=None), 'field "instruction": None; write a string, or take the questions from'),
     "negative segment": (line(duration=-1), 'field "duration": -1; write seconds > 0'),
-    "duplicate id": (line(id="first"), "field \"id\": 'first'; line 1 has the same"),
+    "duplicate id": (line(id="first"), "field \"id\": 'first'; line 1 has the same id"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
-def test_bad_lines_are_refused_or_set_aside(tmp_path, kind):
+def test_bad_lines_are_refused_or_rejected(tmp_path, kind):
     bad, message = BAD_LINES[kind]
     file = tmp_path / "m.jsonl"
     file.write_bytes(line(id="first") + b"\n" + bad + b"\n" + line(id="last"))
@@ -153,7 +153,7 @@ def test_bad_lines_are_refused_or_set_aside(tmp_path, kind):
     assert [(reject["line"], reject["reason"]) for reject in rejects] == [(2, str(error.value))]
 
 
-def test_rejects_have_an_id_where_it_is_known_and_the_first_of_two_equal_ids_is_kept(tmp_path):
+def test_rejects_have_an_id_if_it_is_known_and_the_first_of_two_equal_ids_is_kept(tmp_path):
     file = tmp_path / "m.jsonl"
     file.write_bytes(
         b"\n".join([line(id="a", task=""), b"{", line(id="b", speaker="one"), line(id="b", speaker="two")])
@@ -174,7 +174,7 @@ def test_a_line_of_50_mb_does_not_fill_the_memory(tmp_path):
     assert peak < 3 * MAX_LINE_BYTES
 
 
-def test_rows_without_instruction_are_read_and_written_where_they_are_allowed(tmp_path):
+def test_rows_without_instruction_are_read_and_written_if_they_are_allowed(tmp_path):
     file = tmp_path / "m.jsonl"
     without = {name: value for name, value in ROW.items() if name != "instruction"}
     with pytest.raises(ManifestError, match='row 1, field "instruction": missing'):
@@ -187,13 +187,13 @@ def test_rows_without_instruction_are_read_and_written_where_they_are_allowed(tm
 @pytest.mark.parametrize(
     "value", [float("nan"), {1, 2}, "\ud83d", pathlib.Path("x")], ids=["nan", "set", "surrogate", "path"]
 )
-def test_what_json_cannot_hold_is_not_written(tmp_path, value):
-    with pytest.raises(ManifestError, match="row 1: (no JSON value|half of a surrogate)"):
+def test_values_that_json_cannot_hold_are_not_written(tmp_path, value):
+    with pytest.raises(ManifestError, match="row 1: (not a JSON value|half of a surrogate)"):
         write_manifest(tmp_path / "m.jsonl", [{**ROW, "extra": value}])
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_are_written_as_they_come(tmp_path):
+def test_rows_are_written_one_by_one(tmp_path):
     def rows():
         for number in range(8_000):
             yield {**ROW, "id": str(number), "transcript": "word " * 100}
@@ -220,17 +220,17 @@ def test_unreadable_manifests_are_named(tmp_path, monkeypatch):
 
 @given(names=st.lists(st.text(max_size=4), max_size=200))
 @settings(max_examples=50, deadline=None)
-def test_identifiers_are_recognised_like_in_a_dict(names):
-    ids, expected = _Ids(), {}
+def test_repeated_ids_are_found_like_in_a_dict(names):
+    ids, expected = _SeenIds(), {}
     for number, name in enumerate(names, start=1):
-        assert ids.first_line(name, number) == expected.setdefault(name, number)
+        assert ids.first_number(name, number) == expected.setdefault(name, number)
 
 
-def test_identifiers_take_little_memory():
+def test_ids_take_little_memory():
     tracemalloc.start()
-    ids = _Ids()
-    assert all(ids.first_line(f"utterance-{number}", number) == number for number in range(1, 50_001))
+    ids = _SeenIds()
+    assert all(ids.first_number(f"utterance-{number}", number) == number for number in range(1, 50_001))
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert ids.first_line("utterance-777", 1 << 33) == 777
+    assert ids.first_number("utterance-777", 1 << 33) == 777
     assert used < 50_000 * 20 + 65_536 * 150  # and the empty buckets

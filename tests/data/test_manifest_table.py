@@ -42,7 +42,7 @@ rows = st.fixed_dictionaries(
         "references": st.lists(text, min_size=1, max_size=3),
         "language": text,
         "speaker": text,
-        "begin": values,  # the name of a column of the table's own
+        "begin": values,  # also the name of a column of the table
         "words": values,
         "label": values,
     },
@@ -54,23 +54,23 @@ def row(name, **change):
     return {"id": str(name), **fixed, **change}
 
 
-@given(found=st.lists(rows, max_size=8), batch=st.integers(1, 4))
+@given(written=st.lists(rows, max_size=8), batch=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_rows_are_those_of_the_manifest(tmp_path_factory, found, batch):
+def test_rows_equal_those_of_the_manifest(tmp_path_factory, written, batch):
     file = tmp_path_factory.mktemp("table") / "m.jsonl"
-    write_manifest(file, ({"id": str(i), **row} for i, row in enumerate(found)), instruction_required=False)
+    write_manifest(file, ({"id": str(i), **row} for i, row in enumerate(written)), instruction_required=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_module, "_PORTION", batch)
+        patch.setattr(table_module, "_BATCH_ROWS", batch)
         table = ManifestTable(file)
-        odd = np.arange(1, len(found), 2)
-        clips, every = list(table.clips(odd)), list(table.clips(np.arange(len(found))))
+        odd = np.arange(1, len(written), 2)
+        clips, every = list(table.clips(odd)), list(table.clips(np.arange(len(written))))
     expected = read_manifest(file, instruction_required=False)
     assert list(table) == expected and len(table) == len(expected)
     assert [table[i - len(table)] for i in range(len(table))] == expected
     copied = pickle.loads(pickle.dumps(table))
     assert list(copied) == expected
     assert every == [(r["audio"], r["start"], r["duration"]) for r in expected] and clips == every[1::2]
-    stored = pa.ipc.open_file(pa.memory_map(str(table.file))).read_all()  # by programs other than this
+    stored = pa.ipc.open_file(pa.memory_map(str(table.file))).read_all()  # as another program reads it
     assert stored.column("audio").to_pylist() == [r["audio"] for r in expected]
     assert table.column("questioned").tolist() == [r["instruction"] is not None for r in expected]
     for tasks, split in (({r["task"] for r in expected[:2]}, None), (None, "train"), ({"x"}, "y")):
@@ -92,10 +92,10 @@ def test_the_table_is_built_once_and_again_when_the_manifest_changes(tmp_path, m
     assert first.file == tmp_path / ".m.jsonl.arrow"
 
     status = file.stat()
-    write_manifest(file, [row("a"), row("c")])  # same size, and the time set back: the ends tell
+    write_manifest(file, [row("a"), row("c")])  # same size, with the time set back: detected by the ends
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert ManifestTable(file)[1]["id"] == "c" and len(builds) == 2
-    assert first[1]["id"] == "b"  # what is open stays what it was
+    assert first[1]["id"] == "b"  # the open manifest is unchanged
     with pytest.raises(ManifestError, match="has changed since it was opened"):
         pickle.loads(pickle.dumps(first))
     assert first.select(["asr"]).tolist() == [0, 1]
@@ -103,8 +103,8 @@ def test_the_table_is_built_once_and_again_when_the_manifest_changes(tmp_path, m
     assert len(ManifestTable(file)) == 1 and len(builds) == 3
 
 
-def test_a_row_that_was_written_over_in_place_is_noticed(tmp_path):
-    """Where rows lie is known of the file as it was; what is read there now could be half of two other rows."""
+def test_a_row_that_was_overwritten_in_place_is_detected(tmp_path):
+    """Offsets are those of the earlier file: the bytes there could now be parts of two other rows."""
     file = tmp_path / "m.jsonl"
     write_manifest(file, [row("a"), row("b")])
     table = ManifestTable(file)
@@ -118,7 +118,7 @@ def test_a_row_that_was_written_over_in_place_is_noticed(tmp_path):
         table[0]
 
 
-def test_marks_blank_lines_and_line_ends_of_other_systems_are_passed_over(tmp_path):
+def test_byte_order_marks_blank_lines_and_crlf_are_skipped(tmp_path):
     lines = [json.dumps(row(name)).encode() for name in "abc"]
     (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf%s\r\n\r\n  \n\xef\xbb\xbf%s\n%s" % tuple(lines))
     table = ManifestTable(tmp_path / "m.jsonl")
@@ -133,7 +133,7 @@ def test_a_damaged_table_is_built_again(tmp_path, damage):
     assert ManifestTable(tmp_path / "m.jsonl")[0]["id"] == "a"
 
 
-def test_faults_are_found_when_the_table_is_built_and_leave_nothing(tmp_path):
+def test_errors_are_found_when_the_table_is_built_and_leave_no_file(tmp_path):
     file = tmp_path / "m.jsonl"
     file.write_text(json.dumps(row("a")) + "\n" + json.dumps(row("b", start=-1)) + "\n")
     with pytest.raises(ManifestError, match='m.jsonl, line 2, field "start": -1'):
@@ -158,7 +158,7 @@ def test_a_manifest_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("by", ["lock", "folder"])
-def test_a_folder_that_cannot_be_written_has_its_table_in_the_cache(tmp_path, monkeypatch, caplog, by):
+def test_the_table_of_a_folder_that_is_not_writable_is_in_the_cache(tmp_path, monkeypatch, caplog, by):
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("AUDIOLM_LITE_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "data" / "m.jsonl"
@@ -190,7 +190,7 @@ def build_and_read(path, start, results):
     results.put([row["id"] for row in ManifestTable(path)])
 
 
-def test_processes_that_build_at_once_all_get_the_whole_table(tmp_path):
+def test_processes_that_build_at_the_same_time_all_get_the_complete_table(tmp_path):
     file = tmp_path / "m.jsonl"
     write_manifest(file, (row(i) for i in range(3000)))
     context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""Question files: which rows draw from which, and that nothing but seed, epoch and id decides what they draw."""
+"""Question files: which rows draw from which file, and that draws depend on seed, epoch and id only."""
 
 from collections import Counter
 
@@ -18,14 +18,14 @@ def files(tmp_path):
 A, B = ["What is said?", "Transcribe."], ["무엇이 들리나요?", "What is heard?"]
 
 
-def test_each_manifest_has_its_file_or_all_share_all(files):
+def test_each_manifest_has_its_file_or_all_use_all_files(files):
     assert Questions(files, 2).pools == [A, B]
     assert Questions(files, 3).pools == [A + B] * 3
     assert Questions(files[:1], 2).pools == [A, A]
     assert Questions([], 2).draw(1, "x") == DEFAULT_QUESTION == "what does the audio mean?"
 
 
-def test_draws_depend_on_seed_epoch_and_id_alone(files):
+def test_draws_depend_on_seed_epoch_and_id_only(files):
     def draws(seed, epoch, ids=range(400)):
         questions = Questions(files, 1, seed)
         questions.epoch = epoch
@@ -37,9 +37,9 @@ def test_draws_depend_on_seed_epoch_and_id_alone(files):
     assert min(Counter(first.values()).values()) > 60 and len(set(first.values())) == 4
 
 
-def test_files_that_hold_no_question_are_named(tmp_path):
+def test_files_without_questions_are_named(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    for name, message in {"empty": "holds no question", "latin": "is not UTF-8", "none": "cannot be read"}.items():
+    for name, message in {"empty": "has no question", "latin": "is not UTF-8", "none": "cannot be read"}.items():
         with pytest.raises(ManifestError, match=f"question_files: .*{name}.txt {message}"):
             Questions([tmp_path / f"{name}.txt"], 1)

@@ -1,4 +1,4 @@
-"""Rows of several tables as one sequence, in workers too."""
+"""Selected rows of several manifests as one sequence, also in DataLoader workers."""
 
 import numpy as np
 import pytest
