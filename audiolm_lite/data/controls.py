@@ -1,7 +1,7 @@
 """Controls without the audio of the question: which clip an item gets instead of its own.
 
 They measure what a model answers from the text alone. "shuffled" gives each clip the audio of another clip. "zeros"
-gives silence in the length of another clip, because the length of a clip says how long its transcript is.
+gives silence in the length of another clip, because the length of a clip reveals the length of its transcript.
 """
 
 from collections.abc import Hashable, Iterable

@@ -35,7 +35,7 @@ def test_every_item_once_within_the_budget_on_equal_ranks(lengths, slack, world_
 @settings(max_examples=30, deadline=None)
 @given(lengths=all_lengths, seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_an_epoch_depends_on_seed_and_epoch_only(lengths, seed, epoch):
-    """Not on what was asked before, so an interrupted epoch can be resumed at any batch."""
+    """Not on earlier calls, so an interrupted epoch can be resumed at any batch."""
     sampler = LengthBucketSampler(lengths, 120, seed=seed)
     expected = sampler.batches(epoch)
     resumed = LengthBucketSampler(lengths, 120, seed=seed)
