@@ -2,10 +2,12 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import pickle
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,17 +139,22 @@ def test_several_ranks_write_to_one_folder(tmp_path):
     check(tmp_path, range(10))
 
 
+def open_as_rank(folder, rank):
+    """Exit status 3 if another process writes to the store as this rank."""
+    try:
+        FeatureWriter(folder, {}, rank=rank)
+    except FeatureStoreError as error:
+        assert f"another process is writing to this store as rank {rank}" in str(error)
+        sys.exit(3)
+
+
 def test_a_rank_has_one_writer_at_a_time(tmp_path):
     with FeatureWriter(tmp_path, {}, rank=1):
-        for rank, message in ((1, "another process is writing to this store as rank 1"), (2, "")):
-            child = os.fork()
-            if child == 0:
-                try:
-                    FeatureWriter(tmp_path, {}, rank=rank)
-                except FeatureStoreError as error:
-                    os._exit(message in str(error))
-                os._exit(2)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (1 if message else 2)
+        for rank, status in ((1, 3), (2, 0)):
+            process = multiprocessing.get_context("fork").Process(target=open_as_rank, args=(tmp_path, rank))
+            process.start()
+            process.join()
+            assert process.exitcode == status
 
 
 def test_workers_read_the_store(tmp_path):

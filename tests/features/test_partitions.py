@@ -1,18 +1,20 @@
-"""One extraction in several processes: by torchrun, and by `--shard`, through a recipe's own command."""
+"""An extraction in several processes, by torchrun or by `--shard`, as `prepare.py` of a recipe runs it."""
 
 import json
+import multiprocessing
 import os
 import socket
+import threading
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from tqdm import tqdm
 
-from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.distributed.partition import Partition, parse_partition
 from audiolm_lite.features.store import FeatureStore
 from data_prep.clips import Clip
 from data_prep.prepare import SPLITS, prepare
@@ -60,58 +62,52 @@ def check(folder):
     ]
 
 
-def test_shards_then_a_plain_run(corpus, sources, capsys):
+def test_shards_then_a_run_without(corpus, sources, capsys):
     whisper = str(sources / "whisper")
     for shard in ("2/2", "1/2"):
         prepare(clips(corpus), settings(corpus, whisper, shard=shard), {"device": "cpu"})
         assert not (corpus / "out/train.jsonl").exists()
-    shown = capsys.readouterr().out
-    assert "share 2 of 2: Summary(stored=5, skipped=0, rejected=1" in shown
-    assert "share 1 of 2: Summary(stored=6, skipped=0, rejected=0" in shown
+    printed = capsys.readouterr().out
+    assert "part 2 of 2: Summary(stored=5, skipped=0, rejected=1" in printed
+    assert "part 1 of 2: Summary(stored=6, skipped=0, rejected=0" in printed
     prepare(clips(corpus), settings(corpus, whisper), {"device": "cpu"})
-    assert "share 1 of 1: Summary(stored=0, skipped=11, rejected=1" in capsys.readouterr().out
+    assert "part 1 of 1: Summary(stored=0, skipped=11, rejected=1" in capsys.readouterr().out
     check(corpus)
+
+
+def prepare_as_rank(rank, port, corpus, whisper):
+    """Run in a forked process with the environment of torchrun, since a new Python process takes seconds to start."""
+    tqdm.set_lock(threading.RLock())  # the inherited lock would remain locked if this process were killed
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with (corpus / f"rank{rank}.txt").open("w") as printed, redirect_stdout(printed):
+        prepare(clips(corpus), settings(corpus, whisper), {"device": "cpu"})
 
 
 def test_ranks_of_torchrun(corpus, sources):
-    """Forks with the environment that torchrun gives its processes, since starting Python anew takes long."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            try:
-                with (corpus / f"rank{rank}.txt").open("w") as shown, redirect_stdout(shown):
-                    prepare(clips(corpus), settings(corpus, str(sources / "whisper")), {"device": "cpu"})
-                os._exit(0)
-            finally:
-                os._exit(1)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    assert "share 1 of 1: Summary(stored=0, skipped=11, rejected=1" in (corpus / "rank0.txt").read_text()
-    assert "share 1 of 1" not in (corpus / "rank1.txt").read_text()
+    start = partial(multiprocessing.get_context("fork").Process, target=prepare_as_rank)
+    ranks = [start(args=(rank, port, corpus, str(sources / "whisper"))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=100)  # if one fails, the other waits for it
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0, 0]
+    assert "part 1 of 1: Summary(stored=0, skipped=11, rejected=1" in (corpus / "rank0.txt").read_text()
+    assert "part 1 of 1" not in (corpus / "rank1.txt").read_text()
     check(corpus)
 
 
-def test_shares_are_written_from_one_to_n():
-    assert parse_partition("1/1") == Partition(0, 1, finishes=False) and parse_partition("3/8") == Partition(
-        2, 8, finishes=False
-    )
-    assert parse_partition(None) == Partition(0, 1, finishes=True)
-    for wrong in ("0/8", "9/8", "3", "a/b", "1/0"):
-        with pytest.raises(ConfigError, match="I/N"):
-            parse_partition(wrong)
-
-
-def test_two_devices_give_what_one_gives(corpus, sources):
-    """Features of a clip are those of a plain run, to the accuracy of another batch."""
+def test_features_do_not_depend_on_the_number_of_parts(corpus, sources):
+    """They are those of one process, to the accuracy of other batches."""
     whisper = str(sources / "whisper")
     stores = []
-    for name, shards in (("plain", [None]), ("shared", ["1/3", "2/3", "3/3", None])):
+    for name, shards in (("one", [None]), ("three", ["1/3", "2/3", "3/3", None])):
         for shard in shards:
             options = {"feature_folder": corpus / name, "feature_dtype": "float32", "shard": shard}
             prepare(clips(corpus), settings(corpus, whisper, **options), {"device": "cpu"})
