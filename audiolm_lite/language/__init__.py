@@ -1,1 +1,1 @@
-"""Language models and their prompts."""
+"""Causal language models, their tokenizers, and prompt templates."""

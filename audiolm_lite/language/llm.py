@@ -1,4 +1,4 @@
-"""Loading a causal LLM by name or folder: its number format, quantisation and LoRA."""
+"""Loading a causal language model by name or folder, with its dtype, quantization and LoRA."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.language.voxtral import NOT_QUANTISED, load_tekken, load_voxtral_llm
+from audiolm_lite.language.voxtral import NOT_QUANTIZED, load_tekken, load_voxtral_llm
 from audiolm_lite.modeling.quantization import bitsandbytes_config
 
 _ENTRIES = {"source": None, "tokenizer": None, "dtype": "float32", "quantization": None, "lora": None}
@@ -23,36 +23,36 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     Parameters
     ----------
     config : dict
-        ``source``: name on the Hugging Face hub or a folder, of a causal LM or of a Voxtral, whose language model is
-        taken; ``tokenizer``: another one than the source's; ``dtype``: "float32" (default), "bfloat16" or "float16",
-        whatever the file holds; ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes, on an NVIDIA GPU);
-        ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685), with
-        ``dora: true`` as DoRA, which learns each weight's magnitude apart from its direction (Liu et al. 2024, arXiv
-        2402.09353).
+        ``source``: name on the Hugging Face hub or folder of a causal LM, or of a Voxtral, of which the language model
+        is loaded; ``tokenizer``: name or folder, by default the source; ``dtype``: "float32" (default), "bfloat16" or
+        "float16", independent of the dtype in the file; ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes,
+        on an NVIDIA GPU); ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685),
+        with ``dora: true`` for DoRA, which learns magnitude and direction of each weight separately (Liu et al. 2024,
+        arXiv 2402.09353).
     on_meta : bool
-        Build the LLM without reading its weights, on the meta device: another process has them.
+        Build the LLM on the meta device without reading its weights, for example because another process reads them.
 
     Returns
     -------
     llm : nn.Module
-        The causal LM; with LoRA, a `peft.PeftModel` of it whose LoRA weights alone are trainable.
+        The causal LM, or with a LoRA its `peft.PeftModel`, of which only the LoRA is trainable.
     tokenizer : PreTrainedTokenizerBase
-        Its padding token is never used: masks alone say what is padding.
+        Its padding token is never used: only masks mark padding.
 
     Raises
     ------
     ConfigError
-        An entry is unknown, missing or has a value that is not offered, or what it needs is not installed.
+        An entry is unknown or missing or has an invalid value, or a required package is not installed.
     """
     _check_entries("llm", config, tuple(_ENTRIES), required=("source",))
     config = _ENTRIES | config
     _check_choice("dtype", config["dtype"], _DTYPES)
     dtype = getattr(torch, config["dtype"])
     source = config["source"]
-    # A model's own code is never run: trust_remote_code=False fails at once where None would ask on the terminal.
+    # A model's own code is never run. trust_remote_code=None would ask on the terminal.
     published = AutoConfig.from_pretrained(source, trust_remote_code=False)
     voxtral = published.model_type == "voxtral"
-    quantization = bitsandbytes_config("llm", config["quantization"], dtype, NOT_QUANTISED if voxtral else None)
+    quantization = bitsandbytes_config("llm", config["quantization"], dtype, NOT_QUANTIZED if voxtral else None)
     if on_meta:
         with init_empty_weights(include_buffers=False):
             text = published.text_config if voxtral else published
@@ -73,14 +73,14 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    known = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    if cached_file(source, "tekken.json", **known) and not cached_file(source, "tokenizer.json", **known):
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if cached_file(source, "tekken.json", **optional) and not cached_file(source, "tokenizer.json", **optional):
         return load_tekken(source)
     return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
-    from peft import LoraConfig, get_peft_model  # slow to import, and not every model has a LoRA
+    from peft import LoraConfig, get_peft_model  # slow to import, and not always needed
 
     _check_entries("llm, lora", config, (*_LORA_REQUIRED, "dora"), required=_LORA_REQUIRED)
     lora = LoraConfig(

@@ -1,4 +1,4 @@
-"""Prompt templates: one string with slots, turned into token ids with audio slots and supervision on the answers."""
+"""Prompt templates: strings with slots that become token ids with audio slots, and labels of the answers."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,28 +11,28 @@ from audiolm_lite.config.errors import UserError
 from audiolm_lite.language.chat import ChatTemplateError, render_chat
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 
-AUDIO_MARK = "<audio>"  # where, inside an instruction, the next clip stands
+AUDIO_MARK = "<audio>"  # position of the next clip within an instruction
 _FIELDS = {"answer": "target"}  # slots whose manifest field has another name
 
 
 class PromptError(UserError, ValueError):
-    """A template, or a row for it, that cannot become a prompt."""
+    """A template that is not valid, or a row that does not fit it."""
 
 
 class Piece(NamedTuple):
-    """Part of a template: literal text, or a slot that a row fills.
+    """Literal text of a template, or a slot that is filled from a row.
 
     Attributes
     ----------
     kind : {"text", "slot"}
     value : str
-        The text, or the slot's name.
+        The text, or the name of the slot.
     turn : int
-        Turn of the conversation that fills it.
+        Turn of the conversation that the piece belongs to.
     supervised : bool
-        Whether the model learns to say it.
+        Whether its tokens are labels.
     wrap : tuple of str
-        For the audio slot: text before and after each clip.
+        Audio slot: text before and after each clip. Chat slot: system prompt.
     """
 
     kind: str
@@ -46,15 +46,16 @@ class PromptTemplate:
     r"""A prompt as one string, e.g. ``"{bos}USER: {audio}\n{instruction}\nASSISTANT: {answer}{eos}"``.
 
     Slots are ``{bos}``, ``{eos}``, ``{audio}``, ``{answer}`` and any manifest field; ``{{`` and ``}}`` are literal
-    braces. ``{audio:<Speech>*</Speech>}`` puts text around each clip. Answers and what ends them alone are supervised.
-    Each literal piece and each slot is tokenised on its own: the ids before the answer are then the same in training
+    braces. ``{audio:<Speech>*</Speech>}`` adds text around each clip. Only answers and their end tokens are supervised.
+    Each literal text and each slot is tokenized separately, so that the ids before the answer are the same in training
     and in generation.
 
-    *Conversations.* The turns of a row's ``history`` come before its own; what follows ``{turn}`` in the template is
-    repeated for each. All clips stand in the first turn, unless instructions place them with ``<audio>``.
+    *Conversations.* The turns of a row's ``history`` come before its own turn. The template after ``{turn}`` is
+    repeated for each turn. All clips are in the first turn, unless ``<audio>`` in instructions gives their positions.
 
     *Chat templates.* ``"{chat:You understand sound.}{audio}{instruction}"`` uses the chat template of the LLM's
-    tokenizer, with that system prompt (``{chat}``: none) and the rest as what the user says in each turn.
+    tokenizer with this system prompt (``{chat}``: without one). The rest of the string is the user message of each
+    turn.
 
     Parameters
     ----------
@@ -63,7 +64,20 @@ class PromptTemplate:
     Raises
     ------
     PromptError
-        The template has an unknown form of slot, no audio, more than one, or another end.
+        The template has a slot that is not valid, not exactly one audio slot, or does not end with the answer.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "what?": 2, "dog": 3}))
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    >>> template = PromptTemplate("{bos}{audio}{instruction}{answer}{eos}")
+    >>> ids, labels = template.encode({"instruction": "what?", "target": "dog"}, tokenizer, audio_tokens=2)
+    >>> ids
+    [0, -1, -1, 2, 3, 1]
+    >>> labels
+    [-100, -100, -100, -100, 3, 1]
     """
 
     def __init__(self, template: str):
@@ -79,13 +93,13 @@ class PromptTemplate:
                 raise PromptError(f"template {template!r}: needs {{{name}}} once, has it {slots.count(name)} times.")
         if self.chat and {"answer", "bos", "eos", "turn"}.intersection(slots):
             raise PromptError(
-                f"template {template!r}: after {{chat}} comes what the user says; answers, their ends and turns come "
-                "from the chat template."
+                f"template {template!r}: after {{chat}} follows the user message only; remove {{answer}}, {{bos}}, "
+                "{eos} and {turn}, which the chat template adds."
             )
         if "chat" in slots:
-            raise PromptError(f"template {template!r}: {{chat}} comes first of all.")
+            raise PromptError(f"template {template!r}: {{chat}} must be the first slot.")
         if slots.count("turn") > 1:
-            raise PromptError(f"template {template!r}: {{turn}} marks where a turn begins; write it once.")
+            raise PromptError(f"template {template!r}: {{turn}} marks the beginning of a turn; write it once.")
         if not self.chat and [piece.value for piece in pieces[-2:] if piece.kind == "slot"] != ["answer", "eos"]:
             raise PromptError(
                 f"template {template!r}: must end with {{answer}}{{eos}}, so that the model learns to stop."
@@ -95,10 +109,10 @@ class PromptTemplate:
         self._head = pieces[:begin] if begin is not None else []
         self._turn = pieces if begin is None else pieces[begin + 1 :]
         if any(piece.kind == "slot" and piece.value in ("audio", "answer") for piece in self._head):
-            raise PromptError(f"template {template!r}: {{audio}} and {{answer}} stand after {{turn}}.")
+            raise PromptError(f"template {template!r}: {{audio}} and {{answer}} must follow {{turn}}.")
 
     def pieces(self, turns: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-        """All pieces of a conversation of so many turns, with the tokenizer's chat template where it is used."""
+        """All pieces of a conversation of `turns` turns, including those of the tokenizer's chat template."""
         if self.chat:
             return _chat_pieces(self, turns, tokenizer)
         repeated = [
@@ -116,45 +130,46 @@ class PromptTemplate:
         with_answer: bool = True,
         cut: tuple[str, int] = ("", 0),
     ) -> tuple[list[int], list[int]]:
-        """Token ids and labels of one row.
+        """Encode one row.
 
         Parameters
         ----------
         row : dict
             A manifest row.
         tokenizer : PreTrainedTokenizerBase
-            The LLM's; asked for plain pieces, to which it adds no special tokens of its own.
+            Tokenizer of the LLM, called without its own special tokens.
         audio_tokens : int or sequence of int
-            How many positions the clip takes, or each of several clips in the order in which they are read.
+            Number of audio tokens of the clip, or of each of several clips in reading order.
         with_answer : bool
-            False leaves out the last answer and its end: the prompt to generate from.
+            False: without the last answer and its end, as the prompt for generation.
         cut : tuple of str and int
-            A field of the row and how many tokens to leave out at its end, where the row is too long.
+            Field of a row that is too long, and the number of tokens to drop at the end of the field.
 
         Returns
         -------
         input_ids : list of int
-            AUDIO_SLOT at the audio's positions.
+            AUDIO_SLOT at the positions of audio tokens.
         labels : list of int
-            Not shifted: the ids of answers and their ends, IGNORE elsewhere.
+            Ids of answers and their end tokens, IGNORE elsewhere; not shifted.
 
         Raises
         ------
         PromptError
-            A field is missing or too short to be cut, the tokenizer has no such token, clips do not fit their marks, or
-            data would become a special token.
+            A field is missing or too short to be cut, the tokenizer has no begin or end token, the number of clips
+            differs from that of their marks, or text of the row would become a special token.
         """
         turns = [*row.get("history", []), row]
         if len(turns) > 1 and not self.repeats:
             raise PromptError(
-                f'row "{row.get("id")}" has a history, and the template does not say what a turn is: put {{turn}} '
-                "where one begins."
+                f'row "{row.get("id")}" has a history, and the template has no {{turn}}: put {{turn}} at the beginning '
+                "of a turn."
             )
         clips = [audio_tokens] if isinstance(audio_tokens, int) else list(audio_tokens)
         marks = sum(str(turn.get("instruction", "")).count(AUDIO_MARK) for turn in turns)
         if marks not in (0, len(clips)):
             raise PromptError(
-                f'row "{row.get("id")}": {marks} {AUDIO_MARK} marks in its instructions for {len(clips)} clips.'
+                f'row "{row.get("id")}": {marks} {AUDIO_MARK} marks in its instructions for {len(clips)} clips; write '
+                "one mark per clip, or none."
             )
         pieces, last = self.pieces(len(turns), tokenizer), len(turns) - 1
         if not with_answer:
@@ -163,7 +178,8 @@ class PromptTemplate:
         slots = {_FIELDS.get(p.value, p.value) for p in pieces if p.kind == "slot" and p.turn == last}
         if cut[1] and cut[0] not in slots:
             raise PromptError(
-                f'row "{row.get("id")}" is too long by {cut[1]} tokens, and the prompt has no field "{cut[0]}" to cut.'
+                f'row "{row.get("id")}" is too long by {cut[1]} tokens, and the prompt has no field "{cut[0]}" to cut; '
+                "choose a field of the template."
             )
         ids: list[int] = []
         labels: list[int] = []
@@ -186,13 +202,13 @@ class PromptTemplate:
         return ids, labels
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-        """Ids that end an answer."""
+        """Token ids that end an answer."""
         if not self.chat:
             return {_special(tokenizer, "eos")}
         return {tokenizer.encode(self.pieces(1, tokenizer)[-1].value, add_special_tokens=False)[-1]}
 
     def _marked_instruction(self, fields: Mapping, clips: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Instruction with its clips in place; takes these from the front of `clips`."""
+        """Encode an instruction with clips at its marks; removes these clips from the front of `clips`."""
         audio = next(piece for piece in self._turn if piece.value == "audio")
         ids: list[int] = []
         for number, text in enumerate(fields["instruction"].split(AUDIO_MARK)):
@@ -222,7 +238,7 @@ def _parse(template: str) -> list[Piece]:
             wrap, spec = (spec or "", ""), ""
         if not slot.isidentifier() or spec or conversion:
             raise PromptError(
-                f"template {template!r}: a slot is a plain field name, {{audio:before*after}} or, first of all, "
+                f"template {template!r}: a slot is a plain field name, {{audio:before*after}} or, as the first slot, "
                 f"{{chat:system prompt}}; not {{{slot}{conversion and '!' + conversion or ''}{spec and ':' + spec}}}."
             )
         pieces.append(Piece("slot", slot, wrap=wrap))
@@ -231,22 +247,22 @@ def _parse(template: str) -> list[Piece]:
 
 @lru_cache(maxsize=64)
 def _chat_pieces(template: PromptTemplate, turns: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """A conversation through the tokenizer's chat template; an answer ends with the first special token after it."""
+    """Pieces of a conversation in the tokenizer's chat template; the first special token after an answer ends it."""
     try:
-        parts = render_chat(tokenizer, template.system, turns)
+        rendered = render_chat(tokenizer, template.system, turns)
     except ChatTemplateError as error:
         raise PromptError(f"template {template.template!r}: {error}") from None
     pieces = []
-    for turn, (before_user, before_answer, end) in enumerate(parts):
-        said = [piece._replace(turn=turn) for piece in template._turn]
+    for turn, (before_user, before_answer, end) in enumerate(rendered):
+        message = [piece._replace(turn=turn) for piece in template._turn]
         pieces += [Piece("text", before_user, turn)] if before_user else []
-        pieces += [*said, Piece("text", before_answer, turn)]
+        pieces += [*message, Piece("text", before_answer, turn)]
         pieces += [Piece("slot", "answer", turn, supervised=True), Piece("text", end, turn, supervised=True)]
     return pieces
 
 
 def _clips(piece: Piece, clips: list[int], tokenizer: PreTrainedTokenizerBase, take: int) -> list[int]:
-    """Slots of the next clips, each between the texts that the template puts around it."""
+    """Audio slots of the next `take` clips, each with the template's text before and after it."""
     before, after = (tokenizer.encode(text, add_special_tokens=False) if text else [] for text in piece.wrap)
     return [token for _ in range(take) for token in [*before, *[AUDIO_SLOT] * clips.pop(0), *after]]
 
@@ -255,7 +271,7 @@ def _cut(ids: list[int], cut: tuple[str, int], row: Mapping[str, Any]) -> list[i
     field, tokens = cut
     if tokens >= len(ids):
         raise PromptError(
-            f'row "{row.get("id")}": is too long by {tokens} tokens, and its field "{field}" has only {len(ids)}: '
+            f'row "{row.get("id")}": is too long by {tokens} tokens, and its field "{field}" has only {len(ids)}; '
             "drop the row, or raise the limit."
         )
     return ids[:-tokens]
@@ -264,27 +280,29 @@ def _cut(ids: list[int], cut: tuple[str, int], row: Mapping[str, Any]) -> list[i
 def _special(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     token = getattr(tokenizer, f"{name}_token_id")
     if token is None:
-        raise PromptError(f"the template has {{{name}}}, and this tokenizer has no such token: leave the slot out.")
+        raise PromptError(f"the template has {{{name}}}, and the tokenizer has no such token; remove the slot.")
     return token
 
 
 @lru_cache(maxsize=8)
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that no plain text may have, listed once a tokenizer; the unknown token is what plain text may well have."""
-    added = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return frozenset(added.union(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    """Ids that must not result from text, computed once per tokenizer; text may contain the unknown token."""
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return frozenset(special.union(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
 
 
 def _encode_field(row: Mapping[str, Any], slot: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokenise data as plain text: a transcript with "</s>" in it must not end the turn."""
+    """Tokenize a field as plain text: a transcript that contains "</s>" must not end the turn."""
     field = _FIELDS.get(slot, slot)
     if row.get(field) is None:
-        raise PromptError(f'row "{row.get("id")}": the template has {{{slot}}}, and the row has no field "{field}".')
+        raise PromptError(
+            f'row "{row.get("id")}": the template has {{{slot}}}, and the row has no field "{field}"; add it.'
+        )
     ids = tokenizer.encode(str(row[field]), add_special_tokens=False, split_special_tokens=True)
-    # some vocabularies spell a special token out of ordinary pieces all the same
-    found = _special_ids(tokenizer).intersection(ids)
-    if found:
-        tokens = ", ".join(tokenizer.convert_ids_to_tokens(sorted(found)))
+    # Some vocabularies merge ordinary pieces into a special token.
+    special = _special_ids(tokenizer).intersection(ids)
+    if special:
+        tokens = ", ".join(tokenizer.convert_ids_to_tokens(sorted(special)))
         raise PromptError(
             f'row "{row.get("id")}", field "{field}": its text becomes the special token {tokens}; change it.'
         )

@@ -1,6 +1,6 @@
-"""Voxtral (Mistral AI 2025, arXiv 2507.13264) as parts: its language model as a causal LM of its own.
+"""The language model and the tokenizer of Voxtral (Mistral AI 2025, arXiv 2507.13264).
 
-Its audio tower loads as a `whisper` encoder and its projector through `python -m audiolm_lite.convert voxtral`.
+Its audio tower is loaded as a `whisper` encoder, and its projector by `audiolm-lite convert voxtral`.
 """
 
 import base64
@@ -21,9 +21,9 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
-# Quantised loading must leave these alone, by the names of transformers 4 and 5. Naming any drops the library's own
-# default, which protects the output layer: so that is named too.
-NOT_QUANTISED = [
+# Modules that are not quantized, with their names in transformers 4 and 5. The list replaces the default of
+# transformers, which is the output layer, so it includes the output layer.
+NOT_QUANTIZED = [
     *("audio_tower", "model.audio_tower"),
     *("multi_modal_projector", "model.multi_modal_projector"),
     *("lm_head", "language_model.lm_head"),
@@ -40,46 +40,59 @@ def load_voxtral_llm(source: str, config: VoxtralConfig, **options: Any) -> nn.M
     config : VoxtralConfig
         Its configuration.
     **options
-        Of `from_pretrained`: dtype, quantization_config.
+        Arguments of `from_pretrained`: dtype, quantization_config.
 
     Returns
     -------
     nn.Module
-        A causal LM of transformers with the checkpoint's weights, quantised where asked for.
+        Causal LM of transformers with the checkpoint's weights, quantized if `quantization_config` is given.
     """
-    whole = VoxtralForConditionalGeneration.from_pretrained(source, use_safetensors=True, **options)
-    if not hasattr(whole, "model"):  # transformers 4 keeps a causal LM inside
-        return whole.language_model
+    voxtral = VoxtralForConditionalGeneration.from_pretrained(source, use_safetensors=True, **options)
+    if not hasattr(voxtral, "model"):  # in transformers 4 its language model is a causal LM
+        return voxtral.language_model
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(config.text_config)
-    llm.model, llm.lm_head = whole.model.language_model, whole.lm_head
-    llm.generation_config = whole.generation_config
+    llm.model, llm.lm_head = voxtral.model.language_model, voxtral.lm_head
+    llm.generation_config = voxtral.generation_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if hasattr(whole, name):  # what peft and `to` look at
-            setattr(llm, name, getattr(whole, name))
+        if hasattr(voxtral, name):  # read by peft and by `to`
+            setattr(llm, name, getattr(voxtral, name))
     return llm
 
 
 def load_tekken(source: str) -> PreTrainedTokenizerBase:
-    """Load Voxtral's tokenizer, which is published as `tekken.json` alone, as one that knows its special tokens.
+    """Load Voxtral's tokenizer, which is published only as a file `tekken.json`.
 
-    Most releases of transformers need the package mistral_common for that; the latest ones alone give the same.
+    The tokenizers of transformers cannot be used. Without the package mistral_common, version 4.57 reads the file with
+    other token ids and without special tokens; version 5 reads it correctly, but without the names of the tokens that
+    begin and end a text.
+
+    Parameters
+    ----------
+    source : str
+        Name on the Hugging Face hub, or folder, with the file.
+
+    Returns
+    -------
+    PreTrainedTokenizerBase
+        Tokenizer with the special tokens of the file, among them `bos_token`, `eos_token` and `unk_token`.
     """
     content = json.loads(Path(cached_file(source, "tekken.json")).read_text(encoding="utf-8"))
     config = content["config"]
     special = [entry["token_str"] for entry in sorted(content["special_tokens"], key=lambda entry: entry["rank"])]
     special += [f"<SPECIAL_{number}>" for number in range(len(special), config["default_num_special_tokens"])]
-    # What the file holds beyond the vocabulary's size is not in use.
+    # Entries beyond the size of the vocabulary are unused.
     entries = content["vocab"][: config["default_vocab_size"] - len(special)]
     ranks = {base64.b64decode(entry["token_bytes"]): rank for rank, entry in enumerate(entries)}
     letters = bytes_to_unicode()
-    spelt = {piece: "".join(letters[byte] for byte in piece) for piece in ranks}
+    text_of = {piece: "".join(letters[byte] for byte in piece) for piece in ranks}
     merges = []
-    for piece in ranks:  # the piece that comes first in the file is merged first
+    for piece in ranks:  # pieces are merged in the order of the file
         halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
         known = [pair for pair in halves if pair[0] in ranks and pair[1] in ranks]
-        merges += [(spelt[x], spelt[y]) for x, y in sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))]
-    vocabulary = {token: number for number, token in enumerate([*special, *spelt.values()])}
+        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges += [(text_of[first], text_of[second]) for first, second in known]
+    vocabulary = {token: number for number, token in enumerate([*special, *text_of.values()])}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
     words = pre_tokenizers.Split(Regex(config["pattern"]), behavior="isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""Prompts of several turns and clips, and the chat templates of tokenizers."""
+"""Prompts with several turns and clips, and the chat templates of tokenizers."""
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ HISTORY = [{"instruction": "hello", "target": "hi"}, {"instruction": "who?", "ta
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token a byte, with the special tokens of two chat formats."""
+    """One token per byte, and the special tokens of two chat formats."""
     alphabet = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(alphabet, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -93,7 +93,7 @@ def test_chat_templates_of_tokenizers(tokenizer):
     )
     assert supervised(tokenizer, labels) == "hi<|im_end|>a dog<|im_end|>"
     assert template.end_ids(tokenizer) == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
-    # what is generated from is what the tokenizer's own chat template gives
+    # The prompt for generation equals that of the tokenizer's own chat template.
     prompt, _ = template.encode(ROW, tokenizer, 1, with_answer=False)
     messages = [{"role": "system", "content": "Listen."}, {"role": "user", "content": "#what?"}]
     own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -105,14 +105,14 @@ def test_chat_templates_of_tokenizers(tokenizer):
     assert supervised(tokenizer, labels) == "a dog</s>"
 
 
-def test_chat_templates_that_cannot_be_used_say_why(tokenizer):
+def test_chat_templates_that_cannot_be_used_are_refused(tokenizer):
     template = PromptTemplate("{chat:Listen.}{audio}{instruction} b")
     with pytest.raises(PromptError, match="no system role"):
         template.encode(ROW, with_chat(tokenizer, MISTRAL), 1)
     for chat_template, reason in (
         (None, "no chat template"),
         ("{% for m in messages %}{{ m.content }}.{% endfor %}", "without a special token"),
-        ("{{ messages[0].content }}", "changes or leaves out"),
+        ("{{ messages[0].content }}", "changes or drops messages"),
     ):
         with pytest.raises(PromptError, match=reason):
             PromptTemplate("{chat}{audio}{instruction} c").encode(ROW, with_chat(tokenizer, chat_template), 1)
@@ -122,20 +122,20 @@ def test_chat_templates_that_cannot_be_used_say_why(tokenizer):
     ("template", "message"),
     [
         ("{chat}{instruction}", "needs {audio} once"),
-        ("{chat}{audio}{answer}", "come from the chat template"),
-        ("{bos}{chat}{audio}{answer}{eos}", "first of all"),
+        ("{chat}{audio}{answer}", "which the chat template adds"),
+        ("{bos}{chat}{audio}{answer}{eos}", "must be the first slot"),
         ("{turn}{turn}{audio}{answer}{eos}", "write it once"),
-        ("{audio}{turn}{answer}{eos}", "stand after {turn}"),
+        ("{audio}{turn}{answer}{eos}", "must follow {turn}"),
         ("{audio:<a>}{answer}{eos}", "before"),
     ],
 )
-def test_templates_of_a_wrong_form_are_refused(template, message):
+def test_wrong_templates_are_refused(template, message):
     with pytest.raises(PromptError, match=message):
         PromptTemplate(template)
 
 
 @given(text=st.text(alphabet="ab <>/\n", max_size=12), drop=st.integers(0, 12))
-def test_a_field_is_cut_at_its_end_and_nothing_else_is(tokenizer, text, drop):
+def test_only_the_named_field_is_cut_at_its_end(tokenizer, text, drop):
     template = PromptTemplate("{bos}{audio}{instruction} Heard: {transcript}\n{answer}{eos}")
     row = ROW | {"transcript": text}
     if drop > 0 and len(text) <= drop:

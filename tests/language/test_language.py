@@ -1,4 +1,4 @@
-"""Prompts and the loading of LLMs, on a Llama with a SentencePiece vocabulary made here."""
+"""Prompts and loading of LLMs, with a tiny Llama and a SentencePiece vocabulary trained here."""
 
 import io
 import json
@@ -21,7 +21,7 @@ ROW = {"id": "r1", "instruction": "what is heard?", "target": "a dog barks", "tr
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model folder as published Llamas have: float16 weights, SentencePiece vocabulary."""
+    """A model folder like those of published Llamas: float16 weights, SentencePiece vocabulary."""
     path = tmp_path_factory.mktemp("llama")
     vocabulary = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -49,7 +49,7 @@ def tokenizer(folder):
     return load_llm({"source": str(folder)})[1]
 
 
-def test_answer_and_end_alone_are_supervised(tokenizer):
+def test_only_answer_and_end_are_supervised(tokenizer):
     ids, labels = PromptTemplate(TEMPLATE).encode(ROW, tokenizer, 4)
     assert len(ids) == len(labels)
     assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
@@ -59,17 +59,17 @@ def test_answer_and_end_alone_are_supervised(tokenizer):
     assert tokenizer.decode(supervised[:-1]).strip() == "a dog barks"
 
 
-def test_the_prompt_to_generate_from_is_the_prefix_of_the_trained_one(tokenizer):
+def test_the_prompt_for_generation_is_a_prefix_of_the_one_in_training(tokenizer):
     template = PromptTemplate(TEMPLATE)
-    whole, labels = template.encode(ROW, tokenizer, 3)
+    complete, labels = template.encode(ROW, tokenizer, 3)
     prompt, none = template.encode(ROW, tokenizer, 3, with_answer=False)
-    assert whole[: len(prompt)] == prompt and none == [IGNORE] * len(prompt)
+    assert complete[: len(prompt)] == prompt and none == [IGNORE] * len(prompt)
     assert labels[len(prompt)] != IGNORE and labels[: len(prompt)] == none
     unanswered = {key: value for key, value in ROW.items() if key != "target"}
     assert template.encode(unanswered, tokenizer, 3, with_answer=False)[0] == prompt
 
 
-def test_any_field_fills_a_slot_and_braces_can_be_written(tokenizer):
+def test_any_field_can_fill_a_slot_and_double_braces_are_literal(tokenizer):
     template = PromptTemplate("{audio}{{{transcript}}} {age}{answer}{eos}")
     ids, _ = template.encode(ROW | {"age": 41}, tokenizer, 1, with_answer=False)
     assert tokenizer.decode(ids[1:]).replace(" ", "") == "{hello}41"
@@ -90,14 +90,14 @@ def test_the_template_may_name_special_tokens(tokenizer):
     assert labels[:3] == [IGNORE] * 3
 
 
-def test_a_vocabulary_that_spells_special_tokens_from_pieces_is_caught():
+def test_text_that_merges_into_a_special_token_is_refused():
     pieces = {"<unk>": 0, "</s>": 1, "</": 2, "s>": 3, "s": 4, ">": 5, "<": 6, "/": 7, "a": 8}
     bpe = models.BPE(pieces, [("<", "/"), ("s", ">"), ("</", "s>")], unk_token="<unk>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(bpe), eos_token="</s>", unk_token="<unk>")
     template = PromptTemplate("{audio}{answer}{eos}")
     with pytest.raises(PromptError, match='row "r2", field "target".*special token </s>'):
         template.encode({"id": "r2", "target": "a</s>"}, tokenizer, 1)
-    # an unknown character is not an error, and a template that asks for a token that there is not is one
+    # An unknown character is not an error. A template with a token that the tokenizer lacks is one.
     assert template.encode({"id": "r2", "target": "a\u00e9"}, tokenizer, 1)[0] == [AUDIO_SLOT, 8, 0, 1]
     with pytest.raises(PromptError, match="bos"):
         PromptTemplate("{bos}{audio}{answer}{eos}").encode({"id": "r2", "target": "a"}, tokenizer, 1)
@@ -125,12 +125,12 @@ def test_byte_level_vocabularies_work():
         ("{audio}{{answer}{eos}", "literal braces"),
     ],
 )
-def test_templates_of_a_wrong_form_are_refused(template, message):
+def test_wrong_templates_are_refused(template, message):
     with pytest.raises(PromptError, match=message):
         PromptTemplate(template)
 
 
-def test_a_missing_field_is_named(tokenizer):
+def test_a_missing_field_is_reported(tokenizer):
     with pytest.raises(PromptError, match='row "r1".*no field "mood"'):
         PromptTemplate("{audio}{mood}{answer}{eos}").encode(ROW, tokenizer, 1)
     with pytest.raises(PromptError, match='no field "target"'):
@@ -138,7 +138,7 @@ def test_a_missing_field_is_named(tokenizer):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_an_llm_loads_in_the_asked_dtype(folder, dtype):
+def test_an_llm_loads_in_the_requested_dtype(folder, dtype):
     llm, tokenizer = load_llm({"source": str(folder), "dtype": dtype})
     assert {parameter.dtype for parameter in llm.parameters()} == {getattr(torch, dtype)}
     assert tokenizer.bos_token_id == 1 and tokenizer.eos_token_id == 2
@@ -150,7 +150,7 @@ def test_float32_is_the_default(folder):
     assert load_llm({"source": str(folder)})[0].dtype == torch.float32
 
 
-def test_lora_alone_is_trainable(folder):
+def test_only_the_lora_is_trainable(folder):
     lora = {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
     llm, _ = load_llm({"source": str(folder), "lora": lora})
     trainable = [name for name, parameter in llm.named_parameters() if parameter.requires_grad]
@@ -177,6 +177,6 @@ def test_wrong_entries_are_named(folder, entries, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests the message on machines without a GPU")
-def test_quantisation_without_a_gpu_says_so(folder):
+def test_quantization_without_a_gpu_is_refused(folder):
     with pytest.raises(ConfigError, match="NVIDIA GPU"):
         load_llm({"source": str(folder), "quantization": "4bit"})

@@ -1,4 +1,4 @@
-"""Voxtral's language model as a causal LM of its own, and its tokenizer."""
+"""Voxtral's language model as a causal LM, and its tokenizer."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[AUDIO
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny random Voxtral with a tekken.json of bytes, laid out as published."""
+    """A tiny random Voxtral and a tekken.json of single bytes, with the files of the published model."""
     folder = tmp_path_factory.mktemp("voxtral")
     torch.manual_seed(0)
     config = VoxtralConfig(audio_config=AUDIO, text_config={"model_type": "llama", **TEXT}, audio_token_id=6)
@@ -44,19 +44,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_language_model_gives_voxtrals_logits(folder):
+def test_the_language_model_computes_the_logits_of_voxtral(folder):
     llm, _ = load_llm({"source": str(folder)})
-    whole = VoxtralForConditionalGeneration.from_pretrained(folder)
+    voxtral = VoxtralForConditionalGeneration.from_pretrained(folder)
     ids = torch.randint(10, 300, (2, 9))
-    torch.testing.assert_close(llm(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(llm(input_ids=ids).logits, voxtral(input_ids=ids).logits, rtol=0, atol=1e-6)
     assert not any(parameter.is_meta for parameter in llm.parameters())
     assert not any(buffer.is_meta for buffer in llm.buffers())
 
 
 def test_the_audio_tower_loads_as_a_whisper_encoder(folder):
     encoder = build("encoders", {"type": "whisper", "source": str(folder), "padding": "full", "layers": [-1]}).eval()
-    whole = VoxtralForConditionalGeneration.from_pretrained(folder).eval()
-    tower = getattr(whole, "model", whole).audio_tower
+    voxtral = VoxtralForConditionalGeneration.from_pretrained(folder).eval()
+    tower = getattr(voxtral, "model", voxtral).audio_tower
     waves, lengths = 0.1 * torch.randn(2, 30000), torch.tensor([30000, 9000])
     extractor = WhisperFeatureExtractor.from_pretrained(folder)
     clips = [wave[:length].numpy() for wave, length in zip(waves, lengths)]
@@ -67,14 +67,14 @@ def test_the_audio_tower_loads_as_a_whisper_encoder(folder):
     assert frames.tolist() == [100, 100]
 
 
-def test_a_lora_fits_on_it(folder):
+def test_it_can_have_a_lora(folder):
     lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
     llm, _ = load_llm({"source": str(folder), "lora": lora, "dtype": "bfloat16"})
     assert sum(parameter.requires_grad for parameter in llm.parameters()) == 8
     assert llm.get_base_model().dtype == torch.bfloat16
 
 
-def test_the_tokenizer_knows_its_special_tokens_and_spells_korean(folder):
+def test_the_tokenizer_has_its_special_tokens_and_encodes_korean(folder):
     _, tokenizer = load_llm({"source": str(folder)})
     template = PromptTemplate("{bos}[INST][BEGIN_AUDIO]{audio}[/INST]lang:ko[TRANSCRIBE]{answer}{eos}")
     ids, labels = template.encode({"id": "a", "target": "안녕 하세요"}, tokenizer, 2)
@@ -86,8 +86,8 @@ def test_the_tokenizer_knows_its_special_tokens_and_spells_korean(folder):
         template.encode({"id": "a", "target": "[INST]"}, tokenizer, 2)
 
 
-def test_pieces_merge_as_in_the_library(folder, tmp_path):
-    """Longer pieces, some of which can be put together in two ways, unused entries and unnamed special tokens."""
+def test_tekken_json_is_read_as_by_transformers_5(folder, tmp_path):
+    """With longer pieces, some of which merge in two ways, unused entries and unnamed special tokens."""
     integration = pytest.importorskip(
         "transformers.integrations.mistral.tokenizer", reason="needs a later transformers"
     )
