@@ -1,4 +1,4 @@
-"""What a user calls: `AudioLM.from_pretrained(...)`, then `.transcribe`, `.caption` and `.ask`."""
+"""The interface for users: `AudioLM.from_pretrained(...)`, then `.transcribe`, `.caption` and `.ask`."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,19 +22,28 @@ Audio = Clip | tuple[Clip, ...]
 
 
 class AudioLM:
-    """An audio language model ready to answer.
+    """An audio language model that transcribes speech, describes sounds and answers questions about audio.
 
     Parameters
     ----------
     bundle : ModelBundle
-        From `hub.load_model`.
+        From `hub.load.load_model`; `from_pretrained` loads it.
     backend : str
-        How the LLM runs: "eager", "inductor" or "aoti" (see `deploy.backends`). The others take minutes to compile once
-        and answer faster.
+        How the LLM runs: "eager", "inductor" or "aoti" (see `deploy.backends`). The last two answer faster, but take
+        minutes to compile, "aoti" only the first time.
     batch_size : int
-        Clips answered at once; further ones are answered in turn.
+        Clips that are answered together; more clips are answered in several batches.
     max_length : int
-        Capacity in tokens that a compiled back end is made for: prompt, audio and answer.
+        Capacity of a compiled backend in tokens: prompt, audio and answer together.
+
+    Examples
+    --------
+    >>> from audiolm_lite import AudioLM
+    >>> model = AudioLM.from_pretrained("results/stage_3")  # doctest: +SKIP
+    >>> model.transcribe("speech.wav")  # doctest: +SKIP
+    'the birch canoe slid on the smooth planks'
+    >>> model.ask(["a.wav", "b.wav"], "Is anyone speaking?", max_new_tokens=5)  # doctest: +SKIP
+    ['yes', 'no']
     """
 
     def __init__(self, bundle: ModelBundle, *, backend: str = "eager", batch_size: int = 8, max_length: int = 512):
@@ -47,31 +56,48 @@ class AudioLM:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, device: str | None = None, **options: Any) -> "AudioLM":
-        """Load a model's folder or a repository of the Hugging Face hub.
+        """Load a model folder or a repository of the Hugging Face hub.
 
         Parameters
         ----------
         path_or_repo : str or Path
-            Folder with an `audiolm_lite.json`, or "owner/name" on the hub.
+            Folder with an `audiolm_lite.json`, such as the output folder of a training stage, or "owner/name" on the
+            hub.
         device : str, optional
-            E.g. "cpu", "cuda:0"; by default a GPU where there is one.
+            For example "cpu" or "cuda:0"; by default a GPU if there is one.
         **options
-            Of this class.
+            `backend`, `batch_size` and `max_length` of this class.
 
         Raises
         ------
         ModelFolderError
-            Nothing complete is there.
+            Not a model folder, or an incomplete or damaged one.
+
+        Examples
+        --------
+        >>> model = AudioLM.from_pretrained("owner/name", device="cpu", batch_size=2)  # doctest: +SKIP
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(load_model(path_or_repo, device), **options)
 
     def transcribe(self, audio: Audio | Sequence[Audio], **generation: Any) -> str | list[str]:
-        """Write down what is said; arguments and result as in `ask`."""
+        """Transcribe speech; parameters and result are those of `ask`.
+
+        Examples
+        --------
+        >>> model.transcribe(["a.wav", "b.flac"], beams=4)  # doctest: +SKIP
+        ['good morning', 'thank you']
+        """
         return self.ask(audio, self.bundle.instructions["transcribe"], **generation)
 
     def caption(self, audio: Audio | Sequence[Audio], **generation: Any) -> str | list[str]:
-        """Describe what is heard; arguments and result as in `ask`."""
+        """Describe sounds; parameters and result are those of `ask`.
+
+        Examples
+        --------
+        >>> model.caption("clip.wav")  # doctest: +SKIP
+        'a dog barks while rain falls'
+        """
         return self.ask(audio, self.bundle.instructions["caption"], **generation)
 
     @torch.no_grad()
@@ -89,17 +115,18 @@ class AudioLM:
         Parameters
         ----------
         audio : path, Tensor or sequence of them
-            Audio files of any format libsndfile reads, or waveforms [S] float, mono at 16 kHz. A tuple is several clips
-            in one question, which may place them: "is <audio> louder than <audio>?".
+            Audio files in any format that libsndfile reads, or waveforms [S] float, mono at 16 kHz. A tuple is several
+            clips in one question, which marks their positions: "is <audio> louder than <audio>?".
         question : str or sequence of str
-            One for all clips, or one each.
+            One for all clips, or one per clip.
         fields : dict, optional
-            Further fields of the model's prompt template, e.g. {"transcript": ...}.
+            Further fields of the model's prompt template, for example {"transcript": ...}.
         history : sequence of (str, str), optional
-            Questions and answers before this one, for all clips.
+            Earlier questions and answers of the conversation, for all clips.
         **generation
-            `max_new_tokens`, and for sampling `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`
-            (see `decoding.Sampling`); what is not given is as the model's folder says, greedy unless it says otherwise.
+            `max_new_tokens`; for sampling `temperature`, `top_k`, `top_p`, `repetition_penalty` and `seed` (see
+            `decoding.Sampling`); for beam search `beams` and `length_penalty`. Defaults are in the model folder.
+            Without any of them, decoding is greedy.
 
         Returns
         -------
@@ -111,38 +138,46 @@ class AudioLM:
         AudioError
             A file cannot be read.
         ValueError
-            A waveform of another shape, another number of questions than clips, a clip longer than the encoder takes.
+            A waveform of another shape, differing numbers of questions and clips, a clip that is too short, or longer
+            than the encoder accepts.
 
         Warns
         -----
         UserWarning
             The model's tokenizer drops characters of the question.
+
+        Examples
+        --------
+        >>> model.ask("clip.wav", "What can be heard?")  # doctest: +SKIP
+        'a dog'
+        >>> model.ask(("a.wav", "b.wav"), "Is <audio> louder than <audio>?")  # doctest: +SKIP
+        'yes'
         """
         single = isinstance(audio, (str, Path, Tensor, tuple))
-        clips = [audio] if single else list(audio)
+        clips: list[Audio] = [audio] if single else list(audio)  # type: ignore[list-item,arg-type]
         questions = [question] * len(clips) if isinstance(question, str) else list(question)
         if len(questions) != len(clips):
-            raise ValueError(f"ask: {len(questions)} questions for {len(clips)} clips; give one, or one a clip")
+            raise ValueError(f"ask: {len(questions)} questions for {len(clips)} clips; give one, or one per clip")
         for text in dict.fromkeys(questions):
-            self._warn_of_lost_characters(text.replace(AUDIO_MARK, ""))
-        turns = [{"instruction": asked, "target": answered} for asked, answered in history]
-        before = {"history": turns} if turns else {}
+            self._warn_of_dropped_characters(text.replace(AUDIO_MARK, ""))
+        turns = [{"instruction": earlier, "target": answer} for earlier, answer in history]
+        row = {**({"history": turns} if turns else {}), **(fields or {})}
         answers: list[str] = []
         for start in range(0, len(clips), self.batch_size):
             batch = slice(start, start + self.batch_size)
             pairs = zip(clips[batch], questions[batch])
-            items = [self._item(clip, {"instruction": text, **before, **(fields or {})}) for clip, text in pairs]
+            items = [self._item(clip, {"instruction": text, **row}) for clip, text in pairs]
             answers += self.bundle.answer(items, generation, self._backend)
         return answers[0] if single else answers
 
-    def _warn_of_lost_characters(self, text: str) -> None:
-        """A small vocabulary may lack characters, capitals for example, and drops them without a word."""
+    def _warn_of_dropped_characters(self, text: str) -> None:
+        """Warn if the vocabulary lacks characters, such as capitals, which the tokenizer then drops silently."""
         tokenizer = self.bundle.tokenizer
-        read = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=True)
-        if "".join(read.split()) != "".join(text.split()):
+        decoded = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=True)
+        if "".join(decoded.split()) != "".join(text.split()):
             warnings.warn(
-                f"the model's tokenizer reads the question {text!r} as {read!r}: it lacks some of its characters; "
-                "try lower case, or plainer words",
+                f"the model's tokenizer reads the question {text!r} as {decoded!r}, because its vocabulary lacks some "
+                "characters; try lower case or other words",
                 stacklevel=3,
             )
 
@@ -151,7 +186,8 @@ class AudioLM:
         row = {"id": " ".join("waveform" if isinstance(clip, Tensor) else str(clip) for clip in clips), **row}
         waveforms = [self._waveform(clip) for clip in clips]
         model = self.bundle.model
-        tokens = [model.adapter.num_tokens(model.encoder.num_frames(len(waveform))) for waveform in waveforms]
+        num_frames = model.encoder.num_frames  # type: ignore[union-attr]  # a model that is loaded here has its encoder
+        tokens = [model.adapter.num_tokens(num_frames(len(waveform))) for waveform in waveforms]
         if min(tokens) < 1:
             seconds = min(map(len, waveforms)) / SAMPLE_RATE
             raise ValueError(f"{row['id']}: {seconds:.3f} s is too short for one audio token; give more audio")
@@ -168,5 +204,5 @@ class AudioLM:
                 "average its channels and resample it"
             )
         if not clip.isfinite().all():
-            raise ValueError("the waveform holds NaN or infinite samples; make it again")
+            raise ValueError("the waveform has NaN or infinite samples; check how it was made")
         return clip.float().cpu()

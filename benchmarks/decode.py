@@ -1,10 +1,10 @@
-"""How fast is decoding? Tokens per second of transformers.generate and of every back end, greedy, batch 1.
+"""Speed of decoding: tokens per second of transformers.generate and of every backend, greedy, batch 1.
 
     python benchmarks/decode.py
 
-Random weights: a small Llama (hidden 256, 4 layers, vocabulary 1000, float32) on the CPU and, where there is a GPU,
-the geometry of Llama-3.2-1B (bfloat16) on it. The last line of standard output is one JSON object; `token_match` is the
-share of tokens equal to those of the eager back end.
+The models have random weights: a small Llama (hidden 256, 4 layers, vocabulary 1000, float32) on the CPU and, if there
+is a GPU, the geometry of Llama-3.2-1B (bfloat16) on it. The last line of standard output is one JSON object;
+`token_match` is the fraction of tokens equal to those of the eager backend.
 """
 
 import argparse
@@ -30,17 +30,17 @@ LLAMA_1B = LlamaConfig(
 
 
 def seconds(work, runs: int) -> tuple[float, list[int]]:
-    """Median time of `work` and its last answer; the first two calls are warm-ups."""
+    """Median time of `work` in seconds and its last answer; the first two calls are warm-ups."""
     times = []
     for _ in range(runs + 2):
         started = time.perf_counter()
-        answer = work()  # ends with tokens on the host, hence synchronised
+        answer = work()  # ends with tokens on the host, so the device is synchronised
         times.append(time.perf_counter() - started)
     return median(times[2:]), answer
 
 
 def benchmark(geometry: str, config: LlamaConfig, device: str, dtype: torch.dtype, options) -> dict:
-    """Speed of every way to decode with one geometry; those that cannot run here are named with the reason."""
+    """Speed of each backend with one geometry; those that cannot run here are listed with the reason."""
     torch.manual_seed(0)
     with torch.device(device):
         llm = AutoModelForCausalLM.from_config(config).to(dtype).eval()
@@ -54,19 +54,19 @@ def benchmark(geometry: str, config: LlamaConfig, device: str, dtype: torch.dtyp
             eos_token_id=None, pad_token_id=0,
         )[0].tolist()  # fmt: skip
 
-    took, _ = seconds(transformers_generate, options.runs)
-    speeds, matches, compile_seconds = {"transformers": new / took}, {}, {}
+    elapsed, _ = seconds(transformers_generate, options.runs)
+    speeds, matches, compile_seconds = {"transformers": new / elapsed}, {}, {}
     missing = {name: reason for name, reason in available_backends(device).items() if reason}
     with tempfile.TemporaryDirectory() as cache_folder:
         for name in sorted(available_backends(device).keys() - missing, key=["eager", "inductor", "aoti"].index):
             backend = make_backend(name, llm, 1, options.prompt_tokens + new, cache_folder)
-            took, answer = seconds(
+            elapsed, answer = seconds(
                 lambda: backend.generate(embeds, mask, max_new_tokens=new, eos_ids=[])[0],  # noqa: B023
                 options.runs,
             )
             if name == "eager":
                 eager_answer = answer
-            speeds[name], compile_seconds[name] = new / took, backend.compile_seconds
+            speeds[name], compile_seconds[name] = new / elapsed, backend.compile_seconds
             matches[name] = sum(a == b for a, b in zip(answer, eager_answer, strict=True)) / new
             print(f"{geometry} on {device}: {name} {speeds[name]:.1f} tokens/s", file=sys.stderr)
     return {

@@ -1,4 +1,4 @@
-"""The user's AudioLM: files and waveforms, one and many, on every back end, with the same answers."""
+"""AudioLM: files and waveforms, one clip and several, on every backend, with the same answers."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def noise(number):
 
 @pytest.fixture
 def folder(sources, make_experiment, make_model):
-    """A saved model and three clips beside it."""
+    """Folder with a saved model and three clips."""
     experiment = make_experiment(lora=True)
     experiment |= {"generation": OPTIONS, "instructions": {"transcribe": "transcribe", "caption": "describe audio"}}
     save_model(make_model(experiment), experiment, sources / "model")
@@ -42,7 +42,7 @@ def folder(sources, make_experiment, make_model):
     return sources
 
 
-def test_files_waveforms_batches_and_single_clips_agree(folder):
+def test_files_waveforms_batches_and_single_clips_give_the_same_answers(folder):
     model = audiolm_lite.AudioLM.from_pretrained(folder / "model", device="cpu", batch_size=2)
     files = [str(folder / f"{number}.wav") for number in range(3)]
     answers = model.ask(files, "what dog")
@@ -53,14 +53,14 @@ def test_files_waveforms_batches_and_single_clips_agree(folder):
     assert model.ask(files, ["what dog", "rain", "what dog"])[::2] == answers[::2]
 
 
-def test_transcribe_and_caption_ask_what_the_model_was_trained_on(folder):
+def test_transcribe_and_caption_use_the_instructions_of_the_model(folder):
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
     clip = folder / "1.wav"
     assert model.transcribe(clip) == model.ask(clip, "transcribe")
     assert model.caption(clip) == model.ask(clip, "describe audio")
 
 
-def test_characters_that_the_tokenizer_lacks_are_named(folder, recwarn):
+def test_dropped_characters_of_a_question_cause_a_warning(folder, recwarn):
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
     model.ask(folder / "0.wav", "what dog")
     assert not [w for w in recwarn if w.category is UserWarning and "tokenizer" in str(w.message)]
@@ -68,7 +68,7 @@ def test_characters_that_the_tokenizer_lacks_are_named(folder, recwarn):
         model.ask(folder / "0.wav", "What dog")
 
 
-def test_sampled_answers_depend_on_clip_and_seed_alone(folder):
+def test_sampled_answers_depend_on_clip_and_seed_only(folder):
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
     files = [str(folder / f"{number}.wav") for number in range(3)]
     sampled = model.ask(files, "what", temperature=1.5, seed=3)
@@ -87,7 +87,7 @@ def test_several_clips_and_turns_in_one_question(folder):
     assert isinstance(both, str)
     items = [model._item(pair, {"instruction": text}) for text in ("what <audio> dog <audio>", "what dog")]
     assert len(items[0].clips) == 2 and items[0].input_ids != items[1].input_ids
-    # beside others in a batch it is the same, and turns before it are part of the prompt
+    # the answer is the same in a batch, and earlier turns are part of the prompt
     assert model.ask([pair, folder / "2.wav"], ["what <audio> dog <audio>", "rain"])[0] == both
     model.ask(folder / "0.wav", "rain", history=[("what dog", "dog")])
     with pytest.raises(ValueError, match="1 <audio> marks"):
@@ -99,12 +99,12 @@ def test_beams_are_a_generation_setting(folder):
     files = [folder / f"{number}.wav" for number in range(3)]
     answers = model.ask(files, "what dog", beams=3)
     assert answers == [model.ask(file, "what dog", beams=3, length_penalty=1.0) for file in files]
-    with pytest.raises(ValueError, match="beams 3 and temperature do not go together"):
+    with pytest.raises(ValueError, match="beams 3 and temperature cannot be combined"):
         model.ask(files, "what dog", beams=3, temperature=0.5)
 
 
-def test_a_back_end_gets_the_merged_llm_and_answers_batches_of_its_size(folder, monkeypatch):
-    """Compilation itself is tested in tests/deploy; here a back end with a fixed cache takes its place."""
+def test_backend_gets_the_merged_llm_and_batches_of_its_size(folder, monkeypatch):
+    """Compilation is tested in tests/deploy; here a backend with a fixed cache replaces it."""
     made = []
 
     def fixed(name, llm, batch_size, max_length):
@@ -120,7 +120,7 @@ def test_a_back_end_gets_the_merged_llm_and_answers_batches_of_its_size(folder, 
     assert compiled.ask(files, "what dog") == eager and len(made) == 1
 
 
-def test_what_cannot_be_answered_says_why(folder):
+def test_unusable_audio_is_refused(folder):
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
     with pytest.raises(AudioError, match="no such file"):
         model.transcribe(folder / "none.wav")
@@ -134,8 +134,8 @@ def test_what_cannot_be_answered_says_why(folder):
         model.transcribe(torch.zeros(16000 * 5))
 
 
-def test_evaluation_gives_the_answers_a_user_gets(folder):
-    """A whole evaluation with its controls from files; the answers to normal audio are those of AudioLM."""
+def test_evaluation_gives_the_answers_of_the_api(folder):
+    """An evaluation of files under three controls: the answers to normal audio are those of AudioLM."""
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
     rows = [
         {"id": str(n), "audio": f"{n}.wav", "task": "sound", "instruction": "what dog", "target": "dog"}

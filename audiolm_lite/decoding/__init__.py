@@ -1,4 +1,4 @@
-"""Text generation: `prefill` and `decode_step` over a static key/value cache, and the loop around them."""
+"""Text generation: `prefill` and `decode_step` over a static key/value cache, and the loops that call them."""
 
 from audiolm_lite.decoding.beam import beam_search
 from audiolm_lite.decoding.generate import Sampling, generate

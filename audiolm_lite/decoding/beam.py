@@ -1,4 +1,4 @@
-"""Beam search over the static cache, with the scores and the stopping rule of transformers' own."""
+"""Beam search over the static cache, with the scores and the stopping rule of transformers."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
 
-_NEVER = -1e9  # score of what does not exist; finite, so that no NaN arises from it
+_NEVER = -1e9  # score of hypotheses that do not exist; finite, because differences of infinities are NaN
 
 
 @torch.no_grad()
@@ -24,23 +24,23 @@ def beam_search(
     decode_step: Callable = decode_step,
     state: DecodeState | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt with the best of `beams` hypotheses; a row's tokens do not depend on its neighbours.
+    """Continue each prompt with the best of `beams` hypotheses; a row's tokens do not depend on the other rows.
 
     Parameters
     ----------
     llm : nn.Module
         Causal language model in eval mode.
     inputs_embeds, attention_mask : Tensor
-        [B, S, H] prompt embeddings and [B, S], true at the prompt's own places; padded on either side.
+        [B, S, H] prompt embeddings and [B, S], true at the prompt's own positions; padded on either side.
     beams : int
-        Hypotheses K kept for each prompt.
+        Hypotheses K that are kept per prompt.
     max_new_tokens : int
-        Most tokens an answer may get.
+        Maximum number of tokens of an answer.
     eos_ids : int or sequence of int
         Tokens that end an answer.
     length_penalty : float
-        A finished answer's log probability is divided by its length, end token included, to this power: above 0 favours
-        longer ones.
+        The log probability of a finished answer is divided by its length (with the end token) to this power. Values
+        above 0 favour longer answers.
     prefill, decode_step, state
         As in `generate`; a given state needs B * K rows.
 
@@ -52,13 +52,15 @@ def beam_search(
     Raises
     ------
     ValueError
-        If a row is empty, the model is in training mode, or the batch does not fit the cache.
+        A row is empty, the model is in training mode, or the batch does not fit the cache.
     """
     batch, length, _ = inputs_embeds.shape
     if llm.training:
         raise ValueError("beam_search: the model is in training mode; call .eval() first")
     if beams < 2 or max_new_tokens < 1:
-        raise ValueError(f"beam_search: needs 2 beams and 1 token at least, not {beams} and {max_new_tokens}")
+        raise ValueError(
+            f"beam_search: {beams} beams and max_new_tokens {max_new_tokens}; give at least 2 beams and 1 token"
+        )
     longest, shortest = attention_mask.bool().sum(1).aminmax()[::-1]
     if int(shortest) == 0:
         raise ValueError("beam_search: a row of attention_mask is empty; every prompt needs at least one token")
@@ -69,7 +71,7 @@ def beam_search(
     elif state.batch_size < batch * beams or state.max_length < capacity:
         raise ValueError(
             f"beam_search: {batch} rows of {beams} beams and up to {capacity} tokens do not fit a cache of "
-            f"{state.batch_size} rows of {state.max_length}; lower batch size or beams, or build the back end for more"
+            f"{state.batch_size} rows of {state.max_length}; lower the batch size or beams, or make a larger backend"
         )
     else:
         rows = (torch.arange(state.batch_size, device=device) // beams).clamp(max=batch - 1)
@@ -80,7 +82,7 @@ def beam_search(
     eos = torch.tensor([eos_ids] if isinstance(eos_ids, int) else list(eos_ids), dtype=torch.int64, device=device)
     vocabulary = logits.shape[1]
     scores = torch.full((batch, beams), _NEVER, device=device)
-    scores[:, 0] = 0.0  # all beams begin alike: only the first may propose
+    scores[:, 0] = 0.0  # all beams start equal: only the first may propose
     logits = logits.repeat_interleave(beams, 0)
     tokens = torch.zeros(batch, beams, max_new_tokens, dtype=torch.int64, device=device)
     best = torch.full((batch, beams), _NEVER, device=device)  # finished hypotheses and their scores
@@ -88,7 +90,7 @@ def beam_search(
     best_tokens, best_lengths = tokens.clone(), torch.zeros(batch, beams, dtype=torch.int64, device=device)
     for step in range(max_new_tokens):
         proposals = scores[:, :, None] + logits.log_softmax(-1).view(batch, beams, vocabulary)
-        # Twice as many as beams: even if every beam ends, as many go on.
+        # Twice as many candidates as beams: if every beam ends, enough others remain.
         top, index = proposals.flatten(1).topk(2 * beams, dim=1)
         beam, token = index // vocabulary, index % vocabulary
         candidates = tokens.gather(1, beam[:, :, None].expand(-1, -1, max_new_tokens)).clone()
@@ -97,7 +99,7 @@ def beam_search(
         ended = torch.isin(token, eos) | last
 
         finishing = top / (step + 1) ** length_penalty
-        # A row that is done may run on beside others, which must not change its answer.
+        # A row that is done continues until all are done, which must not change its answer.
         finishing = finishing.masked_fill(~ended | done, _NEVER)
         finishing[:, beams:] = _NEVER  # an end counts only where it is among the best
         best, kept = torch.cat([best, finishing], 1).topk(beams, dim=1)
@@ -108,7 +110,7 @@ def beam_search(
             break
 
         scores, going = top.masked_fill(ended, _NEVER).topk(beams, dim=1)
-        # Done: no running hypothesis would (at its present length) still enter the finished ones.
+        # Done: no running hypothesis, at its current length, would enter the finished ones.
         done |= scores[:, :1] / (step + 1) ** length_penalty <= best.amin(1, keepdim=True)
         if bool(done.all()):
             break
@@ -127,18 +129,18 @@ def beam_search(
 def _prefill_once(
     llm: nn.Module, embeds: Tensor, mask: Tensor, beams: int, capacity: int, prefill: Callable
 ) -> tuple[Tensor, DecodeState]:
-    """Read each prompt once and copy its cache to all its beams."""
+    """Run `prefill` once per prompt and copy its cache to all its beams."""
     small = DecodeState.allocate(llm, embeds.shape[0], embeds.shape[1])
     logits = prefill(llm, small, embeds, mask)
     state = DecodeState.allocate(llm, embeds.shape[0] * beams, capacity)
-    for large, read in zip(state.keys + state.values, small.keys + small.values):
-        large[:, :, : read.shape[2]] = read.repeat_interleave(beams, 0)
+    for large, filled in zip(state.keys + state.values, small.keys + small.values):
+        large[:, :, : filled.shape[2]] = filled.repeat_interleave(beams, 0)
     state.position.copy_(small.position.repeat_interleave(beams))
     return logits, state
 
 
 def _reorder(state: DecodeState, source: Tensor) -> None:
-    """Give each row the cache of row `source`, in place, as compiled back ends need it."""
+    """Copy the cache of row `source` [B] to each row, in place because compiled backends keep its address."""
     for cache in state.keys + state.values:
         cache.copy_(cache[source])
     state.position.copy_(state.position[source])

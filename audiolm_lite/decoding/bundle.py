@@ -1,7 +1,7 @@
-"""A model with its tokenizer and prompt: what turns audio and a question into words."""
+"""A model with its tokenizer and prompt template, which answers questions about audio."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +17,23 @@ from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 
 @dataclass
 class ModelBundle:
-    """A model and what its prompts and answers need.
+    """A model with everything that its prompts and answers need.
 
     Attributes
     ----------
     model : AudioLanguageModel
-        Adapter, LLM and, unless features are given, encoder; in eval mode.
+        Adapter, LLM and encoder, in eval mode. The encoder may be missing if items have stored features.
     tokenizer : PreTrainedTokenizerBase
-        The LLM's.
+        The LLM's tokenizer.
     template : PromptTemplate
-        As in training.
+        The same as in training.
     generation : dict
-        Default arguments of generation: `max_new_tokens`, and fields of `decoding.Sampling`, or `beams` and
-        `length_penalty`; greedy without.
+        Default options of generation: `max_new_tokens`, and either fields of `decoding.Sampling` or `beams` and
+        `length_penalty`. Without these, decoding is greedy.
     instructions : dict
-        What `AudioLM.transcribe` and `AudioLM.caption` ask ("transcribe", "caption").
+        The questions of `AudioLM.transcribe` and `AudioLM.caption`, under "transcribe" and "caption".
     identity : str
-        SHA-256 over the configuration and the trained tensors.
+        SHA-256 of the configuration and the trained tensors.
     """
 
     model: AudioLanguageModel
@@ -45,14 +45,14 @@ class ModelBundle:
 
     @property
     def eos_ids(self) -> list[int]:
-        """Tokens that end an answer: the template's, which training used, and those of the LLM's own settings."""
-        further = getattr(getattr(self.model.llm, "generation_config", None), "eos_token_id", None)
-        further = [further] if isinstance(further, int) else list(further or [])
-        return sorted({*self.template.end_ids(self.tokenizer), *further})
+        """Tokens that end an answer: those of the template, which training used, and of the LLM's own settings."""
+        llm_ids = getattr(getattr(self.model.llm, "generation_config", None), "eos_token_id", None)
+        llm_ids = [llm_ids] if isinstance(llm_ids, int) else list(llm_ids or [])
+        return sorted({*self.template.end_ids(self.tokenizer), *llm_ids})
 
     @torch.no_grad()
     def answer(
-        self, items: Sequence[Item], generation: dict[str, Any] | None = None, backend: Backend | None = None
+        self, items: Sequence[Item], generation: Mapping[str, Any] | None = None, backend: Backend | None = None
     ) -> list[str]:
         """Answer one batch of prompts.
 
@@ -64,12 +64,17 @@ class ModelBundle:
             Entries that replace those of `self.generation`. A sampled answer depends on the item's id and the `seed`,
             not on the batch.
         backend : Backend, optional
-            Of this model's LLM; eager if None.
+            A backend of this model's LLM; eager if None.
 
         Returns
         -------
         list of str
-            Without special tokens and surrounding spaces.
+            Answers without special tokens and surrounding spaces.
+
+        Raises
+        ------
+        ValueError
+            `beams` together with options of sampling, or a batch that does not fit the backend's cache.
         """
         options = {**self.generation, **(generation or {})}
         search = {"max_new_tokens": options.pop("max_new_tokens"), "eos_ids": self.eos_ids}
@@ -78,7 +83,7 @@ class ModelBundle:
             search |= {"beams": beams, "length_penalty": options.pop("length_penalty", 1.0)}
             if options:
                 raise ValueError(
-                    f"generation: beams {beams} and {', '.join(options)} do not go together; leave one out"
+                    f"generation: beams {beams} and {', '.join(options)} cannot be combined; remove one of them"
                 )
         elif options:
             seed = options.pop("seed", 0)

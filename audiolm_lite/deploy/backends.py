@@ -1,30 +1,26 @@
-"""Back ends: the same `prefill` and `decode_step`, run as they are or compiled.
+"""Backends: the same `prefill` and `decode_step`, run by plain PyTorch or compiled.
 
 ========  =============================================================================================================
 eager     plain PyTorch
 inductor  `torch.compile` in this process; on CUDA, single steps are replayed as a CUDA graph
-aoti      AOTInductor: compiled once into a pair of `.pt2` files that later processes load in a second
+aoti      AOTInductor: compiled once into two `.pt2` files, which later processes load within a second
 ========  =============================================================================================================
 
-Both compilers take the same two exported graphs, one for the prompt with a dynamic length and one for a single token,
-so that each gets kernels of its own shape. The cache is an argument that they change in place, and the weights are
-those of the live model: a `.pt2` holds code alone, is valid for any weights of that shape, and costs no second copy in
-memory.
+Both compilers start from the same two exported graphs, one for the prompt with a dynamic length and one for a single
+token, so that each gets kernels for its own shapes. The cache is an argument that the graphs change in place. The
+weights are those of the live model: a `.pt2` contains code only, is valid for any weights of these shapes, and needs no
+second copy of them in memory.
 
-A `.pt2` is native code. It belongs into the user's own cache folder, never into a model that is shared.
+A `.pt2` is native code. It belongs in the user's own cache folder, never in a model that is published.
 
-A further module to compile (the audio encoder is the next) takes the same way: `torch.export` with its time axis
-dynamic, then `_run_inductor` or `_run_aoti`; a further compiler is one more function like these two.
+Another compiler is one more function like `_compile_inductor` and `_compile_aoti`.
 """
 
 import hashlib
 import inspect
 import json
-import os
 import platform
-import shutil
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -35,14 +31,36 @@ import transformers
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from audiolm_lite.config.errors import UserError, did_you_mean
 from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
+from audiolm_lite.storage import cache
+from audiolm_lite.storage.atomic import atomic_folder, write_text
+from audiolm_lite.storage.hashes import sha256_of
 
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm_lite" / "compiled"
+
+class BackendError(UserError, RuntimeError):
+    """A backend that cannot be used on this machine; the message says what to install."""
 
 
 def available_backends(device: str = "cpu") -> dict[str, str | None]:
-    """Every back end's name -> None, or why it cannot be used on this machine for `device` and what to install."""
+    """Find out which backends can be used on this machine.
+
+    Parameters
+    ----------
+    device : str
+        Device of the model, for example "cpu" or "cuda:0".
+
+    Returns
+    -------
+    dict
+        Name of each backend -> None, or the reason why it cannot be used and what to install.
+
+    Examples
+    --------
+    >>> print(available_backends()["eager"])
+    None
+    """
     cuda = torch.device(device).type == "cuda"
     compiler = _missing_compiler()
     headers = None
@@ -52,41 +70,47 @@ def available_backends(device: str = "cpu") -> dict[str, str | None]:
         )
     if cuda and compiler is None and find_spec("triton") is None:
         compiler = "triton is not installed; pip install triton"
-    # Inductor's kernels are Python extensions; AOTInductor's are not, except for what Triton builds to launch its own.
+    # Inductor builds Python extensions. AOTInductor does not, except for the launchers of Triton kernels.
     return {"eager": None, "inductor": compiler or headers, "aoti": compiler or (headers if cuda else None)}
 
 
 def make_backend(
-    name: str, llm: nn.Module, batch_size: int, max_length: int, cache_folder: str | Path = DEFAULT_CACHE
+    name: str, llm: nn.Module, batch_size: int, max_length: int, cache_folder: str | Path | None = None
 ) -> Backend:
-    """Prepare `llm` for generation, compiling where the back end asks for it.
+    """Prepare an LLM for generation, and compile it if the backend requires it.
 
     Parameters
     ----------
     name : str
         "eager", "inductor" or "aoti".
     llm : nn.Module
-        Causal language model in eval mode, on its device, in its dtype. Merge a LoRA first (`llm.merge_and_unload()`),
-        which saves two small products a layer; an unmerged one compiles as well.
+        Causal language model in eval mode, on its device, in its dtype. Merge a LoRA first (see `modeling.lora`),
+        which saves two small matrix products per layer; an LLM with LoRA can be compiled too.
     batch_size : int
-        Rows compiled for. Smaller batches run too, at this size's cost.
+        Rows of the compiled code. Smaller batches run too, at the cost of this size.
     max_length : int
         Capacity in tokens: prompt and answer together.
-    cache_folder : path
-        Where "aoti" keeps its packages, one folder each, named by a fingerprint of all they depend on.
+    cache_folder : path, optional
+        Where "aoti" stores its packages, each in a folder named by a fingerprint of everything it depends on. By
+        default `compiled` in `storage.cache.cache_folder()`.
+
+    Returns
+    -------
+    Backend
+        Ready to generate: compiled, loaded and run once.
 
     Raises
     ------
     ValueError
         Unknown name, a model in training mode, or one that the static cache does not support.
-    RuntimeError
-        The back end is not available here; the message says what is missing.
+    BackendError
+        The backend is not available on this machine; the message says what is missing.
     """
     reasons = available_backends(_device(llm).type)
     if name not in reasons:
-        raise ValueError(f"make_backend: unknown back end {name!r}; choose one of {', '.join(reasons)}")
+        raise ValueError(f"make_backend: unknown backend {name!r}{did_you_mean(name, reasons)}")
     if reasons[name]:
-        raise RuntimeError(f"make_backend: {name} is not available: {reasons[name]}")
+        raise BackendError(f"make_backend: {name} is not available: {reasons[name]}")
     if llm.training:
         raise ValueError("make_backend: the model is in training mode; call .eval() first")
     if name == "eager":
@@ -95,11 +119,12 @@ def make_backend(
     state = DecodeState.allocate(llm, batch_size, max_length)
     with torch.no_grad():
         if name == "inductor":
-            run_prefill, run_step = _run_inductor(llm, state)
+            run_prefill, run_step = _compile_inductor(llm, state)
         else:
-            run_prefill, run_step = _run_aoti(llm, state, Path(cache_folder))
-    backend = Backend(name, llm, *_guarded(llm, state, run_prefill, run_step), state, 0.0)
-    with torch.no_grad():  # inductor compiles at the first call; kernels are loaded at the first call of either
+            folder = cache.cache_folder() / "compiled" if cache_folder is None else Path(cache_folder)
+            run_prefill, run_step = _compile_aoti(llm, state, folder)
+    backend = Backend(name, llm, *_with_checks(llm, state, run_prefill, run_step), state, 0.0)
+    with torch.no_grad():  # inductor compiles at the first call; both load their kernels at the first call
         for length in (2, min(3, max_length)):
             backend.prefill(llm, state, *_example_prompt(llm, state, length))
         for _ in range(3):  # CUDA graphs: run, record, replay
@@ -151,12 +176,12 @@ def _export(llm: nn.Module, state: DecodeState) -> dict[str, ExportedProgram]:
     }
 
 
-def _run_inductor(llm: nn.Module, state: DecodeState) -> tuple[Callable, Callable]:
-    # Compiling the graph rather than the functions gives every back end a compile cache of its own, and few guards to
-    # check a token. Decomposed because Dynamo does not trace the autocast regions of transformers 4.57 again.
+def _compile_inductor(llm: nn.Module, state: DecodeState) -> tuple[Callable, Callable]:
+    # Compiling the graphs, not the functions, gives every backend its own compile cache and few guards to check per
+    # token. Decomposed because Dynamo cannot trace the autocast regions of transformers 4.57 a second time.
     graphs = {name: graph.run_decompositions({}) for name, graph in _export(llm, state).items()}
     run_prefill = torch.compile(graphs["prefill"].module(), fullgraph=True)
-    # CUDA graphs may write to the cache in place only if told that it stays where it is.
+    # CUDA graphs write to the cache in place only if its address is marked as static.
     for tensor in (*state.keys, *state.values, state.position):
         torch._dynamo.mark_static_address(tensor)
     mode = "reduce-overhead" if state.position.is_cuda else None
@@ -172,25 +197,25 @@ def _run_inductor(llm: nn.Module, state: DecodeState) -> tuple[Callable, Callabl
     return dynamic_prefill, run_step
 
 
-def _run_aoti(llm: nn.Module, state: DecodeState, cache_folder: Path) -> tuple[Callable, Callable]:
+def _compile_aoti(llm: nn.Module, state: DecodeState, cache_folder: Path) -> tuple[Callable, Callable]:
     key = _fingerprint(llm, state)
     folder = cache_folder / hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
     if not folder.exists():
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache_folder))
         try:
-            for part, graph in _export(llm, state).items():
-                torch._inductor.aoti_compile_and_package(
-                    graph,
-                    package_path=str(unfinished / f"{part}.pt2"),
-                    inductor_configs={"aot_inductor.package_constants_in_so": False},
+            with atomic_folder(folder) as unfinished:
+                for function, graph in _export(llm, state).items():
+                    torch._inductor.aoti_compile_and_package(
+                        graph,
+                        package_path=str(unfinished / f"{function}.pt2"),
+                        inductor_configs={"aot_inductor.package_constants_in_so": False},
+                    )
+                write_text(
+                    unfinished / "fingerprint.json", json.dumps(key, indent=1, sort_keys=True, default=str) + "\n"
                 )
-            (unfinished / "fingerprint.json").write_text(json.dumps(key, indent=1, sort_keys=True, default=str))
-            if not folder.exists():  # another process may have been faster
-                os.replace(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    # "llm." is the attribute that the exported modules keep the model under.
+        except OSError:
+            if not folder.exists():  # otherwise another process has finished the same compilation first
+                raise
+    # "llm." is the attribute under which the exported modules have the model.
     tensors = {f"llm.{name}": tensor for name, tensor in _tensors(llm).items()}
     return _load(folder / "prefill.pt2", tensors), _load(folder / "decode_step.pt2", tensors)
 
@@ -199,33 +224,36 @@ def _load(package: Path, tensors: dict[str, Tensor]) -> Callable:
     model = torch._inductor.aoti_load_package(str(package))
     weights = {name: tensors[name].detach() for name in model.get_constant_fqns()}
     model.load_constants(weights, check_full_update=True, user_managed=True)
-    # The package keeps bare pointers: the function's closure keeps the tensors alive.
+    # The package has plain pointers to the weights, so the function's closure keeps the tensors alive.
     return lambda *arguments, _weights=weights: model(*arguments)
 
 
-def _guarded(
+def _with_checks(
     llm: nn.Module, state: DecodeState, run_prefill: Callable, run_step: Callable
 ) -> tuple[Callable, Callable]:
-    """The contract's signatures, with the checks that compiled code leaves out (it would read foreign memory)."""
+    """Functions with the signatures of `prefill` and `decode_step` that check their arguments.
+
+    Compiled code does not check them and would read memory outside of its tensors.
+    """
     batch, hidden = state.batch_size, llm.get_input_embeddings().embedding_dim
     like = state.keys[0]
 
     def check(given_llm: nn.Module, given_state: DecodeState, **tensors: tuple) -> None:
         if given_llm is not llm:
-            raise ValueError("this back end was compiled for another model; make one for this model")
+            raise ValueError("this backend was compiled for another model; make one for this model")
         if given_state is not state:
-            raise ValueError("this back end was compiled for its own cache; pass state=backend.state")
+            raise ValueError("this backend was compiled for its own cache; pass state=backend.state")
         for name, (tensor, shape, dtype) in tensors.items():
             if tensor.shape != shape or tensor.dtype != dtype or tensor.device != like.device:
                 raise ValueError(
-                    f"{name} is {list(tensor.shape)} {tensor.dtype} on {tensor.device}; this back end was compiled for "
+                    f"{name} is {list(tensor.shape)} {tensor.dtype} on {tensor.device}; this backend was compiled for "
                     f"{list(shape)} {dtype} on {like.device}"
                 )
 
     def compiled_prefill(
         given_llm: nn.Module, given_state: DecodeState, inputs_embeds: Tensor, attention_mask: Tensor
     ) -> Tensor:
-        if inputs_embeds.shape[1] == 1:  # the graph starts at 2; padding behind the text changes nothing
+        if inputs_embeds.shape[1] == 1:  # the graph starts at length 2; padding after the text has no effect
             inputs_embeds = nn.functional.pad(inputs_embeds, (0, 0, 0, 1))
             attention_mask = nn.functional.pad(attention_mask, (0, 1))
         length = min(inputs_embeds.shape[1], state.max_length)
@@ -252,7 +280,10 @@ def _example_prompt(llm: nn.Module, state: DecodeState, length: int) -> tuple[Te
 
 
 def _fingerprint(llm: nn.Module, state: DecodeState) -> dict:
-    """All that the compiled code depends on: architecture, shapes, this library, torch, the machine. Not weights."""
+    """Everything that the compiled code depends on: architecture, shapes, this library, torch, the machine.
+
+    The weights are not part of it.
+    """
     tensors = _tensors(llm)
     lora = {name: layer for name, layer in llm.named_modules() if isinstance(getattr(layer, "scaling", None), dict)}
     return {
@@ -266,9 +297,7 @@ def _fingerprint(llm: nn.Module, state: DecodeState) -> dict:
         "literals": {name: tensor.flatten().tolist() for name, tensor in tensors.items() if tensor.numel() <= 8},
         "batch_size": state.batch_size,
         "max_length": state.max_length,
-        "source": [
-            hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in (inspect.getfile(DecodeState), __file__)
-        ],
+        "source": [sha256_of(inspect.getfile(DecodeState)), sha256_of(__file__)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": _machine(_device(llm)),
@@ -276,19 +305,19 @@ def _fingerprint(llm: nn.Module, state: DecodeState) -> dict:
 
 
 def _tensors(llm: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name they go by (tied ones have several)."""
+    """Parameters and buffers by name; tied ones have several names."""
     return {**dict(llm.named_parameters(remove_duplicate=False)), **dict(llm.named_buffers(remove_duplicate=False))}
 
 
 def _machine(device: torch.device) -> list[str]:
-    """What native code is bound to: the GPU, the CPU's instruction set and the number of threads (all compiled in)."""
-    about = [platform.system(), platform.machine(), str(torch.get_num_threads())]
+    """What native code is compiled for: the GPU, the CPU's instruction set and the number of threads."""
+    facts = [platform.system(), platform.machine(), str(torch.get_num_threads())]
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        about += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+        facts += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
     if device.type == "cuda":
-        about += [str(device), torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))]
-    return about
+        facts += [str(device), torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))]
+    return facts
 
 
 def _device(llm: nn.Module) -> torch.device:

@@ -1,22 +1,20 @@
-"""How fast a model answers: time to first token, time per output token, peak memory, and does it still say the same.
+"""Latency of a model: time to first token, time per output token, peak memory, and equality with eager answers.
 
-The protocol, for each of `runs` timed answers after `warmups` untimed ones, batch by batch as the caller gives them:
+Protocol, for each of `runs` timed answers after `warmups` untimed ones:
 
-- TTFT runs from the audio in memory to the first token on the host: encoder, adapter and splice (the caller's
-  function), then prefill and argmax.
-- TPOT is the time of the remaining tokens divided by their number. Each is decoded through the key/value cache and
-  handed to the host before the next, as a user sees them; end tokens are ignored, so every run has the same length.
-- The clock is read with the device idle (`torch.cuda.synchronize`).
-- The eager functions are timed in the same way on the same inputs, and both answers are compared token by token.
+- Time to first token (TTFT): from the audio in memory to the first token on the host. It includes encoder, adapter and
+  splice (the caller's function), prefill and argmax.
+- Time per output token (TPOT): the time of the remaining tokens divided by their number. Each is decoded through the
+  key/value cache and copied to the host before the next, as in an interactive answer. End tokens are ignored, so all
+  runs have the same length.
+- The clock is read when the device is idle (`torch.cuda.synchronize`).
+- The eager functions are timed in the same way on the same inputs, and the answers are compared token by token.
 """
 
-import json
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -42,7 +40,7 @@ def measure(
     warmups: int = 3,
     runs: int = 20,
 ) -> dict:
-    """Latency, memory and fidelity of `backend`.
+    """Measure latency and peak memory of a backend, and compare its answers with eager ones.
 
     Parameters
     ----------
@@ -50,28 +48,31 @@ def measure(
         From `make_backend`.
     prompts : sequence of callables
         Each runs everything before the LLM on one batch of audio and returns (inputs_embeds [B, S, H],
-        attention_mask [B, S]). They are taken in turn.
+        attention_mask [B, S]). They are used in turn.
     new_tokens : int
-        Tokens a timed answer has; at least 2.
+        Tokens of a timed answer; at least 2.
     eos_ids : int or sequence of int
-        Tokens that end an answer where answers are compared.
+        Tokens that end an answer when answers are compared.
     warmups, runs : int
-        Untimed and timed answers.
+        Number of untimed and timed answers.
 
     Returns
     -------
     dict
-        Flat and JSON-able. `ttft_ms, tpot_ms` are medians over the runs, `*_p90` the value nine runs in ten stay under,
-        `*_eager` the eager functions' medians. `token_match` is the share of positions with the same token in greedy
-        answers of both to every prompt. `peak_memory_mb` (10^6 bytes), during further runs and with the weights loaded,
-        counts what `peak_memory_kind` says: "cuda_allocated", tensors of this process on its GPU
-        (`torch.cuda.max_memory_allocated`), or "process_rss", everything resident in this process, Python and its
-        libraries included, sampled every 2 ms; `memory_before_mb` is the same figure just before those runs.
+        Flat, for JSON. `ttft_ms` and `tpot_ms` are medians over the runs, `*_p90` the 90th percentiles, `*_eager` the
+        medians of the eager functions. `token_match` is the fraction of positions with the same token in the greedy
+        answers of both to every prompt. `peak_memory_mb` (10^6 bytes) is measured in separate runs and includes the
+        weights. `peak_memory_kind` is "cuda_allocated", tensors of this process on its GPU
+        (`torch.cuda.max_memory_allocated`), or "process_rss", all resident memory of this process with Python and its
+        libraries, sampled every 2 ms. `memory_before_mb` is the same quantity just before those runs.
+
+    Raises
+    ------
+    ValueError
+        No prompt, no run or fewer than two new tokens, or a prompt that does not fit the backend's cache.
     """
     if new_tokens < 2 or runs < 1 or not prompts:
-        raise ValueError(
-            "measure: needs a prompt, at least one run and at least two new tokens (TPOT is between tokens)"
-        )
+        raise ValueError("measure: give a prompt, at least one run and at least two new tokens")
     eager = make_backend("eager", backend.llm, 1, 1)
     ttft, tpot = _time(backend, prompts, new_tokens, warmups, runs)
     peak = _peak_memory(lambda: [_answer(backend, prompt, new_tokens) for prompt in prompts])
@@ -108,14 +109,6 @@ def measure(
     }
 
 
-def write_latency(path: str | Path, result: dict) -> None:
-    """Write the result of `measure` as JSON, whole or not at all."""
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(unfinished, path)
-
-
 def _time(backend: Backend, prompts: Sequence[Prompt], new_tokens: int, warmups: int, runs: int) -> tuple[list, list]:
     """TTFT and TPOT in ms of each timed run."""
     timings = [_answer(backend, prompts[run % len(prompts)], new_tokens) for run in range(warmups + runs)]
@@ -133,8 +126,8 @@ def _answer(backend: Backend, prompt: Prompt, new_tokens: int) -> tuple[float, f
     state = backend.state or DecodeState.allocate(llm, batch, length + new_tokens)
     if batch != state.batch_size or length + new_tokens > state.max_length:
         raise ValueError(
-            f"measure: {batch} rows of {length} + {new_tokens} tokens on a back end made for {state.batch_size} rows "
-            f"of {state.max_length}; make one for exactly this batch size and at least this length"
+            f"measure: {batch} rows of {length} + {new_tokens} tokens on a backend made for {state.batch_size} rows "
+            f"of {state.max_length} tokens; make one for exactly this batch size and at least this length"
         )
     token = backend.prefill(llm, state, inputs_embeds, attention_mask).argmax(-1)
     token.tolist()
@@ -155,7 +148,7 @@ def _synchronise(llm: torch.nn.Module) -> None:
 
 
 def _peak_memory(work: Callable) -> dict:
-    """Peak while `work` runs, apart from the timed runs because sampling takes time itself."""
+    """Peak memory while `work` runs; separate from the timed runs, because sampling takes time."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -184,11 +177,11 @@ def _peak_memory(work: Callable) -> dict:
 
 
 def _p90(values: list[float]) -> float:
-    """The smallest measured value that at least nine in ten do not exceed."""
+    """90th percentile: the smallest measured value that at least 90 % of the values do not exceed."""
     return sorted(values)[-(-9 * len(values) // 10) - 1]
 
 
 def _token_match(answers: list[list[int]], expected: list[list[int]]) -> float:
-    """Share of equal positions over all rows; a position that only one of the two has counts as different."""
+    """Fraction of equal positions over all rows; a position that only one of the two has counts as different."""
     pairs = [pair for rows in zip(answers, expected) for pair in zip_longest(*rows)]
     return sum(a == b for a, b in pairs) / len(pairs) if pairs else 1.0

@@ -1,1 +1,1 @@
-"""Metrics of spoken and heard answers, the runner that produces them with their controls, and the HTML report."""
+"""Evaluation: a model answers a test set with and without audio; metrics score the answers, a report shows them."""

@@ -5,24 +5,41 @@ continues where it stopped.
 """
 
 from pathlib import Path
+from typing import Any
 
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.keys import EVALUATION_KEYS
 from audiolm_lite.config.start import start_run
 from audiolm_lite.evaluation.report import markdown_table, write_report
 from audiolm_lite.evaluation.runner import PREDICTIONS, evaluate
-from audiolm_lite.evaluation.setup import control_sets, load_bundle
+from audiolm_lite.evaluation.setup import build_test_sets, load_bundle
 
 
-def main(argv: list[str]) -> dict:
-    """Evaluate and return what metrics.json holds."""
+def main(argv: list[str]) -> dict[str, Any]:
+    """Evaluate a model.
+
+    Parameters
+    ----------
+    argv : list of str
+        YAML file and overrides, see `config.keys.EVALUATION_KEYS`.
+
+    Returns
+    -------
+    dict
+        Content of metrics.json.
+
+    Raises
+    ------
+    UserError
+        The configuration, the model or the test set cannot be used.
+    """
     hparams, run_opts, resolved = load_experiment(argv, EVALUATION_KEYS)
     start_run(hparams, resolved)
     output = Path(hparams["output_folder"])
     bundle = load_bundle(hparams, run_opts)
     metrics = evaluate(
         bundle,
-        control_sets(hparams, bundle),
+        build_test_sets(hparams, bundle),
         hparams["metrics"],
         output,
         batch_tokens=hparams["batch_tokens"],

@@ -1,4 +1,4 @@
-"""Beam search: equal to transformers', independent of the batch and of the cache it is given."""
+"""Beam search: equal to that of transformers, independent of the batch and of the cache."""
 
 import pytest
 import torch
@@ -32,8 +32,8 @@ def collate(prompts, side="right"):
     longest = max(len(prompt) for prompt in prompts)
     embeds, mask = torch.zeros(len(prompts), longest, 32), torch.zeros(len(prompts), longest, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        places = slice(longest - len(prompt), None) if side == "left" else slice(0, len(prompt))
-        embeds[row, places], mask[row, places] = prompt, True
+        span = slice(longest - len(prompt), None) if side == "left" else slice(0, len(prompt))
+        embeds[row, span], mask[row, span] = prompt, True
     return embeds, mask
 
 
@@ -53,21 +53,21 @@ def test_equals_transformers(beams, length_penalty):
     ours = beam_search(LLM, *collate(prompts, "left"), eos_ids=EOS, **options)
     theirs = [transformers_beams(prompt, beams, 9, length_penalty) for prompt in prompts]
     assert ours == theirs
-    assert len(set(map(tuple, ours))) > 9, "too few different answers to show anything"
+    assert len(set(map(tuple, ours))) > 9, "too few different answers for a meaningful comparison"
 
 
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), side=st.sampled_from(["left", "right"]))
-def test_a_row_does_not_depend_on_the_batch_or_the_cache(lengths, side):
+def test_row_does_not_depend_on_the_batch_or_the_cache(lengths, side):
     prompts = make_prompts(lengths)
     options = {"beams": 3, "max_new_tokens": 6, "eos_ids": [EOS, 11]}
     together = beam_search(LLM, *collate(prompts, side), **options)
     assert together == [beam_search(LLM, prompt[None], torch.ones(1, len(prompt)), **options)[0] for prompt in prompts]
-    state = DecodeState.allocate(LLM, 3 * len(prompts) + 2, 30)  # as a compiled back end has it: spare rows, more room
+    state = DecodeState.allocate(LLM, 3 * len(prompts) + 2, 30)  # spare rows and capacity, as in a compiled backend
     assert beam_search(LLM, *collate(prompts, side), state=state, **options) == together
 
 
-def test_finds_likelier_answers_than_greedy_search():
+def test_answers_are_likelier_than_those_of_greedy_search():
     def log_probability(prompt, answer):
         embeds = torch.cat([prompt, LLM.get_input_embeddings()(torch.tensor(answer))])[None]
         scores = LLM(inputs_embeds=embeds).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -81,10 +81,10 @@ def test_finds_likelier_answers_than_greedy_search():
     assert min(gains) > -1e-4 and max(gains) > 0.1
 
 
-def test_refusals():
+def test_unusable_input_is_refused():
     embeds, mask = collate(make_prompts([3, 4]))
     options = {"beams": 2, "max_new_tokens": 4, "eos_ids": EOS}
-    with pytest.raises(ValueError, match="2 beams and 1 token"):
+    with pytest.raises(ValueError, match="1 beams and max_new_tokens 4; give at least 2 beams"):
         beam_search(LLM, embeds, mask, **options | {"beams": 1})
     with pytest.raises(ValueError, match="do not fit a cache of 3 rows"):
         beam_search(LLM, embeds, mask, state=DecodeState.allocate(LLM, 3, 20), **options)

@@ -1,4 +1,4 @@
-"""Static-cache generation: equal to transformers', independent of the batch, reproducible."""
+"""Generation over a static cache: equal to that of transformers, independent of the batch, reproducible."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 128,
-    "initializer_range": 0.3,  # spreads the logits: no near ties for rounding to decide
+    "initializer_range": 0.3,  # spreads the logits, so that rounding cannot decide between near ties
 }
 
 
@@ -51,14 +51,14 @@ def collate(prompts, side, filler=0.0):
     embeds = torch.full((len(prompts), longest, prompts[0].shape[1]), filler)
     mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        places = slice(longest - len(prompt), None) if side == "left" else slice(0, len(prompt))
-        embeds[row, places] = prompt
-        mask[row, places] = True
+        span = slice(longest - len(prompt), None) if side == "left" else slice(0, len(prompt))
+        embeds[row, span] = prompt
+        mask[row, span] = True
     return embeds, mask
 
 
 def transformers_greedy(llm, prompt, max_new_tokens, eos):
-    """Its answer to one prompt of at least 2 places (transformers 4.57 feeds a single one again at every step)."""
+    """Answer of transformers to one prompt of at least 2 positions (4.57 repeats a single one at every step)."""
     mask = torch.ones(1, len(prompt), dtype=torch.long)
     tokens = llm.generate(
         inputs_embeds=prompt[None], attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens,
@@ -112,8 +112,8 @@ def test_peft_wrapped_equals_transformers():
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.sampled_from(["left", "right"]), st.booleans())
-def test_a_row_does_not_depend_on_the_batch(lengths, side, sampled):
-    """Neither neighbours, padding side nor what stands in the padding matter, greedy or sampled."""
+def test_row_does_not_depend_on_the_batch(lengths, side, sampled):
+    """Other rows, the padding side and values in the padding have no effect, greedy or sampled."""
     prompts = make_prompts(lengths)
     seeds = [10 + row for row in range(len(lengths))]
     together = generate(
@@ -127,7 +127,7 @@ def test_a_row_does_not_depend_on_the_batch(lengths, side, sampled):
 
 @torch.no_grad()
 def test_logits_equal_the_full_forward_pass():
-    """Prefill and each step give what the whole sequence in one pass gives, rows at different positions."""
+    """Prefill and steps give the logits of one pass over the full sequence, with rows at different positions."""
     prompts = make_prompts([3, 9, 1])
     embeds, mask = collate(prompts, "left")
     state = DecodeState.allocate(LLM, 3, 16)
@@ -142,7 +142,7 @@ def test_logits_equal_the_full_forward_pass():
         torch.testing.assert_close(torch.stack([step[row] for step in steps]), expected, rtol=0, atol=1e-5)
 
 
-def test_a_used_and_larger_cache_changes_nothing():
+def test_used_and_larger_cache_has_no_effect():
     prompts = make_prompts([6, 2])
     expected = generate(LLM, *collate(prompts, "left"), max_new_tokens=5, eos_ids=[])
     state = DecodeState.allocate(LLM, 4, 30)
@@ -207,10 +207,10 @@ def test_draws_follow_the_distribution():
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0, -1.0]).expand(draws, 5)
     sampling = Sampling(top_k=4)
     tokens = _Chooser(sampling, draws, 5, 1, torch.device("cpu"))(logits, 0)
-    share = torch.bincount(tokens, minlength=5) / draws
+    frequency = torch.bincount(tokens, minlength=5) / draws
     probability = logits[0, :4].softmax(0)
-    assert share[4] == 0
-    assert ((share[:4] - probability).abs() < 4 * (probability * (1 - probability) / draws).sqrt()).all()
+    assert frequency[4] == 0
+    assert ((frequency[:4] - probability).abs() < 4 * (probability * (1 - probability) / draws).sqrt()).all()
 
 
 def test_sampling_is_reproducible_from_its_seed():
@@ -224,7 +224,7 @@ def test_sampling_is_reproducible_from_its_seed():
     assert generate(LLM, *prompts, sampling=Sampling(top_k=1, seed=4), **options) == greedy
     same = torch.stack([prompts[0][0]] * 2), prompts[1]
     one, other = generate(LLM, *same, sampling=Sampling(temperature=3.0), **options)
-    assert one != other  # equal prompts in one batch get answers of their own
+    assert one != other  # equal prompts in one batch get different answers
 
 
 def test_repetition_penalty_forbids_repeats():
@@ -243,24 +243,24 @@ def test_repetition_penalty_forbids_repeats():
         ({"sampling": Sampling(seed=[1])}, "1 seeds for a batch of 2"),
     ],
 )
-def test_refusals(change, message):
+def test_unusable_input_is_refused(change, message):
     arguments = {"inputs_embeds": torch.zeros(2, 2, 32), "attention_mask": torch.ones(2, 2), "max_new_tokens": 5}
     with pytest.raises(ValueError, match=message):
         generate(LLM, **{**arguments, "eos_ids": 1, **change})
 
 
-def test_refuses_training_mode():
+def test_training_mode_is_refused():
     with pytest.raises(ValueError, match="training mode"):
         generate(make_llm().train(), torch.zeros(1, 2, 32), torch.ones(1, 2), max_new_tokens=1, eos_ids=1)
 
 
 @pytest.mark.parametrize("field, value", [("temperature", -1), ("top_p", 0), ("top_k", -1), ("repetition_penalty", 0)])
-def test_sampling_refuses_nonsense(field, value):
+def test_sampling_refuses_values_out_of_range(field, value):
     with pytest.raises(ValueError, match=f"Sampling: {field} must be"):
         Sampling(**{field: value})
 
 
-def test_refuses_models_it_would_get_wrong():
+def test_models_that_the_cache_does_not_support_are_refused():
     llm = make_llm(MistralConfig(**SHAPE, sliding_window=8))
     DecodeState.allocate(llm, 1, 8)
     with pytest.raises(ValueError, match="sliding window of 8"):

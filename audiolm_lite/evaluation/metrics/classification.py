@@ -1,40 +1,58 @@
-"""Accuracy and F1 of free-text answers mapped to labels by a fixed rule."""
+"""Accuracy and F1 of free-text answers that are mapped to labels by a fixed rule."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import bootstrap, ratio_interval
 
-# Either the labels themselves, or each label's wordings: {"male": ["male", "a man"]}.
+# Either the labels themselves, or the wordings of each label: {"male": ["male", "a man"]}.
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
+
+COLUMNS = (Column("accuracy", "accuracy", True, "↑"), Column("macro_f1", "macro F1", True, "↑"))
 
 
 def normalise(text: str) -> str:
-    """Lower case, compatibility forms unified, every run of characters other than letters and digits one space."""
+    """Lower-case a text, unify compatibility forms, and replace everything but letters and digits by single spaces.
+
+    Examples
+    --------
+    >>> normalise("Dog_bark!")
+    'dog bark'
+    """
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(c if c.isalnum() else " " for c in text).split())
 
 
 def match_label(answer: str, labels: Labels) -> str | None:
-    """Map a free-text answer to the one label it names.
+    """Map a free-text answer to the one label that it names.
 
-    The rule: (1) an answer that equals a label's wording after `normalise` is that label; (2) otherwise every wording
-    that occurs in the answer as whole words is a mention, a mention inside a longer mention of another label does not
-    count ("siren" in "police siren"), and the answer is the label when all mentions are of one label; (3) otherwise,
-    with no label or several named, the answer is None. Negations are not understood.
+    The rule: (1) an answer that equals a wording of a label after `normalise` is mapped to that label. (2) Otherwise,
+    each wording whose words occur in the answer is a mention of its label, unless it is inside a longer mention of
+    another label ("siren" in "police siren"). The answer is mapped to the label if all mentions are of one label.
+    (3) Otherwise, with no label or several labels named, the result is None. Negations are not understood.
 
     Parameters
     ----------
     answer : str
-        What the model said.
+        The model's answer.
     labels : sequence or mapping
         See `Labels`.
 
     Returns
     -------
     str or None
+
+    Examples
+    --------
+    >>> labels = {"male": ["male", "a man"], "female": ["female", "a woman"]}
+    >>> match_label("This is a man speaking.", labels)
+    'male'
+    >>> print(match_label("A man or a woman.", labels))
+    None
     """
     words, wordings = normalise(answer).split(), wordings_of(labels)
     named = wordings.get(tuple(words)) or labels_named(words, wordings)
@@ -42,18 +60,30 @@ def match_label(answer: str, labels: Labels) -> str | None:
 
 
 def wordings_of(labels: Labels) -> dict[tuple[str, ...], set[str]]:
-    """Words of each wording -> the labels that it names."""
-    named_by = labels if isinstance(labels, Mapping) else {label: [label] for label in labels}
-    found: dict[tuple[str, ...], set[str]] = {}
-    for label, group in named_by.items():
+    """Map the words of each wording to the labels that it names.
+
+    Examples
+    --------
+    >>> wordings_of({"male": ["a man"]})
+    {('a', 'man'): {'male'}}
+    """
+    by_label = labels if isinstance(labels, Mapping) else {label: [label] for label in labels}
+    wordings: dict[tuple[str, ...], set[str]] = {}
+    for label, group in by_label.items():
         for wording in group:
             if words := tuple(normalise(wording).split()):
-                found.setdefault(words, set()).add(label)
-    return found
+                wordings.setdefault(words, set()).add(label)
+    return wordings
 
 
 def labels_named(words: Sequence[str], wordings: Mapping[tuple[str, ...], set[str]]) -> set[str]:
-    """Labels of which a wording occurs among these words, other than inside a longer one that does."""
+    """Labels with a wording that occurs among these words, unless it occurs only inside a longer wording.
+
+    Examples
+    --------
+    >>> sorted(labels_named("a police siren".split(), wordings_of(["siren", "police siren"])))
+    ['police siren']
+    """
     longest = max(map(len, wordings), default=0)
     mentions = [
         (label, start, end)
@@ -72,66 +102,77 @@ def score_classification(
     targets: Sequence[str],
     answers: Sequence[str],
     labels: Labels | Sequence[Labels] | None = None,
-) -> dict:
-    """Score free-text answers to closed questions.
+) -> dict[str, Any]:
+    """Score free-text answers to closed-ended questions.
 
     Parameters
     ----------
     targets : sequence of str
-        The right label of each item.
+        The correct label of each item.
     answers : sequence of str
-        The model's words; mapped to labels by `match_label`. An answer that names no label, or several, is wrong and
+        The model's answers, mapped to labels by `match_label`. An answer that names no label, or several, is wrong and
         counted in `unparsed`.
     labels : optional
-        The labels an answer may name (see `Labels`), one collection for all items or one each; by default those that
-        occur in `targets`.
+        The labels that an answer may name (see `Labels`): one collection for all items, or one per item. By default
+        those that occur in `targets`.
 
     Returns
     -------
     dict
         `accuracy`, `macro_f1` (mean over the classes that occur in `targets`), `items`, `unparsed`,
-        `majority_accuracy` (always answering the most frequent target), `per_class` {label: precision, recall, f1,
+        `majority_accuracy` (of always answering the most frequent target), `per_class` {label: precision, recall, f1,
         items}, `interval` {"accuracy": [low, high], "macro_f1": [low, high]}.
 
     Raises
     ------
     ValueError
-        No items, differing lengths, a target that is not a label.
+        No items, differing lengths, or a target that is not a label.
+
+    Examples
+    --------
+    >>> scores = score_classification(["dog", "rain"], ["I hear a dog.", "a dog or rain"])
+    >>> scores["accuracy"], scores["unparsed"]
+    (0.5, 1)
     """
-    if len(targets) != len(answers) or not targets:
-        raise ValueError(f"score_classification: {len(targets)} targets and {len(answers)} answers")
+    check_lengths("score_classification", targets, answers)
     if labels is None:
         labels = sorted(set(targets))
-    if isinstance(labels, Mapping) or isinstance(labels[0], str):
-        labels = [labels] * len(targets)
-    for target, group in zip(targets, labels, strict=True):
+    same_for_all = isinstance(labels, Mapping) or isinstance(labels[0], str)
+    groups: list[Any] = [labels] * len(targets) if same_for_all else list(labels)
+    for target, group in zip(targets, groups, strict=True):
         if target not in group:
             raise ValueError(f"score_classification: target {target!r} is not among its labels {list(group)[:20]}")
-    return score_labels([match_label(answer, group) for answer, group in zip(answers, labels)], targets)
+    return score_labels([match_label(answer, group) for answer, group in zip(answers, groups)], targets)
 
 
-def score_labels(predicted: Sequence[str | None], targets: Sequence[str]) -> dict:
-    """Scores of predicted labels, None where an answer named none; the dictionary of `score_classification`."""
-    predicted = np.array(predicted, dtype=object)
-    targets = np.array(targets, dtype=object)
+def score_labels(predicted: Sequence[str | None], targets: Sequence[str]) -> dict[str, Any]:
+    """Score predicted labels, None for an answer that names none; returns the scores of `score_classification`."""
+    predictions, truth = np.array(predicted, dtype=object), np.array(targets, dtype=object)
     classes = sorted(set(targets))
-    is_target = np.stack([targets == name for name in classes], axis=1).astype(np.float64)  # [items, classes]
-    is_predicted = np.stack([predicted == name for name in classes], axis=1).astype(np.float64)
-    of_classes = score_classes(classes, is_target, is_predicted)
-    right = (predicted == targets).astype(np.float64)
+    is_target = np.stack([truth == name for name in classes], axis=1).astype(np.float64)  # [items, classes]
+    is_predicted = np.stack([predictions == name for name in classes], axis=1).astype(np.float64)
+    class_scores = score_classes(classes, is_target, is_predicted)
+    correct = (predictions == truth).astype(np.float64)
     return {
-        "accuracy": float(right.mean()),
-        "macro_f1": of_classes["macro_f1"],
+        "accuracy": float(correct.mean()),
+        "macro_f1": class_scores["macro_f1"],
         "items": len(targets),
-        "unparsed": int(sum(label is None for label in predicted)),
+        "unparsed": sum(label is None for label in predicted),
         "majority_accuracy": float(is_target.sum(0).max() / len(targets)),
-        "per_class": of_classes["per_class"],
-        "interval": {"accuracy": ratio_interval(right), "macro_f1": of_classes["interval"]},
+        "per_class": class_scores["per_class"],
+        "interval": {"accuracy": ratio_interval(correct), "macro_f1": class_scores["interval"]},
     }
 
 
-def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: np.ndarray) -> dict:
-    """Scores of each class from what was asked for and what was answered, both [items, classes] of 0 and 1.
+def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: np.ndarray) -> dict[str, Any]:
+    """Score each class.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        Names of the classes, each the target of one item at least.
+    is_target, is_predicted : ndarray
+        [items, classes] of 0 and 1, float64.
 
     Returns
     -------
@@ -141,22 +182,34 @@ def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: n
     both, either = is_target * is_predicted, is_target + is_predicted
 
     def f1(counts: np.ndarray) -> np.ndarray:
-        """Per-class F1 [R, classes] for item counts [R, items]; 0 where a class is neither asked for nor answered."""
+        """F1 per class [R, classes] for item counts [R, items]; 0 for a class that is neither target nor predicted."""
         hits, total = counts @ both, counts @ either
         return np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
 
-    hits, asked, answered = (m.sum(0) for m in (both, is_target, is_predicted))
-    per_class_f1 = f1(np.ones((1, len(is_target))))[0]
+    hits, targets, predicted = (matrix.sum(0) for matrix in (both, is_target, is_predicted))
+    f1_per_class = f1(np.ones((1, len(is_target))))[0]
     return {
         "per_class": {
             name: {
-                "precision": float(hits[i] / answered[i]) if answered[i] else 0.0,
-                "recall": float(hits[i] / asked[i]),
-                "f1": float(per_class_f1[i]),
-                "items": int(asked[i]),
+                "precision": float(hits[i] / predicted[i]) if predicted[i] else 0.0,
+                "recall": float(hits[i] / targets[i]),
+                "f1": float(f1_per_class[i]),
+                "items": int(targets[i]),
             }
             for i, name in enumerate(classes)
         },
-        "macro_f1": float(per_class_f1.mean()),
+        "macro_f1": float(f1_per_class.mean()),
         "interval": bootstrap(lambda counts: f1(counts).mean(1), len(is_target)),
     }
+
+
+def score_rows(
+    rows: Sequence[dict], answers: Sequence[str], labels: Labels | Sequence[Labels] | None = None
+) -> dict[str, Any]:
+    """Score answers to rows with the field `label` or else `target`; `labels` defaults to the rows' field `labels`."""
+    if labels is None and all("labels" in row for row in rows):
+        labels = [row["labels"] for row in rows]
+    return score_classification([row.get("label", row["target"]) for row in rows], answers, labels)
+
+
+FAMILY = MetricFamily(score_rows, columns=COLUMNS)

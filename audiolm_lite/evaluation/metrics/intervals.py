@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+# Resampling counts of one block, float64: at most 32 MB.
+_COUNTS_PER_BLOCK = 4_000_000
+
 
 def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray],
@@ -20,7 +23,7 @@ def bootstrap(
     statistic : callable
         Maps counts [R, items] (how often each item was drawn in each of R resamples, float64) to values [R].
     items : int
-        Number of test items; utterances, captions or answers, not words.
+        Number of test items: utterances, captions or answers, not words.
     resamples : int
         Number of resamples.
     level : float
@@ -34,8 +37,7 @@ def bootstrap(
         [low, high].
     """
     generator = np.random.default_rng(seed)
-    # Counts of 100 000 items x 1000 resamples would take 800 MB; drawing in blocks keeps them under 32 MB.
-    block = max(1, 4_000_000 // items)
+    block = max(1, _COUNTS_PER_BLOCK // items)
     uniform = np.full(items, 1 / items)
     values = np.concatenate(
         [
@@ -47,16 +49,33 @@ def bootstrap(
     return [float(low), float(high)]
 
 
-def ratio_interval(numerators: Sequence[float], denominators: Sequence[float] | None = None) -> list[float]:
-    """95 % interval of sum(numerators) / sum(denominators) over items; without denominators, of the mean.
+def ratio_interval(
+    numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray | None = None
+) -> list[float]:
+    """95 % interval of sum(numerators) / sum(denominators) over items, or of the mean without denominators.
 
-    WER is such a ratio (errors over reference words), accuracy and mean absolute error are means.
+    WER is such a ratio (errors / reference words); accuracy and mean absolute error are means.
+
+    Parameters
+    ----------
+    numerators, denominators : sequence of float
+        One value per item.
+
+    Returns
+    -------
+    list of float
+        [low, high].
+
+    Examples
+    --------
+    >>> ratio_interval([0, 4], [1, 1])  # each item may be drawn twice
+    [0.0, 4.0]
     """
     top = np.asarray(numerators, dtype=np.float64)
     bottom = np.ones_like(top) if denominators is None else np.asarray(denominators, dtype=np.float64)
 
     def ratio(counts: np.ndarray) -> np.ndarray:
-        below = counts @ bottom
-        return np.divide(counts @ top, below, out=np.full(len(counts), np.nan), where=below > 0)
+        total = counts @ bottom
+        return np.divide(counts @ top, total, out=np.full(len(counts), np.nan), where=total > 0)
 
     return bootstrap(ratio, len(top))

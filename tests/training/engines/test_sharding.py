@@ -1,4 +1,4 @@
-"""Two processes compute what one computes, share validation, fail together, and hand runs on to each other."""
+"""Tests of DDP and FSDP2: two processes compute what one computes, fail together, and resume runs of one process."""
 
 import json
 import os
@@ -24,7 +24,7 @@ NAME = "audiolm_lite.training.brain.AudioLMBrain"
 
 
 class StoppedAlone(AudioLMBrain):
-    """Asked to stop in its third step."""
+    """Receives a signal in its third step."""
 
     def fit_batch(self, window):
         if self.progress.step == 2:
@@ -34,7 +34,7 @@ class StoppedAlone(AudioLMBrain):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Folder with what one process has begun and two have done since."""
+    """Folder with the runs of two processes, some of which one process has started."""
     root = tmp_path_factory.mktemp("two")
     corpus = root / "corpus"
     corpus.mkdir()
@@ -48,10 +48,10 @@ def root(tmp_path_factory):
         with pytest.raises(Stopped):
             run(root / name, StoppedAlone)
     stopped = launch(root)
-    assert stopped.returncode != 0 and (root / "found.json").exists(), stopped.stderr[-5000:]
+    assert stopped.returncode != 0 and (root / "results.json").exists(), stopped.stderr[-5000:]
     steps = losses(root / "launcher stopped")
-    going_on = launch(root)
-    assert going_on.returncode == 0, going_on.stderr[-5000:]
+    second = launch(root)
+    assert second.returncode == 0, second.stderr[-5000:]
     assert steps == losses(root / "launcher stopped")[:3]
     return root
 
@@ -60,7 +60,7 @@ def launch(root):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["--max_restarts", "1", str(ROOT / "tests/training/engines/two_processes.py"), str(root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # else processes started again may call the addresses of those before (github.com/pytorch/pytorch/issues/167288)
+    # otherwise restarted processes may call the addresses of earlier ones (github.com/pytorch/pytorch/issues/167288)
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -97,8 +97,8 @@ def test_both_engines_compute_the_same(root):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_one_process_goes_on_where_two_have_stopped(root, parallel):
-    """With the losses that two would have had, since the windows are those of two."""
+def test_one_process_continues_a_run_of_two(root, parallel):
+    """With the losses of two processes, since the windows are those of two."""
     folder = root / f"{parallel} stopped"
     assert len(losses(folder)) == 3
     run(folder)
@@ -106,28 +106,28 @@ def test_one_process_goes_on_where_two_have_stopped(root, parallel):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_go_on_where_one_has_stopped(root, parallel, tmp_path):
-    """Windows of a single batch, so that one of the two has nothing to compute."""
+def test_two_processes_continue_a_run_of_one(root, parallel, tmp_path):
+    """Windows contain a single batch, so that one of the two processes has nothing to compute."""
     run(tmp_path)
     assert_close(root / f"{parallel} from one", tmp_path)
 
 
 def test_an_interrupted_run_of_two_ends_bit_for_bit_the_same(root):
-    assert losses(root / "halves") == losses(root / "whole")
-    halves, whole = weights(root / "halves"), weights(root / "whole")
+    assert losses(root / "halves") == losses(root / "uninterrupted")
+    halves, whole = weights(root / "halves"), weights(root / "uninterrupted")
     assert halves.keys() == whole.keys() and all((halves[name] == whole[name]).all() for name in whole)
 
 
-def test_a_launcher_that_a_cluster_stops_saves_and_goes_on(root):
-    """SIGTERM to torchrun alone; the fixture gives the same command a second time."""
-    assert losses(root / "launcher stopped") == losses(root / "whole")
-    stopped, whole = weights(root / "launcher stopped"), weights(root / "whole")
+def test_a_run_whose_launcher_is_stopped_saves_and_continues(root):
+    """SIGTERM is sent to torchrun only; the fixture runs the same command a second time."""
+    assert losses(root / "launcher stopped") == losses(root / "uninterrupted")
+    stopped, whole = weights(root / "launcher stopped"), weights(root / "uninterrupted")
     assert all((stopped[name] == whole[name]).all() for name in whole)
 
 
-def test_the_launcher_starts_all_again_where_one_was_killed(root):
-    assert losses(root / "killed") == losses(root / "whole")
-    killed, whole = weights(root / "killed"), weights(root / "whole")
+def test_the_launcher_restarts_all_processes_if_one_is_killed(root):
+    assert losses(root / "killed") == losses(root / "uninterrupted")
+    killed, whole = weights(root / "killed"), weights(root / "uninterrupted")
     assert all((killed[name] == whole[name]).all() for name in whole)
 
 
@@ -142,44 +142,44 @@ def test_two_compute_what_one_does(root, name, tmp_path):
         torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5)
 
 
-def test_the_first_process_alone_needs_weights(root):
+def test_only_the_first_process_needs_weights(root):
     assert_close(root / "meta", root / "tied")
 
 
-def test_a_curriculum_by_the_command_line_leaves_whole_models(root):
+def test_a_curriculum_by_the_command_line_writes_unsharded_models(root):
     before, after = (load_model(root / "curriculum" / f"stage_{stage}").model.state_dict() for stage in (1, 2))
-    moved = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
-    assert moved == {name for name in before if name.startswith("adapter.")}
+    changed = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("adapter.")}
     trained = load_file(root / "curriculum" / "stage_2" / "trained.safetensors")
     assert sum("lora_B" in name for name in trained) == 2 and all(tensor.any() for tensor in trained.values())
     log = (root / "curriculum" / "stage_2" / "log.txt").read_text()
-    assert log.count("Best checkpoint") == 1  # the first process alone writes
+    assert log.count("Best checkpoint") == 1  # only the first process writes
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_processes_answer_as_one_does(root, stage):
-    """Two stages whose processes share the model out, and one whose processes share the items."""
+    """In two stages the model is split across processes, in one the items are."""
     bundle = load_model(root / "curriculum" / f"stage_{stage}")
     hparams, _, _ = load_experiment(curriculum_command(root))
     valid = build_dataset(hparams, "valid", bundle.model, bundle.tokenizer)
-    scores, samples = AnswerValidation(bundle.model, valid, hparams, together=False).run(lambda: None)
+    scores, samples = AnswerValidation(bundle.model, valid, hparams, sharded=False).run(lambda: None)
     assert len(samples) == 4 and any(sample.answer for sample in samples)
     found = json.loads((root / "curriculum" / f"stage_{stage}" / "finished.json").read_text())["metrics"]
     assert {name: found[name] for name in ("sound_class/wer", "sound_class/cer")} == scores
 
 
 def test_an_item_that_one_process_cannot_read_ends_both(root):
-    found = dict(json.loads((root / "found.json").read_text())["unreadable"])
+    found = dict(json.loads((root / "results.json").read_text())["unreadable"])
     assert found.keys() == {"ValueError", "PeerError"}
     assert "failed, so all stop: ValueError: item-7 cannot be read" in found["PeerError"]
 
 
 def test_a_bad_step_of_one_process_is_skipped_by_both(root):
-    (first, message), second = json.loads((root / "found.json").read_text())["nonfinite"]
+    (first, message), second = json.loads((root / "results.json").read_text())["nonfinite"]
     assert first == "NonFiniteError" and second == [first, message]
     assert any(f"item-{index}" in message for index in (3, 4, 5))
 
 
 def test_too_few_items_are_an_error_in_both(root):
-    found = json.loads((root / "found.json").read_text())["few"]
+    found = json.loads((root / "results.json").read_text())["few"]
     assert [kind for kind, _ in found] == ["ValueError"] * 2

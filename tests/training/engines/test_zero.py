@@ -1,5 +1,5 @@
-"""DeepSpeed: its configuration goes with our keys, the loop keeps to its engine's calls, and ZeRO-2 and ZeRO-3 compute
-what the other engines do. The latter where DeepSpeed is installed; it runs on the CPU.
+"""Tests of DeepSpeed: its configuration, the calls of its engine, and that ZeRO-2 and ZeRO-3 compute what the other
+engines compute. The latter run on the CPU, where DeepSpeed is installed.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from audiolm_lite.evaluation.validation import AnswerValidation
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.training.build import build_dataset
 from audiolm_lite.training.checkpoint import read_checkpoint
-from audiolm_lite.training.engines import zero
+from audiolm_lite.training.engines import zero, zero_config
 from audiolm_lite.training.engines.unshard import main as unshard
 from audiolm_lite.training.signals import Stopped
 from tests.training.engines.test_sharding import StoppedAlone, assert_close, losses, newest, weights
@@ -31,7 +31,7 @@ from tests.training.test_build import make_corpus
 from tests.training.toy import ToyData, make_brain, make_hparams, make_model, train
 
 ROOT = Path(__file__).parents[3]
-ZERO = {2: {"stage": 2}, 3: {"stage": 3, "stage3_param_persistence_threshold": 0}}  # nothing is too small to share out
+ZERO = {2: {"stage": 2}, 3: {"stage": 3, "stage3_param_persistence_threshold": 0}}  # no tensor is too small to shard
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
@@ -42,14 +42,14 @@ def write(path, **config):
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr(zero, "require_deepspeed", lambda: None)
+    monkeypatch.setattr(zero_config, "require_deepspeed", lambda: None)
 
 
 def read(file, **changes):
-    return zero.read_config(make_hparams("unused", parallel="deepspeed", deepspeed_config=file, **changes))
+    return zero_config.read_config(make_hparams("unused", parallel="deepspeed", deepspeed_config=file, **changes))
 
 
-def test_without_deepspeed_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_the_error_without_deepspeed_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'audiolm_lite\[distributed\]'"):
         make_brain(tmp_path, parallel="deepspeed", deepspeed_config=write(tmp_path / "zero.json"))
@@ -62,22 +62,22 @@ def test_the_files_of_the_project_are_accepted(installed, file):
     assert "torch_autocast" not in config
 
 
-def test_what_a_file_leaves_to_us_is_ours(installed, tmp_path):
-    """As files made for transformers and accelerate do."""
-    left = {"gradient_clipping": "auto", "train_batch_size": "auto", "bf16": {"enabled": "auto"}}
+def test_entries_left_open_are_set_by_the_yaml_file(installed, tmp_path):
+    """As in files for transformers and accelerate."""
+    auto = {"gradient_clipping": "auto", "train_batch_size": "auto", "bf16": {"enabled": "auto"}}
     zero_2 = {"stage": 2, "reduce_bucket_size": "auto"}
-    config = read(write(tmp_path / "zero.json", zero_optimization=zero_2, **left), max_grad_norm=0.5)
+    config = read(write(tmp_path / "zero.json", zero_optimization=zero_2, **auto), max_grad_norm=0.5)
     assert config["gradient_clipping"] == 0.5 and config["zero_optimization"] == {"stage": 2}
     assert "bf16" not in config and "train_batch_size" not in config
 
 
-def test_precision_is_set_from_our_key(installed, tmp_path):
+def test_precision_is_set_by_the_yaml_file(installed, tmp_path):
     autocast = read(write(tmp_path / "zero.json"), precision="bf16")["torch_autocast"]
     assert autocast["enabled"] and autocast["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
-    ("entry", "ours"),
+    ("entry", "message"),
     [
         ({"optimizer": {"type": "Adam"}}, "learning_rates"),
         ({"scheduler": {"type": "WarmupLR"}}, "warmup_steps"),
@@ -92,8 +92,8 @@ def test_precision_is_set_from_our_key(installed, tmp_path):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_what_a_key_of_ours_says_is_refused_in_the_file(installed, tmp_path, entry, ours):
-    with pytest.raises(ConfigError, match="zero.json.*" + next(iter(entry)) + ".*" + ours):
+def test_entries_that_the_yaml_file_sets_are_refused(installed, tmp_path, entry, message):
+    with pytest.raises(ConfigError, match="zero.json.*" + next(iter(entry)) + ".*" + message):
         read(write(tmp_path / "zero.json", **entry))
 
 
@@ -107,13 +107,13 @@ def test_what_a_key_of_ours_says_is_refused_in_the_file(installed, tmp_path, ent
         ({"compile": True}, "compile"),
     ],
 )
-def test_keys_that_do_not_go_with_it_are_refused(installed, tmp_path, changes, named):
+def test_keys_that_it_does_not_support_are_refused(installed, tmp_path, changes, named):
     with pytest.raises(ConfigError, match=named):
         read(write(tmp_path / "zero.json", zero_optimization={"stage": 3}), **changes)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])
-def test_a_file_that_is_none_is_named(installed, tmp_path, text):
+def test_an_unreadable_file_is_named(installed, tmp_path, text):
     file = tmp_path / "zero.json"
     if text is not None:
         file.write_text(text)
@@ -123,7 +123,7 @@ def test_a_file_that_is_none_is_named(installed, tmp_path, text):
         read(None)
 
 
-def test_parameters_that_zero_cannot_hold_are_refused():
+def test_parameters_that_zero_does_not_support_are_refused():
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2).bfloat16()})
     together = torch.optim.AdamW([{"params": list(model.parameters())}])
     with pytest.raises(ConfigError, match="a pattern of its own"):
@@ -138,7 +138,7 @@ def test_parameters_that_zero_cannot_hold_are_refused():
 
 
 class Engine(nn.Module):
-    """What this library uses of DeepSpeed's engine, for one process; it notes the calls."""
+    """The methods of DeepSpeed's engine that this library calls, for one process; records the calls."""
 
     def __init__(self, model, optimizer, config):
         super().__init__()
@@ -175,26 +175,26 @@ class Engine(nn.Module):
 
 @pytest.fixture
 def engines(installed, monkeypatch):
-    """The engines made, by a DeepSpeed that is not there."""
-    made = []
+    """List of the engines built, by a replacement of DeepSpeed."""
+    built = []
 
     def initialize(model, optimizer, config):
-        made.append(Engine(model, optimizer, config))
-        return made[-1], optimizer, None, None
+        built.append(Engine(model, optimizer, config))
+        return built[-1], optimizer, None, None
 
     monkeypatch.setattr(zero, "_import", lambda device: SimpleNamespace(initialize=initialize))
     monkeypatch.setattr(zero, "read_shard", lambda file: None)
     monkeypatch.setenv("LOCAL_RANK", "0")
-    yield made
+    yield built
     dist.destroy_process_group()
 
 
-def test_the_loop_keeps_to_the_engines_calls(engines, tmp_path):
-    """And so comes to the losses of our own steps; a run that stopped goes on as if it had not."""
+def test_the_loop_calls_the_engine_as_documented(engines, tmp_path):
+    """The losses equal those of torch's engine, and a stopped run continues exactly."""
     options = {"parallel": "deepspeed", "deepspeed_config": write(tmp_path / "zero.json")}
     train(tmp_path / "plain")
-    train(tmp_path / "whole", **options)
-    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    train(tmp_path / "uninterrupted", **options)
+    assert losses(tmp_path / "uninterrupted") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
     assert engines[0].calls[:6] == ["more", "last", "step"] * 2
     assert engines[0].optimizer.check_grad_overflow
     torch.manual_seed(1)
@@ -204,7 +204,7 @@ def test_the_loop_keeps_to_the_engines_calls(engines, tmp_path):
     assert checkpoint.state["optimizer"] is None and checkpoint.state["deepspeed"] == {"stage": 2, "ranks": 1}
     assert "deepspeed/optim_states.pt" in checkpoint.info["sha256"]
     train(tmp_path / "halves", **options)
-    assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "halves") == losses(tmp_path / "uninterrupted")
 
 
 def test_a_loss_that_is_not_finite_skips_the_step(engines, tmp_path):
@@ -225,10 +225,10 @@ def test_an_objective_of_other_tokens_is_an_error(engines, tmp_path):
         brain.fit_stage(ToyData(20), ToyData(6, seed=1))
 
 
-def test_another_engine_does_not_go_on_from_its_checkpoints(engines, tmp_path):
+def test_another_engine_does_not_load_its_checkpoints(engines, tmp_path):
     options = {"parallel": "deepspeed", "deepspeed_config": write(tmp_path / "zero.json")}
     train(tmp_path, epochs=1, **options)
-    with pytest.raises(ConfigError, match=r"ZeRO-2, on 1 processes.*another engine.*training.unshard .*step_"):
+    with pytest.raises(ConfigError, match=r"ZeRO-2, 1 processes.*another engine.*audiolm-lite unshard .*step_"):
         train(tmp_path, epochs=1)
     with pytest.raises(ConfigError, match="ZeRO-3"):
         zero.require_layout({"stage": 2, "ranks": 1}, {"stage": 3, "ranks": 1}, tmp_path)
@@ -236,7 +236,7 @@ def test_another_engine_does_not_go_on_from_its_checkpoints(engines, tmp_path):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Folder with what two processes have done under DeepSpeed."""
+    """Folder with the runs of two processes under DeepSpeed."""
     root = tmp_path_factory.mktemp("zero")
     (root / "corpus").mkdir()
     make_corpus(root / "corpus")
@@ -255,7 +255,7 @@ def root(tmp_path_factory):
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_computes_what_ddp_does(root, stage):
-    """With LoRA over windows of several batches, and with everything trained and tied embeddings."""
+    """With LoRA and windows of several batches, and with all parameters trained and tied embeddings."""
     assert_close(root / f"zero{stage}", root / "ddp")
     assert_close(root / f"zero{stage} full", root / "ddp full")
     first, second = weights(root / f"zero{stage}"), weights(root / "ddp")
@@ -271,32 +271,32 @@ def test_recomputed_blocks_under_zero_3(root):
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_stopped_run_goes_on_bit_for_bit(root, stage):
+def test_a_stopped_run_continues_bit_for_bit(root, stage):
     assert losses(root / f"zero{stage} halves") == losses(root / f"zero{stage} dropout")
-    halves, whole = weights(root / f"zero{stage} halves"), weights(root / f"zero{stage} dropout")
-    assert all((halves[name] == whole[name]).all() for name in whole)
+    halves, expected = weights(root / f"zero{stage} halves"), weights(root / f"zero{stage} dropout")
+    assert all((halves[name] == expected[name]).all() for name in expected)
 
 
 @needs_deepspeed
-def test_frozen_parameters_stay_frozen_and_zero_3_shares_them_out(root):
-    found = json.loads((root / "found.json").read_text())
-    (whole, second), (half, third) = found["frozen 2"], found["frozen 3"]
-    assert second == third == found["frozen before"]
-    assert half == whole / 2
+def test_frozen_parameters_stay_frozen_and_zero_3_shards_them(root):
+    results = json.loads((root / "results.json").read_text())
+    (full, second), (half, third) = results["frozen 2"], results["frozen 3"]
+    assert second == third == results["frozen before"]
+    assert half == full / 2
 
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_step_that_is_not_finite_ends_both_by_the_items_names(root, stage):
-    (kind, message), second = json.loads((root / "found.json").read_text())[f"nonfinite {stage}"]
+def test_a_nonfinite_step_ends_both_and_names_its_items(root, stage):
+    (kind, message), second = json.loads((root / "results.json").read_text())[f"nonfinite {stage}"]
     assert kind == "NonFiniteError" and second == [kind, message]
     assert any(f"item-{index}" in message for index in (3, 4, 5))
 
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_checkpoint_made_whole_goes_on_in_one_process(root, tmp_path, stage):
-    """With the losses that two would have had: weights, moments and steps are those of the shares."""
+def test_one_process_continues_from_an_unsharded_checkpoint(root, tmp_path, stage):
+    """With the losses of two processes: weights, moments and steps are those of the shards."""
     source = newest(root / f"zero{stage} stopped")
     unshard([str(source), str(tmp_path / "stage_1" / "checkpoints")])
     before, after = load_file(source / "trained.safetensors"), weights(tmp_path)
@@ -312,18 +312,18 @@ def test_shards_with_foreign_code_are_refused(root, tmp_path):
     torch.save({"optimizer_state_dict": subprocess.Popen}, file)
     with pytest.raises(ConfigError, match="not a file that DeepSpeed writes"):
         zero.read_shard(file)
-    with pytest.raises(SystemExit, match="not saved under DeepSpeed"):
+    with pytest.raises(ConfigError, match="not saved under DeepSpeed"):
         unshard([str(newest(root / "ddp")), str(tmp_path / "out")])
 
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_curriculum_leaves_whole_models(root, stage):
-    """Stage 1 was trained with ZeRO-2, stage 2 with ZeRO-3; they answer as the processes did in validation."""
+def test_a_curriculum_writes_unsharded_models(root, stage):
+    """Stage 1 was trained with ZeRO-2, stage 2 with ZeRO-3; their answers equal those of validation."""
     bundle = load_model(root / "curriculum" / f"stage_{stage}")
     hparams, _, _ = load_experiment(curriculum_command(root))
     valid = build_dataset(hparams, "valid", bundle.model, bundle.tokenizer)
-    scores, _ = AnswerValidation(bundle.model, valid, hparams, together=False).run(lambda: None)
+    scores, _ = AnswerValidation(bundle.model, valid, hparams, sharded=False).run(lambda: None)
     found = json.loads((root / "curriculum" / f"stage_{stage}" / "finished.json").read_text())["metrics"]
     assert {name: found[name] for name in ("sound_class/wer", "sound_class/cer")} == scores
 

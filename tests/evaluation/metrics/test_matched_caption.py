@@ -1,4 +1,4 @@
-"""Captions mapped to classes by a second model: an embedding model and a causal LM."""
+"""Captions mapped to classes by a second model: an embedding model or a causal LM."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.evaluation.metrics.matching import QUESTION, _by_llm, score_matched_captions
-from audiolm_lite.evaluation.runner import EvaluationError, check_metrics
+from audiolm_lite.evaluation.metrics.matched_caption import QUESTION, _by_llm, score_matched_caption
 
 CLASSES = ["dog", "rain", "church_bells"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "dog", "rain", "church", "bells", "the", "sound", "of", ".", "a", "barks"]
@@ -34,28 +33,28 @@ def embedder(tmp_path_factory, tokenizer):
     bert = BertModel(config)
     for name, parameter in bert.named_parameters():
         if "layer.0" in name and "LayerNorm" not in name:
-            parameter.data.zero_()  # the block adds nothing
+            parameter.data.zero_()  # the block returns its input
         if "position" in name or "token_type" in name:
             parameter.data.zero_()
     bert.save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
-    # a folder of a plain BERT gets mean pooling over its tokens
+    # sentence-transformers adds mean pooling to the folder of a plain BERT
     sentence_transformers.SentenceTransformer(str(folder / "bert")).save(str(folder / "model"))
     return str(folder / "model")
 
 
-def test_the_nearest_class_is_taken(embedder):
+def test_nearest_class_is_chosen(embedder):
     answers = ["a dog barks", "the rain", "bells of church", ""]
     targets = ["dog", "dog", "church_bells", "rain"]
-    scores = score_matched_captions(targets, answers, [CLASSES] * 4, {"type": "embedding", "source": embedder})
+    scores = score_matched_caption(targets, answers, [CLASSES] * 4, {"type": "embedding", "source": embedder})
     assert scores["accuracy"] == 0.5 and scores["unparsed"] == 1
     assert scores["per_class"]["dog"]["recall"] == 0.5 and scores["per_class"]["church_bells"]["f1"] == 1
-    # an item's own classes alone are asked for
-    scores = score_matched_captions(["rain"], ["a dog barks"], [["rain"]], {"type": "embedding", "source": embedder})
+    # only the item's own classes can be chosen
+    scores = score_matched_caption(["rain"], ["a dog barks"], [["rain"]], {"type": "embedding", "source": embedder})
     assert scores["accuracy"] == 1
 
 
-def test_a_causal_lm_ranks_the_classes_by_mean_log_probability(tmp_path, tokenizer):
+def test_causal_lm_ranks_the_classes_by_mean_log_probability(tmp_path, tokenizer):
     torch.manual_seed(1)
     llm = LlamaForCausalLM(
         LlamaConfig(
@@ -72,13 +71,11 @@ def test_a_causal_lm_ranks_the_classes_by_mean_log_probability(tmp_path, tokeniz
         logits = llm(torch.tensor([prompt + bells])).logits[0].log_softmax(-1)
     expected = (logits[len(prompt) - 1, bells[0]] + logits[len(prompt), bells[1]]) / 2
     torch.testing.assert_close(scores[1, 2], expected)
-    best = score_matched_captions(["dog"], ["rain"], [CLASSES], {"type": "llm", "source": str(tmp_path)})
+    best = score_matched_caption(["dog"], ["rain"], [CLASSES], {"type": "llm", "source": str(tmp_path)})
     assert best["accuracy"] == float(scores[1].argmax() == 0)
 
 
-def test_other_matchers_are_refused():
+def test_unknown_matchers_are_refused():
     for matcher in ({}, {"type": "magic", "source": "x"}, {"type": "llm"}):
         with pytest.raises(ConfigError, match="embedding or llm"):
-            score_matched_captions(["dog"], ["dog"], [CLASSES], matcher)
-    with pytest.raises(EvaluationError, match="unknown option 'model'"):
-        check_metrics({"caption": {"type": "matched_caption", "model": "x"}}, ["caption"])
+            score_matched_caption(["dog"], ["dog"], [CLASSES], matcher)

@@ -1,6 +1,6 @@
-"""Sound classes by way of captions: a second text model maps each caption to one of the classes (LTU-AS).
+"""Sound classes from captions: a second model maps each caption to one of the classes (as in LTU-AS).
 
-So a model that was never asked for classes is scored on a classification test set such as ESC-50.
+This scores a model that was not trained to name classes on a classification test set such as ESC-50.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,43 +10,47 @@ import torch
 from torch import Tensor
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.evaluation.metrics.classification import score_labels
+from audiolm_lite.evaluation.metrics.classification import COLUMNS, score_labels
+from audiolm_lite.evaluation.metrics.family import MetricFamily, check_lengths
 from audiolm_lite.modeling.masks import valid_mask
 
-# What a class is embedded or asked for as; "_" of corpora's class names becomes a space.
+# Texts of a class; an underscore in the names of a corpus becomes a space.
 LABEL_TEXT = "The sound of {label}."
 QUESTION = "A recording is described as: {caption}\nThe sound class that fits best is: "
 BATCH = 64
 
 
-def score_matched_captions(
+def score_matched_caption(
     targets: Sequence[str], answers: Sequence[str], labels: Sequence[Sequence[str]], matcher: Mapping[str, Any]
-) -> dict:
+) -> dict[str, Any]:
     """Score captions as answers to "which class?", mapped by a second model.
 
     Parameters
     ----------
     targets : sequence of str
-        The right class of each item.
+        The correct class of each item.
     answers : sequence of str
-        Captions; an empty one matches nothing and is wrong.
+        Captions. An empty one matches no class and is wrong.
     labels : sequence of sequences of str
-        The classes each item is to be mapped to.
+        The classes that each item's caption is mapped to.
     matcher : mapping
-        `{type: embedding, source: ...}`: the class whose embedding is nearest (cosine), by sentence-transformers;
-        `{type: llm, source: ...}`: the class that a causal LM gives the highest mean log probability a token after
-        `QUESTION`. `source` is a name on the Hugging Face hub or a folder.
+        `{type: embedding, source: ...}`: the class with the nearest embedding (cosine), by sentence-transformers.
+        `{type: llm, source: ...}`: the class with the highest mean log probability per token after `QUESTION`, by a
+        causal LM. `source` is a name on the Hugging Face hub or a folder.
 
     Returns
     -------
     dict
-        As `classification.score_classification`, and `matcher`.
+        The scores of `classification.score_classification`, and `matcher`.
 
     Raises
     ------
     ConfigError
         Another matcher, or one whose library is not installed.
+    ValueError
+        No items, or differing lengths.
     """
+    check_lengths("score_matched_caption", targets, answers)
     kinds = {"embedding": _by_embedding, "llm": _by_llm}
     if set(matcher) != {"type", "source"} or matcher["type"] not in kinds:
         raise ConfigError(f"matcher: expected {{type: embedding or llm, source: ...}}, got {dict(matcher)}")
@@ -54,12 +58,12 @@ def score_matched_captions(
     captions = sorted({answer for answer in answers if answer.strip()})
     scores = kinds[matcher["type"]](matcher["source"], captions, classes) if captions else torch.empty(0)
     row, column = ({text: i for i, text in enumerate(texts)} for texts in (captions, classes))
-    predicted = [
-        max(group, key=lambda label, answer=answer: float(scores[row[answer], column[label]]))
-        if answer in row
-        else None
-        for answer, group in zip(answers, labels, strict=True)
-    ]
+
+    def best(answer: str, group: Sequence[str]) -> str:
+        return max(group, key=lambda label: float(scores[row[answer], column[label]]))
+
+    pairs = zip(answers, labels, strict=True)
+    predicted = [best(answer, group) if answer in row else None for answer, group in pairs]
     return {**score_labels(predicted, targets), "matcher": dict(matcher)}
 
 
@@ -74,15 +78,17 @@ def _by_embedding(source: str, captions: list[str], classes: list[str]) -> Tenso
     model = SentenceTransformer(source)
     texts = [LABEL_TEXT.format(label=label.replace("_", " ")) for label in classes]
     left, right = (
-        model.encode(part, batch_size=BATCH, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False)
-        for part in (captions, texts)
+        model.encode(
+            group, batch_size=BATCH, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
+        )
+        for group in (captions, texts)
     )
     return (left @ right.T).float().cpu()
 
 
 @torch.no_grad()
 def _by_llm(source: str, captions: list[str], classes: list[str]) -> Tensor:
-    """Mean log probabilities a token [captions, classes]."""
+    """Mean log probabilities per token [captions, classes]."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,14 +100,22 @@ def _by_llm(source: str, captions: list[str], classes: list[str]) -> Tensor:
     for number, caption in enumerate(captions):
         prompt = begin + tokenizer.encode(QUESTION.format(caption=caption), add_special_tokens=False)
         for start in range(0, len(classes), BATCH):
-            part = ends[start : start + BATCH]
-            longest = max(map(len, part))
-            # Padded on the right, where a causal model never looks from the classes' own tokens.
-            ids = torch.tensor([[*prompt, *end, *[0] * (longest - len(end))] for end in part], device=device)
+            block = ends[start : start + BATCH]
+            longest = max(map(len, block))
+            # Padded on the right: a causal model does not attend to later tokens.
+            ids = torch.tensor([[*prompt, *end, *[0] * (longest - len(end))] for end in block], device=device)
             logits = llm(ids).logits[:, len(prompt) - 1 : -1].float().log_softmax(-1)
             tokens = ids[:, len(prompt) :]
             chosen = logits.gather(2, tokens[..., None])[..., 0]
-            lengths = torch.tensor([len(end) for end in part], device=device)
+            lengths = torch.tensor([len(end) for end in block], device=device)
             valid = valid_mask(lengths, longest)
-            scores[number, start : start + len(part)] = ((chosen * valid).sum(1) / lengths).cpu()
+            scores[number, start : start + len(block)] = ((chosen * valid).sum(1) / lengths).cpu()
     return scores
+
+
+def score_rows(rows: Sequence[dict], answers: Sequence[str], matcher: Mapping[str, Any]) -> dict[str, Any]:
+    """Score captions of rows with the fields `label`, the correct class, and `labels`, the classes to choose from."""
+    return score_matched_caption([row["label"] for row in rows], answers, [row["labels"] for row in rows], matcher)
+
+
+FAMILY = MetricFamily(score_rows, columns=COLUMNS)
