@@ -143,9 +143,9 @@ def test_evaluation_gives_the_answers_of_the_api(folder):
         for n in range(3)
     ]
     write_manifest(folder / "test.jsonl", rows)
-    parts = model.bundle.model
-    source = WaveformSource(parts.encoder.num_frames)
-    prompt = PromptBuilder(model.bundle.template, model.bundle.tokenizer, parts.adapter.num_tokens, with_answer=False)
+    network = model.bundle.model
+    source = WaveformSource(network.encoder.num_frames)
+    prompt = PromptBuilder(model.bundle.template, model.bundle.tokenizer, network.adapter.num_tokens, with_answer=False)
     selected = select_rows([folder / "test.jsonl"])
     datasets = {control: AudioTextDataset(selected, source, prompt, control=control) for control in CONTROLS}
     result = evaluate(model.bundle, datasets, {"sound": {"type": "classification"}}, folder / "evaluation")

@@ -109,15 +109,15 @@ def beam_search(
         if last:
             break
 
-        scores, going = top.masked_fill(ended, _NEVER).topk(beams, dim=1)
+        scores, running = top.masked_fill(ended, _NEVER).topk(beams, dim=1)
         # Done: no running hypothesis, at its current length, would enter the finished ones.
         done |= scores[:, :1] / (step + 1) ** length_penalty <= best.amin(1, keepdim=True)
         if bool(done.all()):
             break
-        tokens = candidates.gather(1, going[:, :, None].expand(-1, -1, max_new_tokens))
-        source = (first + beam.gather(1, going)).flatten()
+        tokens = candidates.gather(1, running[:, :, None].expand(-1, -1, max_new_tokens))
+        source = (first + beam.gather(1, running)).flatten()
         _reorder(state, torch.cat([source, spare]))
-        step_tokens = torch.cat([token.gather(1, going).flatten(), torch.zeros_like(spare)])
+        step_tokens = torch.cat([token.gather(1, running).flatten(), torch.zeros_like(spare)])
         logits = decode_step(llm, state, step_tokens)[: batch * beams]
 
     ends, answers = set(eos.tolist()), []

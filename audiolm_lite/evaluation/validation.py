@@ -161,7 +161,7 @@ class AnswerValidation:
                 error = raised
             processes.any_rank(error)
             after_batch()
-        gathered = {index: text for part in processes.gather(texts) for index, text in part.items()}
+        gathered = {index: text for answered in processes.gather(texts) for index, text in answered.items()}
         return [gathered[index] for index in range(len(self.chosen))]
 
     @contextmanager
