@@ -1,1 +1,1 @@
-"""Building blocks of prepare scripts: corpus readers, text normalisation, questions, and the way to manifests."""
+"""Data preparation: corpus readers, text normalisation, questions, manifests, and conversion between formats."""

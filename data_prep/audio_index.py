@@ -1,65 +1,76 @@
-"""Where the audio of a corpus lies, when the corpus itself does not say: one walk through a folder, no file opened."""
+"""Locations of a corpus's audio files when its lists do not name them: one walk through a folder, no file opened."""
 
 import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-# In order of preference: the first that lies there is read.
+# In order of preference.
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".sph", ".pcm", ".m4a", ".aac", ".mp4")
 
 
 class AudioIndex:
-    """Audio files below a folder, by their name without ending; about 110 bytes of memory a file.
+    """Audio files in a folder, by their names without extension; about 110 bytes of memory per file.
 
-    Corpora of YouTube clips publish a list of segments and no audio, so every copy is named in its downloader's way.
+    Corpora of YouTube clips publish a list of segments and no audio. The names of the audio files depend on the
+    program that downloaded them.
 
     Parameters
     ----------
     folder : Path
-        All sub-folders are searched, whatever their depth.
+        Searched with all its sub-folders.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "train").mkdir()
+    >>> (folder / "train" / "Yabc-DEF_123.flac").touch()
+    >>> index = AudioIndex(folder)
+    >>> index.find_youtube("abc-DEF_123", start=30.0).relative_to(folder).as_posix()
+    'train/Yabc-DEF_123.flac'
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._files: dict[str, tuple[str, str]] = {}
-        for place, names in walk(folder):
-            shared = {ending: (str(place), ending) for ending in AUDIO_ENDINGS}  # one object for all files of a folder
+        for parent, names in walk(folder):
+            entries = {ending: (str(parent), ending) for ending in AUDIO_ENDINGS}  # one object per folder
             for name in names:
                 stem, ending = os.path.splitext(name)
                 ending = ending.lower()
-                if ending in shared and _rank(self._files.get(stem)) > AUDIO_ENDINGS.index(ending):
-                    self._files[stem] = shared[ending]
+                if ending in entries and _rank(self._files.get(stem)) > AUDIO_ENDINGS.index(ending):
+                    self._files[stem] = entries[ending]
 
     def __len__(self) -> int:
         """Return the number of audio files with different names."""
         return len(self._files)
 
     def find(self, stem: str, others: Iterable[str] = ()) -> Path:
-        """File of the first of these names that is there; else where the first was to be expected."""
+        """File of the first of these names that exists; otherwise the path at which the first one is expected."""
         for name in chain((stem,), others):
             if name in self._files:
-                place, ending = self._files[name]
-                return Path(place, name + ending)
+                parent, ending = self._files[name]
+                return Path(parent, name + ending)
         return self.folder / f"{stem}.wav"
 
-    def holds(self, file: Path) -> bool:
-        """Whether a path that `find` gave is a file that is there."""
+    def __contains__(self, file: Path) -> bool:
+        """Whether a path that `find` returned exists."""
         return file.stem in self._files
 
     def find_youtube(self, video: str, start: float) -> Path:
-        """File of a segment of a YouTube video, under any of the names that downloaders give it.
+        """File of a segment of a YouTube video, by any of the names that download programs give it.
 
-        These are the video's id alone or after a Y, or followed by the start in seconds, milliseconds or six digits.
+        A name is the video's id, with or without a Y before it and the start in seconds, milliseconds or six digits
+        after it.
         """
         return self.find(video, _youtube_names(video, start))
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder below one (itself first) with the names of its files, in alphabetical order."""
-    for place, folders, names in os.walk(folder):
+    """Yield a folder and all its sub-folders with the names of their files, in alphabetical order."""
+    for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(place), sorted(name for name in names if not name.startswith("."))
+        yield Path(parent), sorted(name for name in names if not name.startswith("."))
 
 
 def _youtube_names(video: str, start: float) -> Iterator[str]:
@@ -75,5 +86,5 @@ def _youtube_names(video: str, start: float) -> Iterator[str]:
         yield f"{name}_{milliseconds}_{milliseconds + 10000}"
 
 
-def _rank(found: tuple[str, str] | None) -> int:
-    return len(AUDIO_ENDINGS) if found is None else AUDIO_ENDINGS.index(found[1])
+def _rank(entry: tuple[str, str] | None) -> int:
+    return len(AUDIO_ENDINGS) if entry is None else AUDIO_ENDINGS.index(entry[1])

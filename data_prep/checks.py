@@ -1,4 +1,4 @@
-"""What preparation must know of each audio file, found out in threads and remembered for the next run."""
+"""Checks of audio files, run in threads; results are stored for the next run."""
 
 import hashlib
 import json
@@ -19,23 +19,23 @@ from audiolm_lite.audio.tar_members import open_member, tar_of
 from data_prep.filters import frame_levels, silence_share
 
 T = TypeVar("T")
-# Clips looked at ahead of the one in hand: enough to hide a slow disk, few enough to keep memory flat.
+# Clips checked ahead of the current one: enough to hide a slow disk, few enough to bound memory.
 _AHEAD = 256
 _SAVE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """Facts about a clip's audio.
+    """Properties of a clip's audio.
 
     Attributes
     ----------
     seconds : float
         Its duration.
     silence : float, optional
-        Share of silent frames, where the samples were decoded.
+        Share of silent frames, if the samples were decoded.
     digest : str, optional
-        Hash of the file's bytes, where duplicates are looked for.
+        Hash of the file's bytes, if duplicates are searched.
     """
 
     seconds: float
@@ -44,17 +44,17 @@ class Check:
 
 
 class CheckedAudio:
-    """Check audio files, once for each state of a file: what was found is kept in an SQLite file.
+    """Check audio files, each once while it does not change: results are stored in an SQLite file.
 
-    A file counts as the same while its size and time of change are, or those of the tar file that it lies in. Faults
-    are not kept, so a repaired file passes.
+    A file counts as unchanged if its size and modification time are the same, or those of the tar file that contains
+    it. Errors are not stored, so that a repaired file passes.
 
     Parameters
     ----------
     file : Path
         The SQLite file.
     decode : bool
-        Decode all samples, in place of reading the header alone.
+        Decode all samples instead of reading only the header.
     digest : bool
         Hash the file's bytes.
     """
@@ -64,7 +64,7 @@ class CheckedAudio:
         self._lock, self._saved = Lock(), time.monotonic()
         self._database = sqlite3.connect(file, check_same_thread=False)
         self._database.execute("CREATE TABLE IF NOT EXISTS checks (file TEXT PRIMARY KEY, found TEXT) WITHOUT ROWID")
-        # Of this run only, and on disk as soon as it is large: millions of names would not be little memory.
+        # For this run only. SQLite moves it to disk when it is large, so millions of names do not fill the memory.
         self._database.execute("CREATE TEMP TABLE first (name BLOB PRIMARY KEY, id TEXT) WITHOUT ROWID")
 
     def __enter__(self) -> "CheckedAudio":
@@ -75,10 +75,10 @@ class CheckedAudio:
         self._database.close()
 
     def check(self, path: Path, start: float, duration: float | None) -> Check:
-        """Facts of a file, or of `duration` seconds of it from `start`; raises AudioError where it cannot be used."""
+        """Check a file, or `duration` seconds of it from `start`; raises AudioError if it cannot be used."""
         try:
             status = (tar_of(path) or path).stat()
-        except (OSError, ValueError):  # read_audio says what is wrong
+        except (OSError, ValueError):  # `_inspect` reports it
             key = None
         else:
             state = [str(path), start, duration, status.st_size, status.st_mtime_ns, self.decode, self.digest]
@@ -87,18 +87,18 @@ class CheckedAudio:
                 known = self._database.execute("SELECT found FROM checks WHERE file = ?", (key,)).fetchone()
             if known:
                 return Check(**json.loads(known[0]))
-        found = self._look(path, start, duration)
+        result = self._inspect(path, start, duration)
         if key is not None:
             with self._lock:
-                self._database.execute("INSERT OR REPLACE INTO checks VALUES (?, ?)", (key, json.dumps(asdict(found))))
-                if time.monotonic() - self._saved > _SAVE_SECONDS:  # a kill loses no more than this
+                self._database.execute("INSERT OR REPLACE INTO checks VALUES (?, ?)", (key, json.dumps(asdict(result))))
+                if time.monotonic() - self._saved > _SAVE_SECONDS:  # the most that a killed process loses
                     self._database.commit()
                     self._saved = time.monotonic()
-        return found
+        return result
 
-    def _look(self, path: Path, start: float, duration: float | None) -> Check:
+    def _inspect(self, path: Path, start: float, duration: float | None) -> Check:
         silence = None
-        if self.decode:  # block by block: a recording of hours is never held whole
+        if self.decode:  # in blocks: a recording of hours does not fit in memory
             samples, levels = 0, []
             for block, rate in audio_blocks(path, start, duration):
                 samples += len(block)
@@ -106,11 +106,11 @@ class CheckedAudio:
             seconds, silence = samples / rate, silence_share(np.concatenate(levels))
         else:
             seconds = audio_duration(path, start, duration)
-        # A duration that the corpus gives stays as it is: it names the segment.
+        # A duration from the corpus is kept as it is, because it is part of the segment's key.
         return Check(seconds if duration is None else duration, silence, _digest(path) if self.digest else None)
 
-    def first_with(self, name: str, id: str) -> str | None:
-        """Remember that clip `id` has `name`; returns the id of an earlier clip that has it, or None."""
+    def register(self, name: str, id: str) -> str | None:
+        """Record that clip `id` has `name`; returns the id of an earlier clip with that name, or None."""
         key = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         with self._lock:
             known = self._database.execute("SELECT id FROM first WHERE name = ?", (key,)).fetchone()
@@ -120,7 +120,7 @@ class CheckedAudio:
 
 
 def in_threads(function: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Future]]:
-    """Yield (item, future of function(item)) in order, a few hundred items ahead of the caller and no more."""
+    """Yield (item, future of function(item)) in order; work is at most a few hundred items ahead of the caller."""
     with ThreadPoolExecutor() as pool:
         waiting: deque[tuple[T, Future]] = deque()
         try:

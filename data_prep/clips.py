@@ -1,28 +1,29 @@
-"""What readers of corpora share: the clip, the error about an incomplete corpus, tables, and held-out groups."""
+"""Common parts of corpus readers: the clip, the error about an incomplete corpus, tables, and held-out groups."""
 
 import csv
 import hashlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from audiolm_lite.config.errors import UserError
+from audiolm_lite.config.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
 
 class CorpusError(UserError, ValueError):
-    """A corpus that is not as its publisher lays it out; the message says what was expected where."""
+    """A corpus that is not in its publisher's layout; the message says what was expected and where."""
 
 
 class Label(NamedTuple):
     """One class of a clip, for a closed question: its task (emotion, sound_class ...) and the classes to choose from.
 
-    `choices` is empty where there are too many to write into each row of a manifest (some hundred sounds).
+    `choices` is empty if there are too many to write into every row of a manifest (hundreds of sounds).
     """
 
     task: str
@@ -31,7 +32,7 @@ class Label(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A sound heard in a clip and, where the corpus notes it, from when to when (seconds from the clip's start)."""
+    """A sound in a clip and, if the corpus records them, its start and end in seconds from the clip's start."""
 
     sound: str
     start: float | None = None
@@ -39,7 +40,7 @@ class Event(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question that the corpus itself asks, its answers by different people, and the choices of a closed one."""
+    """A question from the corpus itself, the answers of different people, and the choices of a closed question."""
 
     question: str
     answers: tuple[str, ...]
@@ -48,38 +49,38 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording, or a segment of one, and what its corpus says of it; None or empty where it says nothing.
+    """One recording, or a segment of one, with its annotations; None or empty if the corpus has none.
 
     Attributes
     ----------
     dataset, id : str
-        Corpus, and the recording's name in it.
+        The corpus, and the recording's name in it.
     audio : Path
-        The file; its existence is checked later, so that one lost file does not stop a whole corpus.
+        The file. Its existence is checked later, so that one missing file does not stop the preparation.
     split : {"train", "valid", "test"}
-        Part of the corpus.
+        The split.
     group : str
-        Recordings of one group never fall on both sides of a held-out split; the speaker, or the source recording.
+        The speaker or the source recording. All recordings of a group are in the same split.
     start, duration : float
-        Segment of the file in seconds; no duration is to the end.
+        Segment of the file in seconds; without a duration it ends at the end of the file.
     language : str
         ISO 639-1 code of the speech.
     speaker : str
-        Name of the speaker, empty without one.
+        Name of the speaker, or empty.
     gender : {"male", "female"}, optional
-        Gender of the speaker as the corpus notes it.
+        Gender of the speaker as recorded in the corpus.
     age : int, optional
         Age of the speaker in years.
     text : str, optional
-        Transcript; empty is a fault of the corpus that preparation rejects.
+        Transcript. Preparation rejects a clip whose transcript is empty.
     labels : tuple of Label
-        Classes of the whole clip, one a task.
+        Classes of the clip, at most one per task.
     events : tuple of Event
-        All sounds the corpus notes in the clip.
+        All sounds that the corpus records in the clip.
     captions : tuple of str
         Reference captions.
     questions : tuple of Question
-        Questions of the corpus itself.
+        Questions from the corpus itself.
     """
 
     dataset: str
@@ -100,18 +101,18 @@ class Clip:
     questions: tuple[Question, ...] = ()
 
     def label(self, task: str) -> str:
-        """Class of a task; raises KeyError where the clip has none."""
+        """Class of a task; raises KeyError if the clip has none."""
         return {label.task: label.label for label in self.labels}[task]
 
 
 def require(folder: Path, paths: Sequence[str], corpus: str, source: str) -> None:
-    """Raise CorpusError, naming what is missing and where the corpus comes from, unless all `paths` are in `folder`."""
+    """Raise CorpusError unless all `paths` exist in `folder`; the message names the missing ones and the source."""
     missing = [path for path in paths if not (folder / path).exists()]
     if missing:
         raise CorpusError(
             f"{corpus}: expected {', '.join(missing)} in {folder.resolve()}"
             f"{'' if folder.is_dir() else ' (there is no such folder)'}. "
-            f"Get the corpus from {source} and give the folder that holds {paths[0].split('/')[0]} as data folder."
+            f"Get the corpus from {source} and give the folder that contains {paths[0].split('/')[0]} as data folder."
         )
 
 
@@ -123,12 +124,19 @@ def read_lines(file: Path, *encodings: str) -> Iterator[tuple[int, str]]:
     file : Path
         A list of the corpus.
     *encodings : str
-        In which the list is about, tried in turn; UTF-8 where none is given.
+        Encodings of the copies of this list, tried in this order; by default UTF-8.
+
+    Yields
+    ------
+    number : int
+        Number of the line, from 1.
+    line : str
+        Its text without the line end.
 
     Raises
     ------
     CorpusError
-        The file is in none of them.
+        The file is in none of the encodings.
     """
     content = file.read_bytes()
     for encoding in encodings or ("utf-8-sig",):
@@ -138,20 +146,28 @@ def read_lines(file: Path, *encodings: str) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             fault = error
     else:
-        raise CorpusError(f"{file}: not readable as text ({fault}); fetch it again, or convert it to UTF-8")
-    # Not splitlines, which also splits at characters that a transcript may hold, such as U+2028.
+        raise CorpusError(f"{file}: not readable as text ({fault}); download it again, or convert it to UTF-8")
+    # Not splitlines, which also splits at characters that a transcript may contain, such as U+2028.
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         if line.strip():
             yield number, line
 
 
 def read_table(file: Path) -> dict[str, str]:
-    """Read `key value` lines (Kaldi's files); the value may hold spaces. Raises CorpusError at a key given twice."""
+    """Read `key value` lines (Kaldi's files); values may contain spaces. Raises CorpusError if a key is repeated.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "text"
+    >>> _ = file.write_text("utt1 good morning\\nutt2 hello\\n")
+    >>> read_table(file)
+    {'utt1': 'good morning', 'utt2': 'hello'}
+    """
     table: dict[str, str] = {}
     for number, line in read_lines(file):
         key, *value = line.split(maxsplit=1)
         if key in table:
-            raise CorpusError(f"{file}, line {number}: {key} was given before; keep one of the lines")
+            raise CorpusError(f"{file}, line {number}: {key} occurs twice; keep one of the lines")
         table[key] = "".join(value).strip()
     return table
 
@@ -173,22 +189,22 @@ def read_rows(
     file : Path
         The table.
     columns : sequence of str
-        Columns that must be there; without a header, the names of all columns in order.
+        Required columns; without a header, the names of all columns in order.
     source : str
-        Where the corpus comes from, for the message.
+        Where to get the corpus, for the message.
     delimiter : str
-        Between columns; blanks around values are dropped. Quotes have no meaning in tables with tabs.
+        Separator of the columns; spaces around values are dropped. Quotes have no meaning in tables with tabs.
     header : bool
         Whether the first line names the columns.
     skip : int
-        Lines of comment before the table.
+        Number of comment lines before the table.
     encoding : str
-        Of the file; by default UTF-8 with or without a byte order mark.
+        Encoding of the file; by default UTF-8 with or without a byte order mark.
 
     Raises
     ------
     CorpusError
-        A column is missing, or a line has too few of them; names file and line.
+        A column is missing, or a line has too few; the message names file and line.
     """
     with file.open(encoding=encoding, newline="") as lines:
         for _ in range(skip):
@@ -197,92 +213,125 @@ def read_rows(
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", quoting=quoting)
         try:
             names = [name.strip() for name in next(reader, [])] if header else list(columns)
-            if lacking := set(columns) - set(names):
-                raise CorpusError(f"{file}: no column {', '.join(sorted(lacking))}; fetch it again from {source}")
+            if missing := set(columns) - set(names):
+                raise CorpusError(f"{file}: no column {', '.join(sorted(missing))}; download it again from {source}")
             needed = 1 + max(names.index(column) for column in columns)
             for row in reader:
                 if row and len(row) < needed:
                     where = f"{file}, line {reader.line_num + skip}"
-                    raise CorpusError(f"{where}: {len(row)} of {needed} columns; fetch it again from {source}")
+                    raise CorpusError(f"{where}: {len(row)} of {needed} columns; download it again from {source}")
                 if row:
                     yield {name: value.strip() for name, value in zip(names, row, strict=False)}
         except (UnicodeDecodeError, csv.Error) as error:
             where = f"{file}, after line {reader.line_num + skip}"
-            raise CorpusError(f"{where}: not readable ({error}); fetch it again from {source}") from error
+            raise CorpusError(f"{where}: not readable ({error}); download it again from {source}") from error
 
 
-def number_in(file: Path, text: str) -> float:
-    """Read a number out of a table; raises CorpusError, naming the file, where it is none."""
+def parse_number(file: Path, text: str) -> float:
+    """Convert the text of a table's cell to a number; raises CorpusError, which names the file."""
     try:
         return float(text)
     except ValueError as error:
-        raise CorpusError(f"{file}: {text!r} stands where a number should; fetch it again") from error
+        raise CorpusError(f"{file}: {text!r} is not a number; download it again") from error
 
 
-def drawn(group: str, share: float, seed: int) -> bool:
-    """Whether a group is among about `share` of all: `hold_out` for corpora too large to hold at once.
+def is_held_out(group: str, share: float, seed: int) -> bool:
+    """Whether a group is one of about `share` of all: `hold_out` for corpora too large to fit in memory.
 
-    The choice rests on the group's name and the seed alone, so it is the same in every file and order.
+    The choice depends on the group's name and the seed only, so it is the same in every file and in any order.
+
+    Examples
+    --------
+    >>> [name for name in "abcdefghij" if is_held_out(name, share=0.3, seed=1)]
+    ['b', 'h']
     """
     digest = hashlib.blake2b(f"{seed} {group}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
 def keep_apart(corpora: Sequence[Callable[[], Iterable[Clip]]]) -> Iterator[Clip]:
-    """Yield the clips of several corpora, without those whose group one of them holds out for later.
+    """Yield the clips of several corpora, without training clips of recordings that one of the corpora holds out.
 
-    Corpora cut their clips from the same recordings (YouTube, Freesound, LibriVox) and each splits them in its own way.
+    Corpora contain clips of the same recordings (YouTube, Freesound, LibriVox), and each has a split of its own. A
+    group that is in several splits is kept in the last one only, in the order train, valid, test.
 
     Parameters
     ----------
     corpora : sequence of callable
-        Each gives the clips of one corpus anew; all are read twice, so that only held-out groups are kept in memory.
+        Each returns the clips of one corpus. All are called twice, so that only held-out groups are kept in memory.
     """
-    later = {"train": 0, "valid": 1, "test": 2}
+    order = {"train": 0, "valid": 1, "test": 2}
     held_out: dict[str, int] = {}
     for read in corpora:
         for clip in read():
             if clip.split != "train":
-                held_out[clip.group] = max(later[clip.split], held_out.get(clip.group, 0))
+                held_out[clip.group] = max(order[clip.split], held_out.get(clip.group, 0))
     left_out: dict[tuple[str, str], int] = defaultdict(int)
     for read in corpora:
         for clip in read():
-            if later[clip.split] < held_out.get(clip.group, 0):
+            if order[clip.split] < held_out.get(clip.group, 0):
                 left_out[clip.dataset, clip.split] += 1
             else:
                 yield clip
     for (dataset, split), count in left_out.items():
         log.warning(
-            "%s: %d clips of its %s part are left out: their recordings are held out elsewhere", dataset, count, split
+            "%s: %d clips of split %s are left out: their recordings are held out in another split",
+            dataset,
+            count,
+            split,
         )
 
 
+def read_collection(
+    readers: Mapping[str, Callable[[str], Iterable[Clip]]], options: Mapping[str, Any]
+) -> Iterator[Clip]:
+    """Return the clips of those corpora whose folder is given, with common recordings in one split only.
+
+    Parameters
+    ----------
+    readers : mapping
+        Corpus -> function that reads the clips in a folder.
+    options : mapping
+        `<corpus>_folder` for every corpus; None leaves the corpus out.
+
+    Raises
+    ------
+    ConfigError
+        No folder is given.
+    """
+    folders = {name: options[f"{name}_folder"] for name in readers}
+    corpora = [partial(readers[name], folder) for name, folder in folders.items() if folder is not None]
+    if not corpora:
+        raise ConfigError(f"no corpus: give at least one of {', '.join(f'--{name}_folder' for name in readers)}")
+    return keep_apart(corpora)
+
+
 def hold_out(clips: Iterable[Clip], share: float, split: str, seed: int, stratum: Callable[[Clip], str]) -> list[Clip]:
-    """Move about `share` of the training groups of each stratum to `split`, whole groups at a time.
+    """Move about `share` of the training groups of each stratum to `split`, with all clips of a group.
 
     Parameters
     ----------
     clips : iterable of Clip
-        Clips of other splits than "train" stay as they are.
+        Clips of other splits than "train" do not change.
     share : float
-        Share of the groups; at least one group of each stratum that has two moves, and one always stays.
+        Share of the groups. Of a stratum with two groups or more, at least one moves and at least one stays.
     split : str
         Name of the held-out split.
     seed : int
-        With the groups' names, all that the choice depends on.
+        The choice depends on the seed and the groups' names only.
     stratum : callable
         Clip -> name of the class whose balance is kept, such as the gender.
 
     Returns
     -------
     list of Clip
-        In the order given.
+        In the given order.
     """
     clips = list(clips)
     groups: dict[str, set[str]] = defaultdict(set)
     taken: set[str] = set()
     for clip in clips:
-        # A group with several strata (a recording with two sounds) counts in the first, or it would be chosen twice.
+        # A group with several strata (a recording with two sounds) counts in the first one only.
         if clip.split == "train" and clip.group not in taken:
             taken.add(clip.group)
             groups[stratum(clip)].add(clip.group)

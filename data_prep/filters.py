@@ -1,15 +1,15 @@
-"""Filters: which sound clips a training set leaves out on purpose, and why, in words."""
+"""Filters: limits on duration, text length, silence and duplicates, with a reason for every clip they leave out."""
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, did_you_mean
 
 FRAME_SECONDS = 0.02
-# A frame is silent if it is this far below the clip's loudest frame, or below this level of full scale.
+# A frame is silent if its level is below the first limit, relative to the clip's loudest frame, or below the second,
+# relative to full scale.
 SILENT_BELOW_LOUDEST_DB = -40.0
 SILENT_BELOW_FULL_SCALE_DB = -60.0
 
@@ -22,7 +22,7 @@ class Dropped(Exception):
     filter : str
         Name of the filter.
     reason : str
-        What the clip has and what the filter allows.
+        The clip's value and the limit.
     """
 
     def __init__(self, filter: str, reason: str):
@@ -32,18 +32,18 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class Filters:
-    """The block `filters` of a prepare.yaml; every limit is off unless it is set.
+    """The block `filters` of a prepare.yaml; by default there are no limits.
 
     Attributes
     ----------
     min_seconds, max_seconds : float, optional
-        Shortest and longest clip kept, both included, in seconds.
+        Shortest and longest duration kept, both inclusive, in seconds.
     max_characters : int, optional
-        Longest transcript or other answer kept, in characters after normalisation.
+        Longest transcript or other target kept, in characters after normalisation.
     max_silence : float, optional
-        Largest share (0 to 1) of silent frames kept, see `silence_share`. The audio is decoded for it.
+        Largest share (0 to 1) of silent frames kept, see `silence_share`. Needs decoded audio.
     duplicates : {"keep", "drop"}
-        "drop" keeps the first of all clips that have the same audio bytes, segment and transcript.
+        "drop" keeps only the first of the clips with the same audio bytes, segment and transcript.
     """
 
     min_seconds: float | None = None
@@ -54,13 +54,11 @@ class Filters:
 
     @classmethod
     def from_config(cls, block: dict[str, Any] | None) -> "Filters":
-        """Check the YAML block; raises ConfigError naming an entry that is unknown or has an impossible value."""
+        """Check the YAML block; raises ConfigError, which names an entry that is unknown or has an invalid value."""
         known = [field.name for field in fields(cls)]
         for name, value in (block or {}).items():
             if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                meant = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-                raise ConfigError(f"filters: unknown entry {name!r}; {meant}")
+                raise ConfigError(f"filters: unknown entry {name!r}{did_you_mean(name, known)}")
             number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
             if name == "duplicates":
                 if value not in ("keep", "drop"):
@@ -71,7 +69,7 @@ class Filters:
         limits = cls(**(block or {}))
         least, most = limits.min_seconds, limits.max_seconds
         if least is not None and most is not None and least > most:
-            raise ConfigError(f"filters: min_seconds {least} is above max_seconds {most}; no clip would pass")
+            raise ConfigError(f"filters: min_seconds {least} is above max_seconds {most}; correct one of them")
         return limits
 
     def check_seconds(self, seconds: float) -> None:
@@ -89,23 +87,28 @@ class Filters:
             )
 
     def check_silence(self, share: float) -> None:
-        """Raise Dropped for a clip that is silent too much of its time."""
+        """Raise Dropped for a clip with too large a share of silence."""
         if self.max_silence is not None and share > self.max_silence:
             raise Dropped("max_silence", f"more silence than max_silence: {share:.3f}, at most {self.max_silence:g}")
 
 
 def frame_levels(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Levels [frames] of samples [S] at `rate` Hz: the root mean square of each 20 ms, the last frame maybe shorter."""
+    """Root mean square [frames] of each 20 ms of samples [S] at `rate` Hz; the last frame may be shorter."""
     starts = np.arange(0, len(samples), max(1, round(FRAME_SECONDS * rate)))
     squares = np.add.reduceat(samples.astype(np.float64) ** 2, starts)
     return np.sqrt(squares / np.diff(starts, append=len(samples)))
 
 
 def silence_share(levels: np.ndarray) -> float:
-    """Share (0 to 1) of frames that are silent, from the levels [frames] of a clip.
+    """Share (0 to 1) of silent frames, from the levels [frames] of a clip.
 
-    A frame is silent if it is more than 40 dB below the clip's loudest frame (a quiet recording is not silence), or
-    below -60 dB of full scale (noise of the recorder alone is no signal).
+    A frame is silent if it is more than 40 dB below the clip's loudest frame (so a quiet recording is not silence), or
+    below -60 dB of full scale (so the noise of the recorder is silence).
+
+    Examples
+    --------
+    >>> silence_share(np.array([0.5, 0.4, 0.001, 0.0]))
+    0.5
     """
     threshold = max(10 ** (SILENT_BELOW_FULL_SCALE_DB / 20), levels.max() * 10 ** (SILENT_BELOW_LOUDEST_DB / 20))
     return float((levels < threshold).mean())

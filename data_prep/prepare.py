@@ -1,10 +1,10 @@
-"""Second half of every prepare script: clips -> checked manifests, a list of what was set aside, and features.
+"""Write checked manifests, a list of rejected clips, and features from the clips of a corpus.
 
-Clips pass through one at a time, so that a corpus of millions takes little memory:
+Clips are processed one at a time, so that millions of them need little memory:
 
-    clips -> rows of good ones in preparation/<split>.jsonl -> features -> <split>.jsonl without clips that have none
+    clips -> rows of good clips in preparation/<split>.jsonl -> features -> <split>.jsonl of the clips with features
 
-and whatever is set aside on the way is in rejected.jsonl, with the reason.
+Rejected clips are listed in rejected.jsonl, with the reason.
 """
 
 import json
@@ -28,7 +28,8 @@ from audiolm_lite.audio.reading import AudioError
 from audiolm_lite.config.keys import Key
 from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import write_manifest
-from audiolm_lite.distributed.partition import Share, share_of, wait_for_all_ranks
+from audiolm_lite.distributed.partition import Partition, parse_partition
+from audiolm_lite.distributed.processes import local_rank, wait_for_all_ranks
 from audiolm_lite.features.extract import extract
 from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store_format import DTYPES
@@ -43,39 +44,46 @@ SPLITS = ("train", "valid", "test")
 
 PREPARE_KEYS = {
     "seed": Key("Seed of held-out groups and of question wordings.", int),
+    "corpus": Key("Reader of the corpus: !name:data_prep.corpora.<name>.read_<name>.", object, result=False),
     "output_folder": Key("Where manifests, features and rejected.jsonl go.", str, result=False),
-    "valid_share": Key("Share of training speakers or recordings held out; null: the corpus says which.", float, None),
-    "wordings": Key("Questions: varied, or miniasqa, the few its LLM knows.", ("miniasqa", "varied"), "miniasqa"),
-    "text": Key("Steps of text normalisation for transcripts; python -m data_prep.text --help lists them.", list, None),
+    "valid_share": Key(
+        "Share of training speakers or recordings held out; null: the split of the corpus.", float, None
+    ),
+    "wordings": Key(
+        "Questions: varied, or miniasqa, the few that its LLM was trained on.", ("miniasqa", "varied"), "miniasqa"
+    ),
+    "text": Key("Steps of text normalisation for transcripts; audiolm-lite text --help lists them.", list, None),
     "filters": Key("Limits: {min_seconds, max_seconds, max_characters, max_silence, duplicates}.", dict, None),
     "encoder": Key("Audio encoder block whose features are stored; null writes manifests only.", dict, None),
     "feature_folder": Key("Feature store to write.", str, result=False),
-    "feature_dtype": Key("How features are stored.", tuple(DTYPES), "float16"),
-    "long_audio": Key("What becomes of clips longer than the encoder takes.", LONG_AUDIO, "reject"),
+    "feature_dtype": Key("Data type of the stored features.", tuple(DTYPES), "float16"),
+    "long_audio": Key("Treatment of clips longer than the encoder's input.", LONG_AUDIO, "reject"),
     "batch_seconds": Key("Seconds of audio encoded at once.", float, 120.0, result=False),
-    "num_workers": Key("Processes that decode audio ahead.", int, 2, result=False),
-    "shard": Key("I/N: the I-th of N shares of the features and no more, without torchrun.", str, None, result=False),
-    "max_rejects": Key("Share of the clips that may have faults before preparation fails.", float, 0.01, result=False),
+    "num_workers": Key("Processes that decode audio in advance.", int, 2, result=False),
+    "shard": Key("I/N: compute only the I-th of N parts of the features, without torchrun.", str, None, result=False),
+    "max_rejects": Key(
+        "Share of the clips that may have faults; if more have, preparation fails.", float, 0.01, result=False
+    ),
 }
 
 
 def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, Any]) -> int:
-    """Write train.jsonl, valid.jsonl, test.jsonl and, where an encoder is given, the features of all clips.
+    """Write train.jsonl, valid.jsonl, test.jsonl and, with an encoder, the features of all clips.
 
-    Several processes share the features under `torchrun`, whose rank 0 writes the rest when all are done, or by
-    `shard`: then the same command without it finds them stored and writes the rest.
+    Several processes can compute the features: the ranks of `torchrun`, of which rank 0 writes the manifests at the
+    end, or commands with different values of `shard`, after which the same command without it writes the manifests.
 
-    Every clip ends in a manifest or as {id, audio, reason} in rejected.jsonl. Those there for a fault count against
-    `max_rejects`; those that a filter left out on purpose have a further field `filter` and do not. Tables at the end
-    say how many hours each split and task has, and how many clips were set aside for which reason.
+    Every clip is in a manifest or, as {id, audio, reason}, in rejected.jsonl. Clips with faults count against
+    `max_rejects`. Clips that a filter left out have a further field `filter` and do not count. Tables at the end give
+    the hours of each split and task, and the number of rejected clips for each reason.
 
-    Run again after an interruption, the same command goes on: audio looked at is not looked at again while the file is
-    unchanged, features stored are not computed again, and manifests appear whole or not at all.
+    After an interruption, the same command continues: files that have not changed are not checked again, stored
+    features are not computed again, and a manifest is written completely or not at all.
 
     Parameters
     ----------
     clips : iterable of Clip
-        What the corpora hold; a generator is read once and never held whole.
+        The clips of the corpus; a generator is read once and not kept in memory.
     hparams : dict
         Values of PREPARE_KEYS.
     run_opts : dict
@@ -84,136 +92,138 @@ def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, 
     Returns
     -------
     int
-        Exit status for the script: 0, or 3 where clips were set aside for faults (as `data_prep.convert` has it).
+        Exit status of the command: 0, or 3 if clips were rejected for faults.
 
     Raises
     ------
     CorpusError
-        More than `max_rejects` of the clips have faults, or a split has none left. rejected.jsonl and the features are
-        then complete, but no manifest is written, so that nothing trains on half a corpus by mistake: the command with
-        a larger `max_rejects` writes them within seconds.
+        More than `max_rejects` of the clips have faults, or a split has no clips left. rejected.jsonl and the features
+        are then complete, but no manifest is written, so that nobody trains on an incomplete corpus by mistake. The
+        command with a larger `max_rejects` writes the manifests within seconds.
     """
     output = Path(hparams["output_folder"])
-    share = share_of(hparams.get("shard"))
-    work = output / "preparation" / ("" if share.goes_on else f"share-{share.rank + 1}")
+    partition = parse_partition(hparams.get("shard"))
+    work = output / "preparation" / ("" if partition.finishes else f"share-{partition.rank + 1}")
     work.mkdir(parents=True, exist_ok=True)
     if run_opts.get("debug"):
         clips = _few(clips)
-    with SetAside(work / "rejected.jsonl") as aside:
-        total = _check(clips, hparams, output, work, aside)
+    with RejectedClips(work / "rejected.jsonl") as rejected:
+        total = _check(clips, hparams, output, work, rejected)
         failed = {}
         if hparams["encoder"] is not None:
-            if share.world_size > 1 or not share.goes_on:
-                _extract(share, work, output, hparams, run_opts)
-            if not share.goes_on:
+            if partition.world_size > 1 or not partition.finishes:
+                _extract(partition, work, output, hparams, run_opts)
+            if not partition.finishes:
                 shutil.rmtree(work)
                 return 0
-            failed = _extract(Share(0, 1, goes_on=True), work, output, hparams, run_opts)
-            _without_features(failed, work, aside)
-    listed = output / "rejected.jsonl"
-    os.replace(work / "rejected.jsonl", listed)
+            failed = _extract(Partition(0, 1, finishes=True), work, output, hparams, run_opts)
+            _reject_without_features(failed, work, rejected)
+    rejects_file = output / "rejected.jsonl"
+    os.replace(work / "rejected.jsonl", rejects_file)
 
-    if aside.reasons:
-        print(format_table(["clips", "set aside because"], [[n, why] for why, n in aside.reasons.most_common()]))
-    if aside.of_test:
-        print(f"filters left out {aside.of_test} clips of the test split: scores are not comparable with those on all")
-    if aside.faults > hparams["max_rejects"] * total:
+    if rejected.reasons:
+        lines = [[count, reason] for reason, count in rejected.reasons.most_common()]
+        print(format_table(["clips", "rejected because"], lines))
+    if rejected.test_clips:
+        print(f"filters left out {rejected.test_clips} test clips: scores are not comparable with those on all clips")
+    if rejected.faults > hparams["max_rejects"] * total:
         raise CorpusError(
-            f"{aside.faults} of {total} clips were rejected, more than max_rejects {hparams['max_rejects']:g} allows; "
-            f"all are listed in {listed}. Manifests are not written; repair the clips, or allow more with "
-            f"--max_rejects. The first: {aside.first_fault}"
+            f"{rejected.faults} of {total} clips were rejected, more than max_rejects {hparams['max_rejects']:g} "
+            f"allows; all are listed in {rejects_file}. Manifests are not written; repair the clips, or allow more "
+            f"with --max_rejects. The first: {rejected.first_fault}"
         )
     _write_manifests(failed, output, work)
-    count = aside.reasons.total()
-    print(f"set aside: {count} of {total} clips, {aside.faults} for faults{f', see {listed}' if count else ''}")
-    return 3 if aside.faults else 0
+    count = rejected.reasons.total()
+    location = f", see {rejects_file}" if count else ""
+    print(f"rejected: {count} of {total} clips, {rejected.faults} for faults{location}")
+    return 3 if rejected.faults else 0
 
 
-class SetAside:
-    """The list of clips that reach no manifest, and how many for which reason.
+class RejectedClips:
+    """The list of clips that are in no manifest, and the number of clips for each reason.
 
     Parameters
     ----------
     file : Path
-        Written anew, a line {id, audio, reason} a clip, and `filter` where one left it out.
+        Overwritten; one line {id, audio, reason} per clip, with `filter` if a filter left it out.
 
     Attributes
     ----------
     reasons : Counter
-        Reasons without what differs from clip to clip, and how many clips have each.
+        Reasons, without the parts that differ between clips, and their numbers of clips.
     faults : int
-        Clips that no filter left out.
+        Number of clips that were not left out by a filter.
     first_fault : str
         Reason of the first of them.
-    of_test : int
-        Clips of the test split that a filter left out.
+    test_clips : int
+        Number of test clips that a filter left out.
     """
 
     def __init__(self, file: Path):
-        # A name that is not valid Unicode must not stop the list of such names: it becomes a JSON escape.
+        # File names that are not valid Unicode are written as JSON escapes.
         self._file = file.open("w", encoding="utf-8", errors="backslashreplace")
         self.reasons: Counter = Counter()
-        self.faults, self.first_fault, self.of_test = 0, "", 0
+        self.faults, self.first_fault, self.test_clips = 0, "", 0
 
-    def __enter__(self) -> "SetAside":
+    def __enter__(self) -> "RejectedClips":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def fault(self, id: str, audio: str, reason: str) -> None:
+    def add_fault(self, id: str, audio: str, reason: str) -> None:
         """Add a clip that cannot be used."""
         self.faults += 1
         self.first_fault = self.first_fault or reason
         self._add({"id": id, "audio": audio, "reason": reason})
 
-    def dropped(self, clip: Clip, dropped: Dropped) -> None:
+    def add_dropped(self, clip: Clip, dropped: Dropped) -> None:
         """Add a clip that a filter leaves out."""
-        self.of_test += clip.split == "test"
+        self.test_clips += clip.split == "test"
         entry = {"id": clip.id, "audio": str(clip.audio), "reason": dropped.reason, "filter": dropped.filter}
         self._add(entry)
 
     def _add(self, entry: dict[str, str]) -> None:
         _write_line(self._file, entry)
-        # Counted without the path, numbers and the remedy.
+        # The path, numbers and the remedy differ between clips.
         kind = re.split(r"[;:(]", entry["reason"].split(f"{Path(entry['audio']).name}: ", 1)[-1])[0]
         self.reasons[re.sub(r"\d[\d.e+-]*", "…", kind).strip()] += 1
 
 
-def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: Path, aside: SetAside) -> int:
-    """Write {id, audio, rows} of every good clip to work/<split>.jsonl; returns how many clips there are in all."""
+def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: Path, rejected: RejectedClips) -> int:
+    """Write {id, audio, rows} of every good clip to work/<split>.jsonl; returns the number of all clips."""
     filters = Filters.from_config(hparams.get("filters"))
     normalise = normaliser(hparams.get("text") or [])
-    # Without extraction nothing would decode the files before training does, so they are decoded here.
+    # Extraction decodes all files. Without it they are decoded here, so that no fault is found only in training.
     decode = hparams["encoder"] is None or filters.max_silence is not None
     total = 0
     with ExitStack() as stack:
-        parts = {split: stack.enter_context((work / f"{split}.jsonl").open("w", encoding="utf-8")) for split in SPLITS}
+        files = {split: stack.enter_context((work / f"{split}.jsonl").open("w", encoding="utf-8")) for split in SPLITS}
         checked = stack.enter_context(CheckedAudio(work / "checks.sqlite", decode, filters.duplicates == "drop"))
 
-        def look(clip: Clip) -> Check | None:
+        def check_audio(clip: Clip) -> Check | None:
             return None if clip.text == "" else checked.check(clip.audio, clip.start, clip.duration)
 
-        for clip, check in tqdm(in_threads(look, clips), desc="clips", unit=" clips"):
+        for clip, check in tqdm(in_threads(check_audio, clips), desc="clips", unit=" clips"):
             total += 1
             try:
                 clip = _with_plain_text(clip, normalise)
-                found = _admitted(clip, check.result, filters, checked)
-                rows = _rows(clip, found.seconds, output, hparams)
+                seconds = _checked_duration(clip, check.result, filters, checked)
+                rows = _rows(clip, seconds, output, hparams)
                 filters.check_characters(max((row["target"] for row in rows), key=len))
-                _write_line(parts[clip.split], {"id": clip.id, "audio": str(clip.audio), "rows": rows})
+                _write_line(files[clip.split], {"id": clip.id, "audio": str(clip.audio), "rows": rows})
             except Dropped as dropped:
-                aside.dropped(clip, dropped)
+                rejected.add_dropped(clip, dropped)
             except (AudioError, CorpusError) as error:
-                aside.fault(clip.id, str(clip.audio), str(error))
+                rejected.add_fault(clip.id, str(clip.audio), str(error))
             except UnicodeEncodeError as error:
                 reason = f"name or text is not valid Unicode ({error.reason}); rename or correct it"
-                aside.fault(clip.id, str(clip.audio), f"{clip.audio}: {reason}")
+                rejected.add_fault(clip.id, str(clip.audio), f"{clip.audio}: {reason}")
     return total
 
 
 def _with_plain_text(clip: Clip, normalise: Callable[[str], str]) -> Clip:
-    """Normalise the transcript; raises Dropped where nothing is left of it, as of one that names noises only."""
+    """Normalise the transcript; raises Dropped if no text is left, as with transcripts of noises only."""
     if not clip.text:
         return clip
     plain = normalise(clip.text)
@@ -222,30 +232,30 @@ def _with_plain_text(clip: Clip, normalise: Callable[[str], str]) -> Clip:
     return replace(clip, text=plain)
 
 
-def _admitted(clip: Clip, check: Callable[[], Check], filters: Filters, checked: CheckedAudio) -> Check:
-    """Facts of a clip's audio; raises AudioError or CorpusError where it cannot be used, Dropped where it shall not."""
+def _checked_duration(clip: Clip, check: Callable[[], Check], filters: Filters, checked: CheckedAudio) -> float:
+    """Duration of a clip; raises AudioError or CorpusError if it cannot be used, Dropped if a filter leaves it out."""
     if clip.text == "":
         raise CorpusError(f"{clip.audio}: no transcript; correct the corpus or leave the clip out")
     if clip.split not in SPLITS:
         raise CorpusError(f"{clip.audio}: split is {clip.split!r}; it must be one of {', '.join(SPLITS)}")
-    found = check()
-    if earlier := checked.first_with(f"id {clip.dataset}-{clip.id}", str(clip.audio)):
+    result = check()
+    if earlier := checked.register(f"id {clip.dataset}-{clip.id}", str(clip.audio)):
         raise CorpusError(f"{clip.audio}: {earlier} has the same id {clip.id}; make every id unique")
-    filters.check_seconds(found.seconds)
-    if found.silence is not None:
-        filters.check_silence(found.silence)
+    filters.check_seconds(result.seconds)
+    if result.silence is not None:
+        filters.check_silence(result.silence)
     if filters.duplicates == "drop":
-        content = json.dumps(["content", found.digest, clip.start, clip.duration, clip.text])
-        if earlier := checked.first_with(content, clip.id):
+        content = json.dumps(["content", result.digest, clip.start, clip.duration, clip.text])
+        if earlier := checked.register(content, clip.id):
             raise Dropped("duplicates", f"same audio and transcript as {earlier}")
-    return found
+    return result.seconds
 
 
 def _rows(clip: Clip, seconds: float, output: Path, hparams: dict[str, Any]) -> list[dict[str, Any]]:
-    """Manifest rows of a clip; raises CorpusError where there are none."""
+    """Manifest rows of a clip; raises CorpusError if there are none."""
     asked = questions(clip, hparams["seed"], hparams["wordings"])
     if not asked:
-        raise CorpusError(f"{clip.audio}: nothing is known of it that could be asked; leave the clip out")
+        raise CorpusError(f"{clip.audio}: it has no annotation to ask about; leave the clip out")
     common = {"audio": _relative(clip.audio.parent, output, clip.audio.name), "start": clip.start}
     common |= {"duration": seconds, "dataset": clip.dataset, "split": clip.split}
     common |= {"language": clip.language, "speaker": clip.speaker}
@@ -253,7 +263,7 @@ def _rows(clip: Clip, seconds: float, output: Path, hparams: dict[str, Any]) -> 
 
 
 def _relative(folder: Path, output: Path, name: str) -> str:
-    """Path from the manifest to the audio, so that corpus and output can move together."""
+    """Path of the audio relative to the manifest, so that corpus and output can be moved together."""
     return os.path.join(_relative_folder(folder, output), name)
 
 
@@ -263,18 +273,18 @@ def _relative_folder(folder: Path, output: Path) -> str:
 
 
 def _first_rows(work: Path) -> Iterator[dict[str, Any]]:
-    """One row of each good clip: rows of a clip share its features."""
+    """Yield one row of each good clip; all rows of a clip have the same features."""
     for split in SPLITS:
         for clip in _lines(work / f"{split}.jsonl"):
             yield clip["rows"][0]
 
 
 def _extract(
-    share: Share, work: Path, output: Path, hparams: dict[str, Any], run_opts: dict[str, Any]
+    partition: Partition, work: Path, output: Path, hparams: dict[str, Any], run_opts: dict[str, Any]
 ) -> dict[str, str]:
-    """Store the features of a share, those of all after it; returns the keys that have none, with the reason."""
+    """Store the features of a partition; if it is all clips, returns the keys without features, with the reasons."""
     folder = Path(hparams["feature_folder"])
-    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    gpu = f"cuda:{local_rank()}"
     summary = extract(
         _first_rows(work),
         build("encoders", hparams["encoder"]),
@@ -286,28 +296,28 @@ def _extract(
         seed=hparams["seed"],
         workers=hparams["num_workers"],
         device=run_opts.get("device") or (gpu if torch.cuda.is_available() else "cpu"),
-        rank=share.rank,
-        world_size=share.world_size,
-        max_rejects=1.0,  # counted together with the other rejects
+        rank=partition.rank,
+        world_size=partition.world_size,
+        max_rejects=1.0,  # `prepare` counts them together with the other rejected clips
     )
-    print(f"features, share {share.rank + 1} of {share.world_size}: {summary}")
-    if share.world_size > 1:
+    print(f"features, part {partition.rank + 1} of {partition.world_size}: {summary}")
+    if partition.world_size > 1:
         wait_for_all_ranks()
         return {}
-    listed = folder / "rejected.jsonl"
-    return {entry["key"]: entry["reason"] for entry in _lines(listed)} if listed.exists() else {}
+    rejects_file = folder / "rejected.jsonl"
+    return {entry["key"]: entry["reason"] for entry in _lines(rejects_file)} if rejects_file.exists() else {}
 
 
-def _without_features(failed: dict[str, str], work: Path, aside: SetAside) -> None:
-    """Set the clips aside whose features could not be computed."""
+def _reject_without_features(failed: dict[str, str], work: Path, rejected: RejectedClips) -> None:
+    """Reject the clips whose features could not be computed."""
     for split in SPLITS if failed else ():
         for clip in _lines(work / f"{split}.jsonl"):
             if reason := failed.get(feature_key(clip["rows"][0])):
-                aside.fault(clip["id"], clip["audio"], reason)
+                rejected.add_fault(clip["id"], clip["audio"], reason)
 
 
 def _write_manifests(failed: dict[str, str], output: Path, work: Path) -> None:
-    """Write the manifests of all splits and print what they hold; work's part files are not needed after that."""
+    """Write the manifests of all splits, print their totals, and delete the files that they were made from."""
     table = []
     for split in SPLITS:
         totals: dict[str, list] = {}  # task -> a line of the table
@@ -321,9 +331,9 @@ def _write_manifests(failed: dict[str, str], output: Path, work: Path) -> None:
     print(format_table(["split", "task", "rows", "clips", "hours"], table))
 
 
-def _good_rows(part: Path, failed: dict[str, str], totals: dict[str, list]) -> Iterator[dict[str, Any]]:
-    """Rows of the clips that have features; adds rows, clips and hours of each task, and of "all", to `totals`."""
-    for clip in _lines(part):
+def _good_rows(file: Path, failed: dict[str, str], totals: dict[str, list]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of clips with features; adds rows, clips and hours of each task, and of "all", to `totals`."""
+    for clip in _lines(file):
         if feature_key(clip["rows"][0]) in failed:
             continue
         yield from clip["rows"]
@@ -335,17 +345,17 @@ def _good_rows(part: Path, failed: dict[str, str], totals: dict[str, list]) -> I
 
 
 def _few(clips: Iterable[Clip], count: int = 8) -> list[Clip]:
-    """About `count` clips of each split, spread over it (Algorithm R, so a generator is held by no more than those)."""
+    """Random `count` clips of each split, by reservoir sampling, which keeps only these in memory."""
     kept: dict[str, list[Clip]] = {}
     seen: Counter = Counter()
-    chance = random.Random(0)
+    generator = random.Random(0)
     for clip in clips:
         members = kept.setdefault(clip.split, [])
         seen[clip.split] += 1
         if len(members) < count:
             members.append(clip)
-        elif (place := chance.randrange(seen[clip.split])) < count:
-            members[place] = clip
+        elif (index := generator.randrange(seen[clip.split])) < count:
+            members[index] = clip
     return [clip for members in kept.values() for clip in members]
 
 

@@ -1,4 +1,4 @@
-"""From a clip of a real corpus to questions and answers about it."""
+"""Questions and answers about a clip of a real corpus."""
 
 import random
 from typing import Any
@@ -8,22 +8,29 @@ from data_prep.wordings import WORDINGS
 
 
 def questions(clip: Clip, seed: int, wordings: str = "miniasqa") -> list[dict[str, Any]]:
-    """All questions that what is known of a clip can answer.
+    """All questions that a clip's annotations can answer.
 
     Parameters
     ----------
     clip : Clip
         One recording.
     seed : int
-        With the clip's dataset, id and the task, all that the choice of wording depends on.
+        The choice of wordings depends on it, on the clip's dataset and id, and on the task.
     wordings : {"miniasqa", "varied"}
-        The few wordings that MiniASQA's shipped language model knows, or many.
+        The few wordings that MiniASQA's shipped language model was trained on, or many.
 
     Returns
     -------
     list of dict
-        Fields name (unlike all others of the clip), task, instruction, target and references; label and labels of a
-        closed question; age; sounds, the list behind an answer that names several.
+        Fields name (unique in the clip), task, instruction, target and references; label and labels of a closed
+        question; age; sounds, the list of all sounds that the answer names.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> clip = Clip("AN4", "an1", Path("an1.wav"), "train", "fash", text="yes", gender="female")
+    >>> [(row["task"], row["target"]) for row in questions(clip, seed=1)]
+    [('asr', 'yes'), ('gender', 'the speaker is female')]
     """
     rows: list[dict[str, Any]] = []
     forms = WORDINGS[wordings]
@@ -32,8 +39,7 @@ def questions(clip: Clip, seed: int, wordings: str = "miniasqa") -> list[dict[st
         return random.Random(f"{seed} {clip.dataset} {clip.id} {purpose}")
 
     def ask(task: str, answer: str, sound: str = "", /, **fields: Any) -> None:
-        of_language = forms.get(f"{task} {clip.language}", forms[task])
-        question, form = draw(task).choice(of_language)
+        question, form = draw(task).choice(forms.get(f"{task} {clip.language}", forms[task]))
         target = form.replace("{label}", answer)
         row = {"name": task, "task": task, "instruction": question.replace("{sound}", sound), "target": target}
         rows.append({**row, "references": [target], **fields})
@@ -47,22 +53,22 @@ def questions(clip: Clip, seed: int, wordings: str = "miniasqa") -> list[dict[st
     classes = {}
     for task, label, choices in clip.labels:
         if task == "sound_class":
-            classes = {"label": label, "labels": list(choices)}  # what a caption may be mapped to
+            classes = {"label": label, "labels": list(choices)}  # classes that a caption may be mapped to
         ask(task, label, label=label, **({"labels": list(choices)} if choices else {}))
     if clip.captions:
         ask("caption", draw("caption target").choice(clip.captions), references=list(clip.captions), **classes)
     if clip.events:
         sounds = list(dict.fromkeys(event.sound for event in clip.events))
-        ask("sounds", "; ".join(sounds), sounds=sounds)  # names of AudioSet hold commas
+        ask("sounds", "; ".join(sounds), sounds=sounds)  # AudioSet's names contain commas
     timed = sorted((event for event in clip.events if event.start is not None), key=lambda event: event.start)
     if timed:
         sound = draw("event_time sound").choice(sorted({event.sound for event in timed}))
         ask("event_time", "; ".join(_times(event) for event in timed if event.sound == sound), sound)
         ask("timeline", "; ".join(f"{event.sound} {_times(event)}" for event in timed))
-    if len(timed) > 1 and timed[1].start - timed[0].start >= 0.2:  # closer ones cannot be told apart by ear
+    if len(timed) > 1 and timed[1].start - timed[0].start >= 0.2:  # the order of closer ones is not audible
         ask("first_sound", timed[0].sound, label=timed[0].sound, labels=sorted({event.sound for event in timed}))
     for number, (question, answers, choices) in enumerate(clip.questions, start=1):
-        # The answer that most people give, the first of them at a tie.
+        # The most frequent answer, and the first of them at a tie.
         target = max(dict.fromkeys(answers), key=answers.count)
         closed = {"label": target, "labels": list(choices)} if choices else {}
         row = {"name": f"qa{number}", "task": "qa", "instruction": question, "target": target}

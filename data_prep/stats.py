@@ -1,15 +1,13 @@
-"""What a data set holds: python -m data_prep.stats train.jsonl [valid.jsonl ...] [--output folder/stats]
+"""Statistics of manifests: hours, durations, text lengths, characters, sample rates, and faults.
 
-Prints tables and writes stats.png and stats.html (one file, no external resource) beside the first manifest.
+Prints tables, and writes a picture (.png) and a report (.html, one file without external resources).
 """
 
 import argparse
 import base64
 import hashlib
 import io
-import os
 import random
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,21 +19,23 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from audiolm_lite.audio.reading import AudioError, audio_duration, audio_header
+from audiolm_lite.config.errors import run_command
 from audiolm_lite.data.manifest import audio_path, iterate_manifest
+from audiolm_lite.storage.atomic import write_bytes, write_text
 from data_prep.checks import in_threads
 from data_prep.tables import format_table
 
-# Headers read for the sample rates; of more clips than that, as many are drawn with equal chance and a fixed seed.
+# Headers read for the sample rates. If there are more clips, this many are sampled with a fixed seed.
 MAX_HEADERS = 2000
-# Lines of a table, largest first: more cannot be read, and how many there are is said.
+# Longest table, largest values first; the title has the full number of lines.
 TOP = 20
 
-# What is counted by seconds of audio, and in which unit it is shown.
+# Fields whose seconds of audio are summed, with the unit of the tables.
 UNITS = {"dataset": ("hours", 3600), "task": ("hours", 3600), "language": ("hours", 3600), "speaker": ("minutes", 60)}
 
 
 class Table(NamedTuple):
-    """A table of the report: what it shows, columns, and rows of cells."""
+    """A table of the report: title, columns, and rows of cells."""
 
     title: str
     header: Sequence[str]
@@ -44,12 +44,12 @@ class Table(NamedTuple):
 
 @dataclass
 class Statistics:
-    """Counts over manifests; a clip (file and segment) counts once, whatever number of rows ask about it.
+    """Counts over manifests; a clip (file and segment) counts once, however many rows are about it.
 
     Attributes
     ----------
     rows, clips : int
-        How many there are.
+        Number of rows and of clips.
     seconds : dict of Counter
         Seconds of audio by "dataset" and split, "task", "speaker" (with the dataset) and "language".
     durations : Counter
@@ -57,11 +57,11 @@ class Statistics:
     lengths : Counter
         Targets of each length, in characters.
     characters : Counter
-        Of all targets.
+        Count of each character in all targets.
     rates : Counter
-        Clips of each (sample rate in Hz, channels), of those whose header was read.
+        Clips of each (sample rate in Hz, channels), among those whose header was read.
     faults : list of str
-        Manifest lines that break the schema and audio files without a usable header.
+        Invalid lines of manifests, and audio files without a usable header.
     """
 
     rows: int = 0
@@ -75,7 +75,7 @@ class Statistics:
 
 
 def collect(manifests: Sequence[str | Path]) -> Statistics:
-    """Read manifests row by row; headers of audio for sample rates and where a row has no duration.
+    """Read manifests row by row, and headers of audio files for sample rates and missing durations.
 
     Parameters
     ----------
@@ -85,44 +85,44 @@ def collect(manifests: Sequence[str | Path]) -> Statistics:
     Returns
     -------
     Statistics
-        What is wrong with lines and files is in `faults`; their other counts stand.
+        Errors in lines and files are listed in `faults`.
 
     Raises
     ------
     ManifestError
-        A manifest that cannot be read at all.
+        A manifest cannot be read at all.
     """
-    found, chance = Statistics(), random.Random(0)
-    seen: set[bytes] = set()  # hashes: some 60 bytes a clip and task
+    statistics, generator = Statistics(), random.Random(0)
+    seen: set[bytes] = set()  # hashes: about 60 bytes per clip and task
     sample: list[Path] = []
     for manifest in manifests:
         rejects: list[dict] = []
         for row in tqdm(iterate_manifest(manifest, rejects), desc=str(manifest), unit=" rows"):
-            found.rows += 1
-            found.lengths[len(row["target"])] += 1
-            found.characters.update(row["target"])
+            statistics.rows += 1
+            statistics.lengths[len(row["target"])] += 1
+            statistics.characters.update(row["target"])
             file = audio_path(manifest, row)
             clip = f"{file}\0{row['start']}\0{row['duration']}"
             if not (new := _is_new(clip, seen)) and not _is_new(f"{clip}\0{row['task']}", seen):
                 continue
-            seconds = _seconds(row, file, found.faults if new else [])
-            found.seconds["task"][row["task"]] += seconds
+            seconds = _seconds(row, file, statistics.faults if new else [])
+            statistics.seconds["task"][row["task"]] += seconds
             if new:
                 _is_new(f"{clip}\0{row['task']}", seen)
-                _count_clip(found, row, seconds)
+                _count_clip(statistics, row, seconds)
                 if len(sample) < MAX_HEADERS:
                     sample.append(file)
-                elif (place := chance.randrange(found.clips)) < MAX_HEADERS:
-                    sample[place] = file
-        found.faults += [entry["reason"] for entry in rejects]
+                elif (index := generator.randrange(statistics.clips)) < MAX_HEADERS:
+                    sample[index] = file
+        statistics.faults += [entry["reason"] for entry in rejects]
     for _, header in in_threads(audio_header, sample):
         try:
             rate, _, channels = header.result()
-            found.rates[rate, channels] += 1
+            statistics.rates[rate, channels] += 1
         except AudioError as error:
-            found.faults.append(str(error))
-    found.faults = list(dict.fromkeys(found.faults))
-    return found
+            statistics.faults.append(str(error))
+    statistics.faults = list(dict.fromkeys(statistics.faults))
+    return statistics
 
 
 def _is_new(name: str, seen: set[bytes]) -> bool:
@@ -134,7 +134,7 @@ def _is_new(name: str, seen: set[bytes]) -> bool:
 
 
 def _seconds(row: dict[str, Any], file: Path, faults: list[str]) -> float:
-    """Duration of a row's audio; 0 and a fault where neither the row nor the file tells it."""
+    """Duration of a row's audio; if neither row nor file gives it, 0, and a fault is added."""
     if row["duration"] is not None:
         return row["duration"]
     try:
@@ -144,51 +144,51 @@ def _seconds(row: dict[str, Any], file: Path, faults: list[str]) -> float:
         return 0.0
 
 
-def _count_clip(found: Statistics, row: dict[str, Any], seconds: float) -> None:
-    found.clips += 1
-    found.durations[round(100 * seconds)] += 1
-    found.seconds["dataset"][row["dataset"], row["split"]] += seconds
-    found.seconds["language"][row["language"] or "none"] += seconds
+def _count_clip(statistics: Statistics, row: dict[str, Any], seconds: float) -> None:
+    statistics.clips += 1
+    statistics.durations[round(100 * seconds)] += 1
+    statistics.seconds["dataset"][row["dataset"], row["split"]] += seconds
+    statistics.seconds["language"][row["language"] or "none"] += seconds
     if row["speaker"]:
-        found.seconds["speaker"][row["dataset"], row["speaker"]] += seconds
+        statistics.seconds["speaker"][row["dataset"], row["speaker"]] += seconds
 
 
-def tables(found: Statistics) -> list[Table]:
+def tables(statistics: Statistics) -> list[Table]:
     """All tables of the report."""
-    hours = sum(found.seconds["dataset"].values()) / 3600
-    made = [
-        Table("Whole", ["rows", "clips", "hours", "speakers", "faults"],
-              [[found.rows, found.clips, hours, len(found.seconds["speaker"]), len(found.faults)]]),
-        Table("Durations and texts", ["", "least", "5 %", "median", "95 %", "most", "mean"],
-              [["seconds a clip", *_spread(found.durations, 0.01)],
-               ["characters a target", *_spread(found.lengths, 1)]]),
+    hours = sum(statistics.seconds["dataset"].values()) / 3600
+    result = [
+        Table("Total", ["rows", "clips", "hours", "speakers", "faults"],
+              [[statistics.rows, statistics.clips, hours, len(statistics.seconds["speaker"]), len(statistics.faults)]]),
+        Table("Durations and texts", ["", "minimum", "5 %", "median", "95 %", "maximum", "mean"],
+              [["seconds per clip", *_spread(statistics.durations, 0.01)],
+               ["characters per target", *_spread(statistics.lengths, 1)]]),
     ]  # fmt: skip
     for name, (unit, seconds) in UNITS.items():
-        counts = found.seconds[name]
+        counts = statistics.seconds[name]
         rows = [[*_names(key), value / seconds] for key, value in counts.most_common(TOP)]
         header = {"dataset": ["dataset", "split"], "speaker": ["dataset", "speaker"]}.get(name, [name])
-        made.append(Table(_title(f"{unit} by {name}", len(rows), len(counts)), [*header, unit], rows))
-    read = found.rates.total()
-    title = f"Sample rates ({'all' if read == found.clips else f'{read:,} drawn of {found.clips:,}'} clips)"
-    made.append(Table(title, ["Hz", "channels", "clips"], [[*key, n] for key, n in found.rates.most_common()]))
-    ordered = found.characters.most_common()
-    for what, part in (("most frequent", ordered[:TOP]), ("rarest", ordered[TOP:][-TOP:])):
+        result.append(Table(_title(f"{unit} by {name}", len(rows), len(counts)), [*header, unit], rows))
+    read = statistics.rates.total()
+    title = f"Sample rates ({'all' if read == statistics.clips else f'{read:,} sampled of {statistics.clips:,}'} clips)"
+    result.append(Table(title, ["Hz", "channels", "clips"], [[*key, n] for key, n in statistics.rates.most_common()]))
+    ordered = statistics.characters.most_common()
+    for kind, part in (("most frequent", ordered[:TOP]), ("rarest", ordered[TOP:][-TOP:])):
         rows = [[_printable(c), f"U+{ord(c):04X}", unicodedata.name(c, ""), n] for c, n in part]
-        made.append(
-            Table(f"Characters of targets, the {what} of {len(ordered):,}", ["", "code", "name", "count"], rows)
+        result.append(
+            Table(f"Characters of targets, the {kind} of {len(ordered):,}", ["", "code", "name", "count"], rows)
         )
-    if found.faults:
-        rows = [[fault] for fault in found.faults[:TOP]]
-        made.append(Table(_title("Faults", len(rows), len(found.faults)), ["what and where"], rows))
-    return [table for table in made if table.rows]
+    if statistics.faults:
+        rows = [[fault] for fault in statistics.faults[:TOP]]
+        result.append(Table(_title("Faults", len(rows), len(statistics.faults)), ["fault"], rows))
+    return [table for table in result if table.rows]
 
 
 def _names(key: str | tuple[str, str]) -> list[str]:
     return [key] if isinstance(key, str) else list(key)
 
 
-def _title(what: str, shown: int, there: int) -> str:
-    return what if shown == there else f"{what}, {shown} of {there:,}"
+def _title(text: str, shown: int, total: int) -> str:
+    return text if shown == total else f"{text}, {shown} of {total:,}"
 
 
 def _printable(character: str) -> str:
@@ -196,22 +196,22 @@ def _printable(character: str) -> str:
 
 
 def _spread(counts: Counter, unit: float) -> list[float]:
-    """Least, 5 %, median, 95 %, most and mean of counted whole numbers, times `unit`."""
+    """Minimum, 5 %, median, 95 %, maximum and mean of counted integers, times `unit`."""
     values, total = sorted(counts), counts.total()
     if not total:
         return [0.0] * 6
-    quantiles, place, passed = [], iter(values), 0
+    quantiles, remaining, passed = [], iter(values), 0
     value = values[0]
     for share in (0.0, 0.05, 0.5, 0.95, 1.0):
         while passed < max(1, share * total):
-            value = next(place)
+            value = next(remaining)
             passed += counts[value]
         quantiles.append(value * unit)
     return [*map(float, quantiles), sum(value * n for value, n in counts.items()) * unit / total]
 
 
-def draw(found: Statistics) -> bytes:
-    """Six panels as a PNG: durations, text lengths, and hours by data set, task and speaker, and sample rates."""
+def draw(statistics: Statistics) -> bytes:
+    """PNG with six panels: durations, text lengths, hours by dataset and task, minutes by speaker, and sample rates."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -219,16 +219,16 @@ def draw(found: Statistics) -> bytes:
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    names = ["DejaVu Sans", "Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "Malgun Gothic", "AppleGothic"]
-    with plt.rc_context({"font.family": [name for name in names if name in installed], "font.size": 9}):
+    fonts = ["DejaVu Sans", "Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "Malgun Gothic", "AppleGothic"]
+    with plt.rc_context({"font.family": [name for name in fonts if name in installed], "font.size": 9}):
         figure, axes = plt.subplots(3, 2, figsize=(11, 12), layout="constrained")
-        _histogram(axes[0, 0], found.durations, 0.01, "duration (s)", "clips")
-        _histogram(axes[0, 1], found.lengths, 1, "characters of the target", "rows")
+        _histogram(axes[0, 0], statistics.durations, 0.01, "duration (s)", "clips")
+        _histogram(axes[0, 1], statistics.lengths, 1, "characters of the target", "rows")
         for axis, name in ((axes[1, 0], "dataset"), (axes[1, 1], "task"), (axes[2, 0], "speaker")):
-            counts, (unit, seconds) = found.seconds[name], UNITS[name]
+            counts, (unit, seconds) = statistics.seconds[name], UNITS[name]
             bars = [(" ".join(_names(key)), value / seconds) for key, value in counts.most_common(TOP)]
             _bars(axis, bars, _title(f"{unit} by {name}", len(bars), len(counts)))
-        rates = [(f"{rate:,} Hz, {channels} ch.", n) for (rate, channels), n in found.rates.most_common(TOP)]
+        rates = [(f"{rate:,} Hz, {channels} ch.", n) for (rate, channels), n in statistics.rates.most_common(TOP)]
         _bars(axes[2, 1], rates, "clips by sample rate")
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
@@ -236,18 +236,18 @@ def draw(found: Statistics) -> bytes:
     return picture.getvalue()
 
 
-def _histogram(axis: Any, counts: Counter, unit: float, label: str, of: str) -> None:
+def _histogram(axis: Any, counts: Counter, unit: float, label: str, counted: str) -> None:
     values = [value * unit for value in counts]
     axis.hist(values, bins=min(60, max(1, len(values))), weights=list(counts.values()), color="#1f4e79")
-    axis.set(xlabel=label, ylabel=of, xlim=(0, None))
+    axis.set(xlabel=label, ylabel=counted, xlim=(0, None))
     axis.grid(alpha=0.3)
 
 
 def _bars(axis: Any, bars: Sequence[tuple[str, float]], title: str) -> None:
     names = [name if len(name) <= 32 else f"{name[:31]}…" for name, _ in bars]
-    drawn = axis.barh(range(len(bars)), [value for _, value in bars], color="#1f4e79")
+    rectangles = axis.barh(range(len(bars)), [value for _, value in bars], color="#1f4e79")
     axis.bar_label(
-        drawn, [f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" for _, value in bars], padding=3
+        rectangles, [f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" for _, value in bars], padding=3
     )
     axis.set_yticks(range(len(bars)), names)
     axis.invert_yaxis()
@@ -279,27 +279,25 @@ def _cell(cell: Any) -> str:
     return f"<td>{escape(str(cell))}</td>"
 
 
-def main(argv: list[str]) -> None:
-    """Print the tables, write the picture and the page."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.stats", description="What manifests hold.")
-    parser.add_argument("manifests", nargs="+", type=Path)
-    parser.add_argument("--output", type=Path, help="path without ending (default: stats beside the first manifest)")
+def main(argv: Sequence[str]) -> None:
+    """Run `MANIFEST ... [--output PATH]`: print the tables, write the picture and the report."""
+    parser = argparse.ArgumentParser(
+        prog="audiolm-lite stats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("manifests", metavar="MANIFEST", nargs="+", type=Path, help="JSON lines")
+    parser.add_argument(
+        "--output", type=Path, help="path without extension; default: stats, next to the first manifest"
+    )
     options = parser.parse_args(argv)
     output = options.output or options.manifests[0].parent / "stats"
-    found = collect(options.manifests)
-    report, picture = tables(found), draw(found)
+    statistics = collect(options.manifests)
+    report, picture = tables(statistics), draw(statistics)
     for table in report:
         print(f"{table.title}\n{format_table(table.header, table.rows)}\n")
-    _write(output.with_name(output.name + ".png"), picture)
-    _write(output.with_name(output.name + ".html"), page(options.manifests, report, picture).encode())
+    write_bytes(output.with_name(output.name + ".png"), picture)
+    write_text(output.with_name(output.name + ".html"), page(options.manifests, report, picture))
     print(f"written: {output}.png, {output}.html")
 
 
-def _write(file: Path, content: bytes) -> None:
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, file)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

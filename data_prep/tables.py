@@ -1,23 +1,30 @@
-"""Tables in the terminal."""
+"""Plain-text tables for the terminal."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Lines of a table with aligned columns: numbers to the right, text to the left; None stays blank.
+    """Format a table with aligned columns: numbers to the right, text to the left; None is blank.
 
     Parameters
     ----------
     header : sequence of str
         Names of the columns.
     rows : sequence of sequences
-        Cells; a float is shown with two decimals.
+        Cells; floats have two decimals.
 
     Returns
     -------
     str
-        The lines, without a newline at the end.
+        The lines, without a final newline.
+
+    Examples
+    --------
+    >>> print(format_table(["split", "hours"], [["train", 12.5], ["test", 1.0]]))
+    split  hours
+    train  12.50
+    test    1.00
     """
     cells = [[_shown(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells)]

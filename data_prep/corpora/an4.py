@@ -3,24 +3,29 @@
 import re
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.clips import Clip, CorpusError, hold_out, read_lines, require
 from data_prep.text import plain_transcript
 
 SOURCE = "http://www.speech.cs.cmu.edu/databases/an4/ (an4_sphere.tar.gz)"
+KEYS = {
+    "data_folder": Key("The unpacked corpus, with etc/ and wav/.", str, result=False),
+    "valid_share": Key("Share of the training speakers of each gender held out for validation.", float),
+}
 _GENDER = {"m": "male", "f": "female"}
 
 
-def read_an4(folder: str | Path, valid_share: float, seed: int) -> list[Clip]:
+def read_an4(data_folder: str | Path, valid_share: float, seed: int) -> list[Clip]:
     """Read etc/an4_{train,test}.{fileids,transcription}; speakers of the training part are held out for validation.
 
     Parameters
     ----------
-    folder : str or Path
+    data_folder : str or Path
         The unpacked corpus; audio is wav/<fileid> with .wav, .flac or .sph.
     valid_share : float
         Share of the training speakers of each gender that become the validation split.
     seed : int
-        Seed of that choice.
+        Seed of the choice of speakers.
 
     Returns
     -------
@@ -32,7 +37,7 @@ def read_an4(folder: str | Path, valid_share: float, seed: int) -> list[Clip]:
     CorpusError
         A file of the corpus is missing or not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     names = [f"etc/an4_{part}.{kind}" for part in ("train", "test") for kind in ("fileids", "transcription")]
     require(folder, [*names, "wav"], "AN4", SOURCE)
     clips = []
@@ -61,12 +66,12 @@ def _transcripts(file: Path) -> dict[str, str]:
     for number, line in read_lines(file):
         match = re.fullmatch(r"(.*)\(([^()\s]+)\)\s*", line)
         if match is None:
-            raise CorpusError(f'{file}, line {number}: {line!r} does not end in "(utterance id)"; fetch it again')
+            raise CorpusError(f'{file}, line {number}: {line!r} does not end in "(utterance id)"; download it again')
         texts[match[2]] = plain_transcript(match[1])
     return texts
 
 
 def _audio_file(stem: Path) -> Path:
-    """The corpus is about in several containers; the original's name is given where there is none of them."""
+    """Audio file of an utterance: copies of the corpus are WAV, FLAC or SPHERE; by default the path of the WAV file."""
     candidates = [stem.with_name(stem.name + ending) for ending in (".wav", ".flac", ".sph")]
     return next((path for path in candidates if path.exists()), candidates[0])

@@ -4,34 +4,36 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.audio_index import AudioIndex
-from data_prep.clips import Clip, number_in, read_rows, require
+from data_prep.clips import Clip, parse_number, read_rows, require
 
 SOURCE = "https://github.com/cdjkim/audiocaps (dataset/{train,val,test}.csv; the audio is on YouTube)"
+KEYS = {"data_folder": Key("Folder with train.csv, val.csv, test.csv and audio/.", str, result=False)}
 PARTS = {"train": "train", "val": "valid", "test": "test"}
 
 
-def read_audiocaps(folder: str | Path) -> Iterator[Clip]:
+def read_audiocaps(data_folder: str | Path) -> Iterator[Clip]:
     """Read the captions of all three parts.
 
     Parameters
     ----------
-    folder : str or Path
-        Holds train.csv, val.csv and test.csv (audiocap_id, youtube_id, start_time, caption), and audio/ with the clips
-        in any depth. The publisher gives no audio and hence no file names: those of the usual downloaders are found
-        (see `AudioIndex.find_youtube`), and <audiocap_id>.
+    data_folder : str or Path
+        Contains train.csv, val.csv and test.csv (audiocap_id, youtube_id, start_time, caption), and audio/ with the
+        clips at any depth. The publisher provides no audio and therefore no file names. Files are found by the names
+        that the usual downloaders give them (see `AudioIndex.find_youtube`) and by <audiocap_id>.
 
     Yields
     ------
     Clip
-        With all captions of the clip: one for training, five for the others.
+        With all captions of the clip: one in the training part, five in the others.
 
     Raises
     ------
     CorpusError
         A list or audio/ is missing, or a list is not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     require(folder, ["audio", *(f"{part}.csv" for part in PARTS)], "AudioCaps", SOURCE)
     audio = AudioIndex(folder / "audio")
     for part, split in PARTS.items():
@@ -40,9 +42,9 @@ def read_audiocaps(folder: str | Path) -> Iterator[Clip]:
         for row in read_rows(table, ("audiocap_id", "youtube_id", "start_time", "caption"), SOURCE):
             captions[row["youtube_id"], row["start_time"]].append((row["audiocap_id"], row["caption"]))
         for (video, start), entries in captions.items():
-            file = audio.find_youtube(video, number_in(table, start))
-            if not audio.holds(file):
-                file = next((found for number, _ in entries if audio.holds(found := audio.find(number))), file)
+            file = audio.find_youtube(video, parse_number(table, start))
+            if file not in audio:
+                file = next((other for number, _ in entries if (other := audio.find(number)) in audio), file)
             yield Clip(
                 dataset="AudioCaps",
                 id=f"{video}_{start}",

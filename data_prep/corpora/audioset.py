@@ -4,44 +4,52 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.audio_index import AudioIndex
-from data_prep.clips import Clip, CorpusError, Event, drawn, number_in, read_rows, require
+from data_prep.clips import Clip, CorpusError, Event, is_held_out, parse_number, read_rows, require
 
 SOURCE = "https://research.google.com/audioset/download.html (the audio is on YouTube)"
 STRONG_SOURCE = "https://research.google.com/audioset/download_strong.html (the audio is on YouTube)"
+KEYS = {
+    "data_folder": Key("Folder with the lists of segments and audio/.", str, result=False),
+    "parts": Key("Parts to read: balanced (20k), unbalanced (2M), strong.", list),
+    "valid_share": Key("Share of the training videos held out for validation.", float),
+}
 _NAMES, _STRONG_NAMES = "class_labels_indices.csv", "mid_to_display_name.tsv"
 _WEAK = {"balanced": "balanced_train_segments.csv", "unbalanced": "unbalanced_train_segments.csv"}
 _WEAK_TEST = "eval_segments.csv"
 _STRONG, _STRONG_TEST = "audioset_train_strong.tsv", "audioset_eval_strong.tsv"
 
 
-def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, seed: int) -> Iterator[Clip]:
-    """Read the lists of segments, one line at a time; the names of the audio files (not the files) are kept in memory.
+def read_audioset(data_folder: str | Path, parts: Sequence[str], valid_share: float, seed: int) -> Iterator[Clip]:
+    """Read the lists of segments line by line; the names of the audio files are kept in memory.
 
     Parameters
     ----------
-    folder : str or Path
-        Holds the publisher's lists and audio/ with the clips in any depth. The publisher gives no audio and hence no
-        file names: those of the usual downloaders are found (see `AudioIndex.find_youtube`).
+    data_folder : str or Path
+        Contains the publisher's lists, and audio/ with the clips at any depth. The publisher provides no audio and
+        therefore no file names. Files are found by the names that the usual downloaders give them (see
+        `AudioIndex.find_youtube`).
     parts : sequence of str
-        Of balanced (22 k clips, "AudioSet-20k"), unbalanced (2 M, "AudioSet-2M") and strong (100 k with times).
+        One or more of balanced (22 k clips, "AudioSet-20k"), unbalanced (2 M, "AudioSet-2M") and strong (100 k clips
+        with times).
     valid_share : float
         Share of the training videos held out for validation.
     seed : int
-        Seed of that choice.
+        Seed of the choice of videos.
 
     Yields
     ------
     Clip
-        Dataset AudioSet or AudioSet-strong, with its sounds as events, timed in the strong part. Test clips are the
-        publisher's evaluation parts (weak, strong) of the parts asked for.
+        Dataset AudioSet or AudioSet-strong, with its sounds as events, which have times in the strong part. Test clips
+        are those of the publisher's evaluation lists (weak, strong) for the requested parts.
 
     Raises
     ------
     CorpusError
-        A list or audio/ is missing, a list is not in its format, or names an unknown class.
+        A list or audio/ is missing, a list is not in its format, or contains an unknown class.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     if not parts or set(parts) - {*_WEAK, "strong"}:
         raise CorpusError(f"AudioSet: parts is {list(parts)}; choose among balanced, unbalanced and strong")
     weak = [part for part in _WEAK if part in parts]
@@ -53,7 +61,7 @@ def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, 
     audio = AudioIndex(folder / "audio")
 
     def split_of(video: str, test: bool) -> str:
-        return "test" if test else "valid" if drawn(video, valid_share, seed) else "train"
+        return "test" if test else "valid" if is_held_out(video, valid_share, seed) else "train"
 
     if weak:
         names = {row["mid"]: row["display_name"] for row in read_rows(folder / _NAMES, ("mid", "display_name"), SOURCE)}
@@ -65,7 +73,7 @@ def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, 
                 yield Clip(
                     dataset="AudioSet",
                     id=row["video"],
-                    audio=audio.find_youtube(row["video"], number_in(file, row["start"])),
+                    audio=audio.find_youtube(row["video"], parse_number(file, row["start"])),
                     split=split_of(row["video"], name == _WEAK_TEST),
                     group=f"youtube {row['video']}",
                     events=tuple(Event(_name(mid, names, file)) for mid in row["labels"].split(",")),
@@ -80,7 +88,7 @@ def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, 
                 yield Clip(
                     dataset="AudioSet-strong",
                     id=segment,
-                    audio=audio.find_youtube(video, number_in(file, start) / 1000),
+                    audio=audio.find_youtube(video, parse_number(file, start) / 1000),
                     split=split_of(video, name == _STRONG_TEST),
                     group=f"youtube {video}",
                     events=tuple(events),
@@ -88,17 +96,17 @@ def read_audioset(folder: str | Path, parts: Sequence[str], valid_share: float, 
 
 
 def _strong_events(file: Path, names: dict[str, str]) -> dict[str, list[Event]]:
-    """Segment -> its events; the lines of a segment need not follow each other."""
+    """Map each segment to its events; the lines of a segment need not follow each other."""
     columns = ("segment_id", "start_time_seconds", "end_time_seconds", "label")
     events: dict[str, list[Event]] = defaultdict(list)
     for row in read_rows(file, columns, STRONG_SOURCE, delimiter="\t"):
-        start, end = (number_in(file, row[column]) for column in columns[1:3])
+        start, end = (parse_number(file, row[column]) for column in columns[1:3])
         events[row["segment_id"]].append(Event(_name(row["label"], names, file), start, end))
     return events
 
 
 def _name(mid: str, names: dict[str, str], file: Path) -> str:
-    """Name of a class in lower case, as it stands in a sentence."""
+    """Name of a class in lower case, as it is written in a sentence."""
     if mid not in names:
-        raise CorpusError(f"{file}: class {mid} is in no list of names; fetch the lists again, all from one place")
+        raise CorpusError(f"{file}: class {mid} is in no list of names; download all lists again from one source")
     return names[mid].lower()

@@ -4,25 +4,56 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.clips import Clip, Question, read_rows, require
+from audiolm_lite.config.keys import Key
+from data_prep.clips import Clip, Question, keep_apart, read_rows, require
 
 SOURCE = "https://zenodo.org/records/4783391 (Clotho 2.1: clotho_captions_*.csv, clotho_audio_*.7z)"
 AQA_SOURCE = "https://zenodo.org/records/6473207 (Clotho-AQA: clotho_aqa_*.csv, audio_files.zip)"
+KEYS = {
+    "data_folder": Key("Clotho: lists of captions and the three folders of audio.", str, result=False),
+    "aqa_folder": Key("Clotho-AQA, with its lists and audio_files/; null: captions only.", str, None, result=False),
+}
 PARTS = {"development": "train", "validation": "valid", "evaluation": "test"}
 AQA_PARTS = {"train": "train", "val": "valid", "test": "test"}
 _CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
 
 
-def read_clotho(folder: str | Path, parts: Sequence[str] = tuple(PARTS)) -> Iterator[Clip]:
+def read_clotho_and_aqa(data_folder: str | Path, aqa_folder: str | Path | None = None) -> Iterator[Clip]:
+    """Read the captions and, where its folder is given, the questions of Clotho-AQA.
+
+    Parameters
+    ----------
+    data_folder : str or Path
+        Folder of Clotho, see `read_clotho`.
+    aqa_folder : str or Path, optional
+        Folder of Clotho-AQA, see `read_clotho_aqa`.
+
+    Yields
+    ------
+    Clip
+        Of both corpora. A recording that one of them holds out is in no training clip of the other.
+
+    Raises
+    ------
+    CorpusError
+        A list or folder is missing, or a list is not in its format.
+    """
+    corpora = [lambda: read_clotho(data_folder)]
+    if aqa_folder is not None:
+        corpora.append(lambda: read_clotho_aqa(aqa_folder, data_folder))
+    return keep_apart(corpora)
+
+
+def read_clotho(data_folder: str | Path, parts: Sequence[str] = tuple(PARTS)) -> Iterator[Clip]:
     """Read the captions.
 
     Parameters
     ----------
-    folder : str or Path
-        Holds clotho_captions_<part>.csv (file_name, caption_1 ... caption_5) and the audio in <part>/. Where
-        clotho_metadata_<part>.csv lies there as well, the group is the Freesound recording.
+    data_folder : str or Path
+        Contains clotho_captions_<part>.csv (file_name, caption_1 ... caption_5) and the audio in <part>/. With
+        clotho_metadata_<part>.csv in the same folder, the group is the Freesound recording.
     parts : sequence of str
-        Of development, validation, evaluation.
+        One or more of development, validation, evaluation.
 
     Yields
     ------
@@ -34,7 +65,7 @@ def read_clotho(folder: str | Path, parts: Sequence[str] = tuple(PARTS)) -> Iter
     CorpusError
         A list or folder is missing, or a list is not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     require(folder, [name for part in parts for name in (f"clotho_captions_{part}.csv", part)], "Clotho", SOURCE)
     for part in parts:
         sounds = _freesound(folder / f"clotho_metadata_{part}.csv")
@@ -50,28 +81,28 @@ def read_clotho(folder: str | Path, parts: Sequence[str] = tuple(PARTS)) -> Iter
             )
 
 
-def read_clotho_aqa(folder: str | Path, clotho_folder: str | Path | None = None) -> Iterator[Clip]:
-    """Read the questions; its parts are not those of Clotho, so join the two with `data_prep.clips.keep_apart`.
+def read_clotho_aqa(data_folder: str | Path, clotho_folder: str | Path | None = None) -> Iterator[Clip]:
+    """Read the questions. The split differs from that of Clotho: `data_prep.clips.keep_apart` joins the two.
 
     Parameters
     ----------
-    folder : str or Path
-        Holds clotho_aqa_{train,val,test}.csv (file_name, QuestionText, answer, confidence), a line for each of three
-        answers to a question, and audio_files/.
+    data_folder : str or Path
+        Contains clotho_aqa_{train,val,test}.csv (file_name, QuestionText, answer, confidence), with one line for each
+        of the three answers to a question, and audio_files/.
     clotho_folder : str or Path, optional
-        Clotho itself: with its metadata the groups of both corpora are the same.
+        Folder of Clotho. With its metadata, the groups of both corpora have the same names.
 
     Yields
     ------
     Clip
-        With its questions, each with all its answers; a question that is answered with yes and no only is closed.
+        With its questions, each with all its answers. A question whose answers are all yes or no is closed.
 
     Raises
     ------
     CorpusError
-        As `read_clotho`.
+        A list or folder is missing, or a list is not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     require(folder, [*(f"clotho_aqa_{part}.csv" for part in AQA_PARTS), "audio_files"], "Clotho-AQA", AQA_SOURCE)
     sounds: dict[str, str] = {}
     for part in PARTS if clotho_folder is not None else ():
@@ -80,7 +111,7 @@ def read_clotho_aqa(folder: str | Path, clotho_folder: str | Path | None = None)
         answers: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for row in read_rows(folder / f"clotho_aqa_{part}.csv", ("file_name", "QuestionText", "answer"), AQA_SOURCE):
             answers[row["file_name"]][row["QuestionText"]].append(row["answer"].lower())
-        for name, asked in answers.items():
+        for name, questions in answers.items():
             yield Clip(
                 dataset="Clotho-AQA",
                 id=name,
@@ -89,15 +120,15 @@ def read_clotho_aqa(folder: str | Path, clotho_folder: str | Path | None = None)
                 group=sounds.get(name, f"clotho {name}"),
                 questions=tuple(
                     Question(question, tuple(given), ("yes", "no") if set(given) <= {"yes", "no"} else ())
-                    for question, given in asked.items()
+                    for question, given in questions.items()
                 ),
             )
 
 
 def _freesound(file: Path) -> dict[str, str]:
-    """File name -> Freesound recording; empty where the metadata were not downloaded."""
+    """Map file names to Freesound recordings; empty where the metadata were not downloaded."""
     if not file.exists():
         return {}
-    # The lists are in Latin-1, for keywords and names; numbers and the file names of interest read the same.
+    # The lists are in Latin-1; file names and numbers in them are the same text in UTF-8.
     rows = read_rows(file, ("file_name", "sound_id"), SOURCE, encoding="latin-1")
     return {row["file_name"]: f"freesound {row['sound_id']}" for row in rows if row["sound_id"].isdigit()}

@@ -3,12 +3,19 @@
 import csv
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.clips import Clip, CorpusError, Label, hold_out, require
 
 SOURCE = "https://github.com/karolpiczak/ESC-50 (archive/master.zip)"
 
-# ESC-50 has classes and no captions. Each class is told in three ways here; `_captions` makes five sentences of them.
-_TOLD = {
+KEYS = {
+    "data_folder": Key("The unpacked corpus, with audio/ and meta/.", str, result=False),
+    "esc10": Key("Keep the ten classes of ESC-10 only.", bool, False),
+    "test_fold": Key("Fold to test on; the others are for training and validation.", int),
+    "valid_share": Key("Share of the source recordings of each class held out for validation.", float),
+}
+# ESC-50 has classes and no captions. `_captions` makes five captions from the three phrases of a class.
+_PHRASES = {
     "airplane": ("an airplane flies over", "an airplane is flying", "the drone of an airplane"),
     "breathing": ("someone breathes", "a person is breathing", "the breath of a person"),
     "brushing_teeth": ("someone brushes their teeth", "a person is brushing teeth", "the scrub of a toothbrush"),
@@ -62,44 +69,45 @@ _TOLD = {
 }
 
 
-def read_esc50(folder: str | Path, esc10: bool, test_fold: int, valid_share: float, seed: int) -> list[Clip]:
+def read_esc50(data_folder: str | Path, esc10: bool, test_fold: int, valid_share: float, seed: int) -> list[Clip]:
     """Read meta/esc50.csv; one fold is the test split.
 
     Parameters
     ----------
-    folder : str or Path
+    data_folder : str or Path
         The unpacked corpus, with audio/ and meta/.
     esc10 : bool
         Keep the ten classes of ESC-10 only.
     test_fold : int
-        The fold (1-5) to test on; the publisher's folds keep pieces of one recording together.
+        Fold (1-5) to test on. The publisher keeps all clips of one recording in one fold.
     valid_share : float
-        Share of the source recordings of each class, in the other folds, that become the validation split.
+        Share of the source recordings of each class, in the other folds, that form the validation split.
     seed : int
-        Seed of that choice.
+        Seed of the choice of recordings.
 
     Returns
     -------
     list of Clip
-        With the class (spaces for underscores), all classes, and five captions made from the class.
+        With the class (spaces in place of underscores), the list of all classes, and five captions made from the class.
 
     Raises
     ------
     CorpusError
-        A file or column is missing, the class is unknown, or the fold has no clip.
+        A file or column is missing, a class is unknown, or the test fold has no clip.
     """
-    folder, table = Path(folder), Path(folder) / "meta/esc50.csv"
+    folder = Path(data_folder)
+    table = folder / "meta/esc50.csv"
     require(folder, ["audio", "meta/esc50.csv"], "ESC-50", SOURCE)
     with table.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if lacking := {"filename", "fold", "category", "esc10", "src_file"} - set(reader.fieldnames or ()):
-            raise CorpusError(f"{table}: no column {', '.join(sorted(lacking))}; fetch it again from {SOURCE}")
+        if missing := {"filename", "fold", "category", "esc10", "src_file"} - set(reader.fieldnames or ()):
+            raise CorpusError(f"{table}: no column {', '.join(sorted(missing))}; download it again from {SOURCE}")
         rows = [row for row in reader if row["esc10"] == "True" or not esc10]
     folds = sorted({int(row["fold"]) for row in rows})
     if test_fold not in folds or len(folds) < 2:
         raise CorpusError(f"{table}: test_fold is {test_fold}, but the clips are of folds {folds}; choose another")
-    if unknown := {row["category"] for row in rows} - set(_TOLD):
-        raise CorpusError(f"{table}: unknown category {', '.join(sorted(unknown))}; fetch it again from {SOURCE}")
+    if unknown := {row["category"] for row in rows} - set(_PHRASES):
+        raise CorpusError(f"{table}: unknown category {', '.join(sorted(unknown))}; download it again from {SOURCE}")
     sounds = tuple(sorted({row["category"].replace("_", " ") for row in rows}))
     clips = [
         Clip(
@@ -117,5 +125,5 @@ def read_esc50(folder: str | Path, esc10: bool, test_fold: int, valid_share: flo
 
 
 def _captions(category: str) -> tuple[str, ...]:
-    plain, progressive, noun = _TOLD[category]
+    plain, progressive, noun = _PHRASES[category]
     return plain, progressive, noun, f"{noun} can be heard", f"a recording in which {progressive}"

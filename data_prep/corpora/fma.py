@@ -5,38 +5,43 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.clips import Clip, CorpusError, Label, require
 
 log = logging.getLogger(__name__)
 
 SOURCE = "https://github.com/mdeff/fma (fma_metadata.zip and fma_small.zip, fma_medium.zip, fma_large.zip)"
-SUBSETS = ("small", "medium", "large", "full")  # each holds all those before it
+SUBSETS = ("small", "medium", "large", "full")  # each contains all those before it
+KEYS = {
+    "data_folder": Key("Folder with fma_metadata/ and fma_<subset>/.", str, result=False),
+    "subset": Key("Archive to read.", SUBSETS),
+}
 _SPLITS = {"training": "train", "validation": "valid", "test": "test"}
 _COLUMNS = {"subset": ("set", "subset"), "split": ("set", "split"), "genre": ("track", "genre_top")}
 
 
-def read_fma(folder: str | Path, subset: str) -> Iterator[Clip]:
-    """Read fma_metadata/tracks.csv, whose first two lines together name the columns and whose third names the index.
+def read_fma(data_folder: str | Path, subset: str) -> Iterator[Clip]:
+    """Read fma_metadata/tracks.csv, which has three header lines: two name the columns, the third names the index.
 
     Parameters
     ----------
-    folder : str or Path
-        Holds fma_metadata/tracks.csv and fma_<subset>/<first three digits>/<six digits>.mp3.
+    data_folder : str or Path
+        Contains fma_metadata/tracks.csv and fma_<subset>/<first three digits>/<six digits>.mp3.
     subset : str
         small (8,000 clips of 30 s, 8 genres), medium (25,000, 16 genres), large (106,574) or full (whole tracks).
 
     Yields
     ------
     Clip
-        With its top genre. Of large and full, the half that has none is left out, and the number is logged. Artists
-        are on one side of the publisher's split only.
+        With its top genre. Tracks without one (half of large and full) are left out and counted in the log. In the
+        publisher's split, no artist is in two parts.
 
     Raises
     ------
     CorpusError
         The table or the folder is missing, or the table is not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     if subset not in SUBSETS:
         raise CorpusError(f"FMA: subset is {subset!r}; choose one of {', '.join(SUBSETS)}")
     require(folder, ["fma_metadata/tracks.csv", f"fma_{subset}"], "FMA", SOURCE)
@@ -64,13 +69,17 @@ def _tracks(file: Path) -> Iterator[dict[str, str]]:
         reader = csv.reader(lines)
         columns = list(zip(next(reader, []), next(reader, [])))
         index = next(reader, [])
-        if index[:1] != ["track_id"] or (lacking := set(_COLUMNS.values()) - set(columns)):
-            named = "" if index[:1] != ["track_id"] else f" (no column {sorted(lacking)[0]})"
-            raise CorpusError(f"{file}: not the three header lines of FMA's table{named}; fetch it again from {SOURCE}")
-        places = {name: columns.index(column) for name, column in _COLUMNS.items()}
+        if index[:1] != ["track_id"] or (missing := set(_COLUMNS.values()) - set(columns)):
+            detail = "" if index[:1] != ["track_id"] else f" (no column {sorted(missing)[0]})"
+            raise CorpusError(
+                f"{file}: not the three header lines of FMA's table{detail}; download it again from {SOURCE}"
+            )
+        positions = {name: columns.index(column) for name, column in _COLUMNS.items()}
         for row in reader:
-            track = {"id": row[0], **{name: row[place] for name, place in places.items()}}
+            track = {"id": row[0], **{name: row[position] for name, position in positions.items()}}
             if track["split"] not in _SPLITS or track["subset"] not in SUBSETS:
-                found = f"split {track['split']!r}, subset {track['subset']!r}"
-                raise CorpusError(f"{file}, line {reader.line_num}: {found}; fetch it again from {SOURCE}")
+                raise CorpusError(
+                    f"{file}, line {reader.line_num}: unknown split {track['split']!r} or subset {track['subset']!r}; "
+                    f"download it again from {SOURCE}"
+                )
             yield track

@@ -3,32 +3,36 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.clips import Clip, Event, read_rows, require
 
 SOURCE = "https://zenodo.org/records/4060432 (FSD50K.dev_audio, FSD50K.eval_audio, FSD50K.ground_truth)"
+KEYS = {
+    "data_folder": Key("Folder with FSD50K.ground_truth, FSD50K.dev_audio and FSD50K.eval_audio.", str, result=False),
+}
 _SPLITS = {"train": "train", "val": "valid"}
 
 
-def read_fsd50k(folder: str | Path) -> Iterator[Clip]:
+def read_fsd50k(data_folder: str | Path) -> Iterator[Clip]:
     """Read FSD50K.ground_truth/dev.csv (fname, labels, mids, split) and eval.csv (fname, labels, mids).
 
     Parameters
     ----------
-    folder : str or Path
-        Holds FSD50K.ground_truth/, FSD50K.dev_audio/ and FSD50K.eval_audio/, whose files are <fname>.wav.
+    data_folder : str or Path
+        Contains FSD50K.ground_truth/, FSD50K.dev_audio/ and FSD50K.eval_audio/, whose files are <fname>.wav.
 
     Yields
     ------
     Clip
-        With its classes as events without times: the specific ones and all above them in the ontology, as published.
-        The publisher keeps uploaders apart between dev and eval; some have clips both in train and in val.
+        With its classes as events without times: the specific classes and all their ancestors in the ontology, as
+        published. No uploader is in both dev and eval; some have clips in both train and val.
 
     Raises
     ------
     CorpusError
         A list or folder is missing, or a list is not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     lists = [f"FSD50K.ground_truth/{part}.csv" for part in ("dev", "eval")]
     require(folder, [*lists, "FSD50K.dev_audio", "FSD50K.eval_audio"], "FSD50K", SOURCE)
     for part in ("dev", "eval"):

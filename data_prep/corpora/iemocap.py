@@ -4,10 +4,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.clips import Clip, CorpusError, Label, require
 
 SOURCE = "https://sail.usc.edu/iemocap/ (on request)"
-# The four classes of most publications; excitement counts as happiness there.
+KEYS = {
+    "data_folder": Key("IEMOCAP_full_release/, with Session1 ... Session5.", str, result=False),
+    "valid_session": Key("Session for validation.", int),
+    "test_session": Key("Session for test.", int),
+}
+# The four classes of most publications, which count excitement as happiness.
 EMOTIONS = {"neu": "neutral", "hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad"}
 _CHOICES = tuple(dict.fromkeys(EMOTIONS.values()))
 _GENDER = {"F": "female", "M": "male"}
@@ -17,12 +23,12 @@ _RATED = re.compile(r"\[[\d.]+ - [\d.]+\]\s+(Ses\S+)\s+(\w{3})\s+\[")
 _SPOKEN = re.compile(r"(Ses\S+)\s+\[[\d.]+\s*-\s*[\d.]+\]\s*:(.*)")
 
 
-def read_iemocap(folder: str | Path, valid_session: int, test_session: int) -> Iterator[Clip]:
+def read_iemocap(data_folder: str | Path, valid_session: int, test_session: int) -> Iterator[Clip]:
     """Read the five sessions; one is for validation and one for test, and no speaker is in two sessions.
 
     Parameters
     ----------
-    folder : str or Path
+    data_folder : str or Path
         IEMOCAP_full_release/, with Session<n>/dialog/EmoEvaluation/<dialogue>.txt,
         Session<n>/dialog/transcriptions/<dialogue>.txt and Session<n>/sentences/wav/<dialogue>/<utterance>.wav.
     valid_session, test_session : int
@@ -31,32 +37,36 @@ def read_iemocap(folder: str | Path, valid_session: int, test_session: int) -> I
     Yields
     ------
     Clip
-        With text as it is written ([LAUGHTER] and the like included), gender, and the emotion where it is one of
-        neutral, happy (or excited), angry, sad; the other utterances have no question about emotion.
+        With gender, the text as published (with marks such as [LAUGHTER]), and the emotion if it is neutral, happy (or
+        excited), angry or sad. Other utterances have no emotion label.
 
     Raises
     ------
     CorpusError
-        A folder is missing, sessions are not two of the five, or a file is not in its format.
+        A folder is missing, the sessions are not two of the five, or a file is not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     if not {valid_session, test_session} < {1, 2, 3, 4, 5} or valid_session == test_session:
-        raise CorpusError(f"IEMOCAP: sessions {valid_session} and {test_session}; choose two different ones of 1 to 5")
-    rooms = ("dialog/EmoEvaluation", "dialog/transcriptions", "sentences/wav")
-    require(folder, [f"Session{n}/{room}" for n in range(1, 6) for room in rooms], "IEMOCAP", SOURCE)
+        raise CorpusError(
+            f"IEMOCAP: sessions {valid_session} and {test_session}; choose two different ones from 1 to 5"
+        )
+    folders = ("dialog/EmoEvaluation", "dialog/transcriptions", "sentences/wav")
+    require(folder, [f"Session{n}/{name}" for n in range(1, 6) for name in folders], "IEMOCAP", SOURCE)
     for number in range(1, 6):
         session = folder / f"Session{number}"
         split = {valid_session: "valid", test_session: "test"}.get(number, "train")
-        for ratings in sorted((session / "dialog/EmoEvaluation").glob("Ses*.txt")):  # others are ._Ses... of macOS
+        for ratings in sorted((session / "dialog/EmoEvaluation").glob("Ses*.txt")):  # not the ._Ses... files of macOS
             transcript = session / "dialog/transcriptions" / ratings.name
             texts = dict(_SPOKEN.findall(transcript.read_text(encoding="latin-1"))) if transcript.exists() else {}
             rated = _RATED.findall(ratings.read_text(encoding="latin-1"))
             if not rated:
-                raise CorpusError(f"{ratings}: no line such as [6.2901 - 8.2357] Ses... neu [...]; fetch it again")
+                raise CorpusError(f"{ratings}: no line such as [6.2901 - 8.2357] Ses... neu [...]; download it again")
             for utterance, emotion in rated:
-                letter = utterance.rpartition("_")[2][0]  # of the one who speaks, not of the one with the markers
+                letter = utterance.rpartition("_")[2][0]  # the speaker, not the actor with the markers
                 if letter not in _GENDER:
-                    raise CorpusError(f"{ratings}: {utterance} does not end in _F<number> or _M<number>")
+                    raise CorpusError(
+                        f"{ratings}: {utterance} does not end in _F<number> or _M<number>; download it again"
+                    )
                 known = emotion in EMOTIONS
                 yield Clip(
                     dataset="IEMOCAP",

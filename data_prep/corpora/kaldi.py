@@ -1,52 +1,62 @@
-"""Any corpus in Kaldi's data folders: wav.scp, text, utt2spk, and where there are, segments, spk2gender, spk2age."""
+"""Any corpus in Kaldi's data folders: wav.scp, text, utt2spk and, if present, segments, spk2gender and spk2age."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.clips import Clip, CorpusError, read_table, require
 
+KEYS = {
+    "data_folder": Key("Folder that contains the data folders.", str, result=False),
+    "parts": Key("Split -> data folder, under train, valid and test.", dict),
+    "audio_root": Key("Folder that relative paths of wav.scp start from; null: data_folder.", str, None, result=False),
+    "dataset": Key("Name of the corpus in the manifests.", str),
+    "language": Key("ISO 639-1 code of the speech, such as ko.", str),
+}
 _GENDER = {"m": "male", "f": "female"}
 
 
 def read_kaldi(
-    folder: str | Path, parts: Mapping[str, str], audio_root: str | Path, dataset: str, language: str
+    data_folder: str | Path, parts: Mapping[str, str], audio_root: str | Path | None, dataset: str, language: str
 ) -> Iterator[Clip]:
     """Read a Kaldi data folder for each split.
 
     Parameters
     ----------
-    folder : str or Path
-        Holds the data folders.
+    data_folder : str or Path
+        Contains the data folders.
     parts : mapping
-        Split -> data folder, as {"train": "train", "valid": "dev", "test": "test"}.
-    audio_root : str or Path
-        What relative paths of wav.scp start from (in Kaldi, the folder that run.sh is in).
+        Split -> data folder, such as {"train": "train", "valid": "dev", "test": "test"}.
+    audio_root : str or Path, optional
+        Folder that relative paths of wav.scp start from (in Kaldi, the folder of run.sh); by default `data_folder`.
     dataset : str
         Name of the corpus.
     language : str
-        ISO 639-1 code, as ko.
+        ISO 639-1 code, such as ko.
 
     Yields
     ------
     Clip
-        With text as it is written, and gender and age where the folder notes them.
+        With the text as published, and gender and age if the folder records them.
 
     Raises
     ------
     CorpusError
-        A file is missing or not in its format, a speaker is in two splits, or wav.scp holds a command in place of a
-        path: commands are never run.
+        A file is missing or not in its format, a speaker is in two splits, or wav.scp contains a command in place of a
+        path. Commands are never executed.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     needed = [f"{part}/{name}" for part in parts.values() for name in ("wav.scp", "text", "utt2spk")]
-    require(folder, needed, dataset, "its publisher, or make it with the corpus's Kaldi recipe (data preparation only)")
+    require(
+        folder, needed, dataset, "its publisher, or create it with the corpus's Kaldi recipe (data preparation only)"
+    )
     seen: dict[str, str] = {}
     for split, part in parts.items():
-        for clip in read_kaldi_part(folder / part, Path(audio_root), dataset, split, language):
+        for clip in read_kaldi_part(folder / part, Path(audio_root or folder), dataset, split, language):
             if seen.setdefault(clip.group, split) != split:
                 raise CorpusError(
                     f"{folder / part / 'utt2spk'}: speaker {clip.speaker} is in {parts[seen[clip.group]]} as well; "
-                    "make the parts again so that no speaker is in two"
+                    "split the corpus again so that no speaker is in two parts"
                 )
             yield clip
 
@@ -66,21 +76,25 @@ def read_kaldi_part(
     }
     for utterance, (recording, start, duration) in _utterances(folder, tables).items():
         if recording not in tables["wav.scp"]:
-            raise CorpusError(f"{folder / 'segments'}: {recording} of {utterance} is not in wav.scp; make it again")
+            raise CorpusError(
+                f"{folder / 'segments'}: {recording} of {utterance} is not in wav.scp; create the folder again"
+            )
         file = tables["wav.scp"][recording]
         if file.endswith("|"):
             raise CorpusError(
-                f"{folder / 'wav.scp'}: {recording} is a command, which is never run; write the audio to files first, "
-                "for instance with Kaldi's wav-copy, and name these"
+                f"{folder / 'wav.scp'}: {recording} is a command, which is never executed; write its audio to a "
+                "file, for instance with Kaldi's wav-copy, and give that file's path"
             )
         if utterance not in tables["utt2spk"]:
-            raise CorpusError(f"{folder / 'utt2spk'}: no speaker for {utterance} of wav.scp; fetch it again")
+            raise CorpusError(f"{folder / 'utt2spk'}: no speaker for {utterance} of wav.scp; download it again")
         speaker = tables["utt2spk"][utterance]
         age, gender = tables["spk2age"].get(speaker), tables["spk2gender"].get(speaker)
         if age is not None and not age.isdigit():
-            raise CorpusError(f"{folder / 'spk2age'}: {age!r} of {speaker} is no whole number of years")
+            raise CorpusError(
+                f"{folder / 'spk2age'}: {age!r} of {speaker} is not a whole number of years; correct the line"
+            )
         if gender is not None and gender not in _GENDER:
-            raise CorpusError(f"{folder / 'spk2gender'}: {gender!r} of {speaker} is neither m nor f")
+            raise CorpusError(f"{folder / 'spk2gender'}: {gender!r} of {speaker} is neither m nor f; correct the line")
         yield Clip(
             dataset=dataset,
             id=utterance,
@@ -98,7 +112,7 @@ def read_kaldi_part(
 
 
 def _utterances(folder: Path, tables: Mapping[str, dict[str, str]]) -> dict[str, tuple[str, float, float | None]]:
-    """Utterance -> recording, start and duration; without segments each recording is one utterance."""
+    """Map utterances to recording, start and duration; without segments, each recording is one utterance."""
     if not tables["segments"]:
         return {utterance: (utterance, 0.0, None) for utterance in tables["wav.scp"]}
     utterances = {}

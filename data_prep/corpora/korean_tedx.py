@@ -2,31 +2,38 @@
 
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.clips import Clip, hold_out
 from data_prep.corpora.librispeech import read_transcribed_folders
 
+KEYS = {
+    "data_folder": Key("Folder of the speakers.", str, result=False),
+    "valid_share": Key("Share of the speakers held out for validation.", float),
+    "test_share": Key("Share of the speakers held out for test.", float),
+}
 
-def read_korean_tedx(folder: str | Path, valid_share: float, test_share: float, seed: int) -> list[Clip]:
-    """Read all talks; whole speakers are held out for validation and test.
+
+def read_korean_tedx(data_folder: str | Path, valid_share: float, test_share: float, seed: int) -> list[Clip]:
+    """Read all talks. The speakers of validation and test are in no other split.
 
     Parameters
     ----------
-    folder : str or Path
-        Its sub-folders are the speakers.
+    data_folder : str or Path
+        Has one sub-folder per speaker.
     valid_share, test_share : float
-        Shares of the speakers; at least one speaker each.
+        Shares of the speakers; each split gets at least one speaker.
     seed : int
-        Seed of that choice.
+        Seed of the choice of speakers.
 
     Returns
     -------
     list of Clip
-        With text as it is written, language ko.
+        With the text as published; the language is ko.
 
     Raises
     ------
     CorpusError
-        No such folder, or no list of transcripts in it.
+        The folder does not exist, or contains no list of transcripts.
     """
     clips = [
         Clip(
@@ -39,7 +46,7 @@ def read_korean_tedx(folder: str | Path, valid_share: float, test_share: float, 
             speaker=speaker,
             text=text,
         )
-        for file, speaker, text in read_transcribed_folders(Path(folder))
+        for file, speaker, text in read_transcribed_folders(Path(data_folder))
     ]
     clips = hold_out(clips, test_share, "test", seed, stratum=lambda clip: clip.dataset)
     return hold_out(clips, valid_share, "valid", seed, stratum=lambda clip: clip.dataset)

@@ -4,23 +4,28 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.audio_index import AUDIO_ENDINGS, walk
 from data_prep.clips import Clip, CorpusError, read_lines, require
 
 SOURCE = "https://www.openslr.org/12/ (train-clean-100.tar.gz and so on)"
+KEYS = {
+    "data_folder": Key("LibriSpeech/, with SPEAKERS.TXT and the subsets.", str, result=False),
+    "subsets": Key("Split -> folders of LibriSpeech, under train, valid and test.", dict),
+}
 _GENDER = {"M": "male", "F": "female"}
 
 
-def read_librispeech(folder: str | Path, subsets: Mapping[str, Sequence[str]]) -> Iterator[Clip]:
+def read_librispeech(data_folder: str | Path, subsets: Mapping[str, Sequence[str]]) -> Iterator[Clip]:
     """Read the chapters of some subsets.
 
     Parameters
     ----------
-    folder : str or Path
+    data_folder : str or Path
         LibriSpeech/, with SPEAKERS.TXT and a folder for each subset.
     subsets : mapping
-        Split -> subsets, as {"train": ["train-clean-100"], "valid": ["dev-clean"], "test": ["test-clean"]}. The
-        publisher keeps speakers apart between train, dev and test subsets.
+        Split -> subsets, such as {"train": ["train-clean-100"], "valid": ["dev-clean"], "test": ["test-clean"]}. No
+        speaker is in two of the train, dev and test subsets.
 
     Yields
     ------
@@ -32,7 +37,7 @@ def read_librispeech(folder: str | Path, subsets: Mapping[str, Sequence[str]]) -
     CorpusError
         A subset or SPEAKERS.TXT is missing or not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     require(folder, ["SPEAKERS.TXT", *(name for names in subsets.values() for name in names)], "LibriSpeech", SOURCE)
     genders = _genders(folder / "SPEAKERS.TXT")
     for split, names in subsets.items():
@@ -51,49 +56,52 @@ def read_librispeech(folder: str | Path, subsets: Mapping[str, Sequence[str]]) -
 
 
 def read_transcribed_folders(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """Yield (file, speaker, transcript) of <speaker>/.../<utterance>.flac with a list *.trans.txt beside the files.
+    """Yield (file, speaker, transcript) of <speaker>/.../<utterance>.flac, whose folder has a list *.trans.txt.
 
-    A listed utterance without a file comes with the path it should have; a file that is not listed has no transcript.
+    A listed utterance without a file is yielded with the path it should have. A file that is not listed has an empty
+    transcript.
 
     Parameters
     ----------
     folder : Path
-        Its sub-folders are the speakers.
+        Has one sub-folder per speaker.
 
     Raises
     ------
     CorpusError
-        There is no such list.
+        The folder contains no such list.
     """
-    found = False
-    for place, names in walk(folder):
+    has_lists = False
+    for parent, names in walk(folder):
         lists = [name for name in names if name.endswith(".trans.txt")]
         if not lists:
             continue
-        found = True
-        speaker = place.relative_to(folder).parts[0] if place != folder else ""
+        has_lists = True
+        speaker = parent.relative_to(folder).parts[0] if parent != folder else ""
         files = {os.path.splitext(name)[0]: name for name in names if name.lower().endswith(AUDIO_ENDINGS)}
         for name in lists:
-            for _, line in read_lines(place / name):
+            for _, line in read_lines(parent / name):
                 utterance, _, text = line.strip().partition(" ")
-                yield place / files.pop(utterance, f"{utterance}.flac"), speaker, text.strip()
+                yield parent / files.pop(utterance, f"{utterance}.flac"), speaker, text.strip()
         for name in files.values():
-            yield place / name, speaker, ""
-    if not found:
-        lost = "" if folder.is_dir() else " (there is no such folder)"
+            yield parent / name, speaker, ""
+    if not has_lists:
+        detail = "" if folder.is_dir() else " (there is no such folder)"
         raise CorpusError(
-            f"no *.trans.txt below {folder.resolve()}{lost}; give the folder of the speakers, "
-            "<speaker>/.../<name>.trans.txt with the audio beside these lists"
+            f"no *.trans.txt below {folder.resolve()}{detail}; give the folder of the speakers, which contains "
+            "<speaker>/.../<name>.trans.txt with the audio in the same folders"
         )
 
 
 def _genders(file: Path) -> dict[str, str]:
-    """Reader -> gender, of lines such as "14   | F | train-clean-360  | 25.03 | ..."; ";" begins a comment."""
+    """Map readers to genders, from lines such as "14   | F | train-clean-360  | 25.03 | ..."; ";" begins a comment."""
     genders = {}
     for number, line in read_lines(file):
         if not line.startswith(";"):
             reader, gender, *_ = [*(part.strip() for part in line.split("|")), ""]
             if gender not in _GENDER:
-                raise CorpusError(f"{file}, line {number}: {gender!r} is neither M nor F; fetch it again from {SOURCE}")
+                raise CorpusError(
+                    f"{file}, line {number}: {gender!r} is neither M nor F; download it again from {SOURCE}"
+                )
             genders[reader] = _GENDER[gender]
     return genders

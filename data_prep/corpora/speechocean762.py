@@ -2,40 +2,46 @@
 
 from pathlib import Path
 
+from audiolm_lite.config.keys import Key
 from data_prep.clips import Clip, hold_out, require
 from data_prep.corpora.kaldi import read_kaldi_part
 from data_prep.text import plain_transcript
 
 SOURCE = "https://www.openslr.org/101/ (speechocean762.tar.gz)"
+KEYS = {
+    "data_folder": Key("The unpacked corpus, with train/, test/ and WAVE/.", str, result=False),
+    "valid_share": Key("Share of the training speakers of each gender held out for validation.", float),
+    "test_share": Key("Share of the training speakers to test on; null: the corpus's own test part.", float, None),
+}
 _FILES = ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")
 
 
-def read_speechocean762(folder: str | Path, valid_share: float, test_share: float | None, seed: int) -> list[Clip]:
+def read_speechocean762(data_folder: str | Path, valid_share: float, test_share: float | None, seed: int) -> list[Clip]:
     """Read the corpus's Kaldi folders; no speaker is in two splits.
 
     Parameters
     ----------
-    folder : str or Path
-        The unpacked corpus; wav.scp names files relative to it.
+    data_folder : str or Path
+        The unpacked corpus; paths in wav.scp are relative to it.
     valid_share : float
-        Share of the training speakers of each gender that become the validation split.
+        Share of the training speakers of each gender that form the validation split.
     test_share : float, optional
-        None takes the corpus's own test part. A number is for selections that have the training part only: that share
-        of its speakers becomes the test split.
+        None takes the corpus's own test part. A number is for copies without that part: this share of the training
+        speakers forms the test split.
     seed : int
-        Seed of these choices.
+        Seed of the choice of speakers.
 
     Returns
     -------
     list of Clip
-        With text, and with gender and age where the corpus notes them.
+        With text, and with gender and age if the corpus records them.
 
     Raises
     ------
     CorpusError
         A file of the corpus is missing or not in its format.
     """
-    folder = Path(folder)
+    folder = Path(data_folder)
     parts = ["train"] if test_share is not None else ["train", "test"]
     hint = "" if test_share is not None else "; or hold out speakers of the training part with --test_share 0.2"
     require(folder, [f"{part}/{name}" for part in parts for name in _FILES], "SpeechOcean762", SOURCE + hint)

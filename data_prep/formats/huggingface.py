@@ -1,4 +1,4 @@
-"""Hugging Face datasets: a folder of Parquet files or of save_to_disk, with an audio column of bytes and/or paths."""
+"""Hugging Face datasets: a folder of Parquet files or of save_to_disk, whose audio column has bytes, paths or both."""
 
 import hashlib
 import json
@@ -14,18 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from audiolm_lite.audio.reading import TOLERANCE, audio_duration
 from audiolm_lite.data.manifest import audio_path
+from audiolm_lite.storage.atomic import write_bytes
 from data_prep.formats import (
     FormatError,
     Report,
     Row,
-    atomic_folder,
-    items_of,
+    checked_rows,
+    new_folder,
     parse_json,
-    rows_of,
+    rename_to_manifest,
+    target_entries,
     to_json,
-    to_ours,
-    whole_clip,
 )
 
 NAMES = {
@@ -33,9 +34,9 @@ NAMES = {
     "instruction": ("instruction", "question", "prompt"),
     "speaker": ("speaker", "speaker_id"),
 }
-# Rows read or written at once: clips of seconds, so tens of MB.
+# Rows read or written at once: some tens of MB for clips of seconds.
 _ROWS_AT_ONCE = 64
-# Key of the Parquet file's metadata that lists the columns holding JSON, whose values Arrow has no one type for.
+# Key in the Parquet file's metadata: a list of the columns whose values are JSON, because no Arrow type fits them all.
 _JSON_COLUMNS = b"audiolm_lite.json_columns"
 
 
@@ -46,84 +47,97 @@ def read(
     fields: Mapping[str, tuple[str, ...]] | None = None,
     audio_folder: Path | None = None,
 ) -> Iterator[Row]:
-    """Yield the rows of all splits; no code of the dataset is run.
+    """Yield the rows of all splits; no code of the dataset is executed.
 
     Parameters
     ----------
     path : Path
-        Folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, or one with .parquet files in any depth, whose
-        names begin with their split (train-00000-of-00002.parquet) or lie in a folder that is named after it.
+        Folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, or a folder with .parquet files at any depth.
+        Their names begin with the split (train-00000-of-00002.parquet), or the name of their folder is the split.
     report : Report
+        Updated.
     defaults, fields : mapping
         As for the other formats.
     audio_folder : Path, optional
-        Where audio bytes are written out, each content once, named by its hash; `path`/audio without it.
+        Folder in which audio bytes are stored, equal bytes once, named by their hash; by default `path`/audio.
     """
     names = {**NAMES, "audio": ("audio", "file", "path"), **(fields or {})}
     audio_folder = audio_folder or path / "audio"
 
-    def to_row(item: Row) -> Row:
-        row = to_ours(item, names, report)
+    def to_row(entry: Row) -> Row:
+        row = rename_to_manifest(entry, names, report)
         row["audio"] = _audio(row.get("audio"), path, audio_folder)
         return row
 
-    return rows_of(path, _items(path), to_row, report, defaults, unit="row")
+    return checked_rows(path, _entries(path), to_row, report, defaults, unit="row")
 
 
 def write(rows: Iterable[Row], path: Path, report: Report) -> None:
-    """Write data/<split>-00000-of-00001.parquet a split, as `datasets.load_dataset` takes it, the audio's bytes inside.
+    """Write data/<split>-00000-of-00001.parquet for each split, with the audio's bytes, for `datasets.load_dataset`.
 
-    Each row carries its clip, so several questions about one clip store it several times.
+    Every row contains its clip, so several questions about one clip store it several times.
     """
 
-    def to_item(row: Row) -> Row:
+    def to_entry(row: Row) -> Row:
         if not re.fullmatch(r"\w+(\.\w+)*", row["split"]):
-            raise FormatError(f"split {row['split']!r}: letters, digits, dots and underscores alone; rename it")
+            raise FormatError(f"split {row['split']!r}: use letters, digits, dots and underscores only; rename it")
         file = audio_path(path, row)
-        item = whole_clip(row, file)
+        entry = _without_segment(row, file)
         if not file.is_file():
             raise FormatError(f"{file}: no such file; correct the path and the folder it is relative to")
-        return {**item, "audio": str(file)}
+        return {**entry, "audio": str(file)}
 
     splits: dict[str, list[Row]] = defaultdict(list)
-    for item in items_of(rows, to_item, report):
-        splits[item.pop("split")].append(item)
-    with atomic_folder(path) as folder:
+    for entry in target_entries(rows, to_entry, report):
+        splits[entry.pop("split")].append(entry)
+    with new_folder(path) as folder:
         (folder / "data").mkdir()
-        for split, items in splits.items():
-            _write_split(folder / f"data/{split}-00000-of-00001.parquet", items)
+        for split, entries in splits.items():
+            _write_split(folder / f"data/{split}-00000-of-00001.parquet", entries)
 
 
-def _items(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows of all files as plain values, numbered through; null columns are left out."""
+def _without_segment(row: Row, audio: Path) -> Row:
+    """Row without start, and without a null duration; raises FormatError if it is a segment of its file."""
+    start, duration = row["start"], row["duration"]
+    if start > 0 or (duration is not None and abs(duration - audio_duration(audio)) > TOLERANCE):
+        end = "the end" if duration is None else f"{start + duration:g} s"
+        raise FormatError(
+            f"{row['audio']} from {start:g} s to {end} is part of its file, and this format stores whole files only; "
+            "cut the segment into a file of its own"
+        )
+    dropped = {"start"} if duration is not None else {"start", "duration"}
+    return {name: value for name, value in row.items() if name not in dropped}
+
+
+def _entries(path: Path) -> Iterator[tuple[int, Row]]:
+    """Yield number and plain values of the rows of all files; null columns are left out."""
     number = 0
     for file, split in _files(path):
         try:
             for batch, as_json in _batches(file):
-                for item in batch.to_pylist():
+                for entry in batch.to_pylist():
                     number += 1
-                    item = {name: value for name, value in item.items() if value is not None}
-                    item |= {name: parse_json(item[name].encode()) for name in as_json if name in item}
-                    yield number, {"split": split, **item} if split else item
+                    entry = {name: value for name, value in entry.items() if value is not None}
+                    entry |= {name: parse_json(entry[name].encode()) for name in as_json if name in entry}
+                    yield number, {"split": split, **entry} if split else entry
         except (pa.ArrowException, OSError) as error:
-            raise FormatError(f"{file}: not readable after row {number} ({error}); fetch it again") from error
+            raise FormatError(f"{file}: not readable after row {number} ({error}); download it again") from error
 
 
 def _files(path: Path) -> list[tuple[Path, str]]:
-    """Data files with their splits (empty where nothing names one), in order."""
+    """Data files in order, with their splits (empty if neither file nor folder names one)."""
     files = sorted(path.rglob("*.parquet"))
-    for state in sorted(path.rglob("state.json")):  # of save_to_disk; dataset_dict.json above it is not needed
+    for state in sorted(path.rglob("state.json")):  # of save_to_disk; dataset_dict.json is not needed
         files += [state.parent / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
     if not files:
-        raise FormatError(f"{path}: no .parquet file and no state.json of save_to_disk in it; is it another folder?")
-    found = []
+        raise FormatError(f"{path}: contains neither .parquet files nor state.json of save_to_disk; check the path")
+    splits = []
     for file in files:
-        named = re.match(r"(\w+(?:\.\w+)*)-\d+-of-\d+", file.name)
-        # save_to_disk names its files data-...: their split is the folder, if there is one.
-        inside = file.parent.name if file.parent not in (path, path / "data") else ""
-        split = named[1] if named and named[1] != "data" else inside
-        found.append((file, split))
-    return found
+        match = re.match(r"(\w+(?:\.\w+)*)-\d+-of-\d+", file.name)
+        # save_to_disk names its files data-...: their split is the name of their folder, if there is one.
+        folder = file.parent.name if file.parent not in (path, path / "data") else ""
+        splits.append((file, match[1] if match and match[1] != "data" else folder))
+    return splits
 
 
 def _batches(file: Path) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
@@ -140,42 +154,39 @@ def _batches(file: Path) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
 
 
 def _audio(value: Any, path: Path, folder: Path) -> str:
-    """Path of a row's audio, relative to the source; bytes are written out first."""
+    """Path of a row's audio, relative to the source; audio bytes are first written to a file."""
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         data, name = value["bytes"], value.get("path") or ""
         file = folder / f"{hashlib.sha256(data).hexdigest()[:32]}{_suffix(name, data)}"
         if not file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(file.name + ".tmp")
-            unfinished.write_bytes(data)
-            os.replace(unfinished, file)
+            write_bytes(file, data)
         return os.path.relpath(file.resolve(), path.resolve())
     value = value.get("path") if isinstance(value, dict) else value
     if not isinstance(value, str) or not value:
         raise FormatError(
-            "has no audio column of bytes or of a path; name it with --field audio=COLUMN, "
+            "has no audio column with bytes or a path; name it with --field audio=COLUMN, "
             "or cast it with dataset.cast_column(COLUMN, datasets.Audio(decode=False)) before save_to_disk"
         )
     return value
 
 
 def _suffix(name: str, data: bytes) -> str:
-    """Ending of the original name, or that of the format the bytes are in."""
+    """Extension of the original name, or that of the bytes' format."""
     if ending := re.search(r"\.\w{1,5}$", name):
         return ending[0].lower()
     try:
         return f".{soundfile.info(BytesIO(data)).format.lower()}"
     except soundfile.LibsndfileError as error:
-        raise FormatError(f"its audio bytes are in no known format ({error}); make them again") from error
+        raise FormatError(f"the format of its audio bytes is unknown ({error}); write them again") from error
 
 
-def _write_split(file: Path, items: list[Row]) -> None:
-    columns = list(dict.fromkeys(name for item in items for name in item if name != "audio"))
+def _write_split(file: Path, entries: list[Row]) -> None:
+    columns = list(dict.fromkeys(name for entry in entries for name in entry if name != "audio"))
     types: dict[str, pa.DataType] = {}
     for name in columns:
-        kind = _type([item.get(name) for item in items], [name in item for item in items])
+        kind = _type([entry.get(name) for entry in entries], [name in entry for entry in entries])
         if kind is None:
-            items = [{**item, name: to_json(item[name])} if name in item else item for item in items]
+            entries = [{**entry, name: to_json(entry[name])} if name in entry else entry for entry in entries]
         else:
             types[name] = kind
     as_json = [name for name in columns if name not in types]
@@ -186,22 +197,22 @@ def _write_split(file: Path, items: list[Row]) -> None:
         {b"huggingface": json.dumps({"info": {"features": features}}), _JSON_COLUMNS: json.dumps(as_json)}
     )
     with pq.ParquetWriter(file, schema) as writer:
-        for first in range(0, len(items), _ROWS_AT_ONCE):
+        for first in range(0, len(entries), _ROWS_AT_ONCE):
             batch = [
-                {**item, "audio": {"bytes": Path(item["audio"]).read_bytes(), "path": Path(item["audio"]).name}}
-                for item in items[first : first + _ROWS_AT_ONCE]
+                {**entry, "audio": {"bytes": Path(entry["audio"]).read_bytes(), "path": Path(entry["audio"]).name}}
+                for entry in entries[first : first + _ROWS_AT_ONCE]
             ]
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
 
 def _type(values: list[Any], given: list[bool]) -> pa.DataType | None:
-    """Plain Arrow type that holds all values just as they are; None where there is none."""
+    """Plain Arrow type that stores all values unchanged; None if there is none."""
     try:
         array = pa.array(values)
     except (pa.ArrowException, OverflowError):
         return None
     plain = (pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.list_(pa.string()))
-    # A null says that the row lacks the field, so a value of None needs JSON.
+    # A null means that the row lacks the field, so a value of None is stored as JSON.
     unchanged = array.to_pylist() == values and [value is not None for value in values] == given
     return array.type if array.type in plain and unchanged else None
 

@@ -1,4 +1,4 @@
-"""Kaldi: a folder with wav.scp, text and, where given, segments, utt2spk, spk2gender, utt2lang."""
+"""Kaldi: a folder with wav.scp, text and, if present, segments, utt2spk, spk2gender, utt2lang."""
 
 import os
 import re
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from audiolm_lite.data.manifest import audio_path
 from data_prep.clips import read_table
-from data_prep.formats import FormatError, Report, Row, atomic_folder, items_of, rows_of
+from data_prep.formats import FormatError, Report, Row, checked_rows, new_folder, target_entries
 
 _GENDER = {"m": "male", "f": "female"}
 _LETTER = {word: letter for letter, word in _GENDER.items()}
-_HELD = {"id", "audio", "start", "duration", "target", "speaker", "language"}
+_STORED = {"id", "audio", "start", "duration", "target", "speaker", "language"}
 
 
 def read(path: Path, report: Report, defaults: Mapping[str, str]) -> Iterator[Row]:
-    """Yield one row an utterance; without segments, one a recording.
+    """Yield one row per utterance or, without segments, per recording.
 
-    A command in place of a path ("sox ... |") is never run: its utterances are set aside.
+    A command in place of a path ("sox ... |") is never executed: its utterances are rejected.
     """
     for name in ("wav.scp", "text"):
         if not (path / name).is_file():
@@ -35,7 +35,7 @@ def read(path: Path, report: Report, defaults: Mapping[str, str]) -> Iterator[Ro
     def to_row(utterance: str) -> Row:
         row: Row = {"id": utterance, "start": 0.0, "duration": None}
         if utterance not in utterances:
-            raise FormatError(f"is in text, but not in {'segments' if has_segments else 'wav.scp'}; remove or add it")
+            raise FormatError(f"is in text, but not in {'segments' if has_segments else 'wav.scp'}; add or remove it")
         recording = utterance
         if has_segments:
             recording, row["start"], row["duration"] = _segment(utterances[utterance])
@@ -45,7 +45,7 @@ def read(path: Path, report: Report, defaults: Mapping[str, str]) -> Iterator[Ro
         if utterance not in tables["text"]:
             raise FormatError("has no line in text; add its transcript, or remove the utterance")
         row["target"] = tables["text"][utterance]
-        # Kaldi wants a speaker for every utterance and takes the utterance's name where none is known.
+        # Kaldi requires a speaker for every utterance; the utterance's name stands for an unknown one.
         speaker = tables["utt2spk"].get(utterance, utterance)
         row["speaker"] = "" if speaker == utterance else speaker
         if utterance in tables["utt2lang"]:
@@ -55,23 +55,23 @@ def read(path: Path, report: Report, defaults: Mapping[str, str]) -> Iterator[Ro
             row["gender"] = _GENDER.get(gender, gender)
         return row
 
-    found = dict.fromkeys([*utterances, *tables["text"]])
-    return rows_of(path, ((name, name) for name in found), to_row, report, defaults, unit="utterance")
+    listed = dict.fromkeys([*utterances, *tables["text"]])
+    return checked_rows(path, ((name, name) for name in listed), to_row, report, defaults, unit="utterance")
 
 
 def write(rows: Iterable[Row], path: Path, report: Report) -> None:
-    """Write the folder, its files sorted as Kaldi wants them and with absolute paths, since Kaldi's are not relative
-    to the folder; `segments` is there if any row is a part of its file.
+    """Write a folder with files sorted as Kaldi requires, and `segments` if any row is a segment of its file.
 
-    Rows are set aside whose id holds spaces, or whose path or target holds a line break.
+    Paths are absolute, because Kaldi's are not relative to the folder. Rows are rejected if their id contains spaces,
+    or if their path or target contains a line break.
     """
-    items = list(items_of(rows, lambda row: _checked(row, path, report), report))
+    entries = list(target_entries(rows, lambda row: _checked(row, path, report), report))
     files: dict[str, list[tuple[str, str]]] = defaultdict(list, {"wav.scp": [], "text": []})
-    has_segments = any(row["start"] > 0 or row["duration"] is not None for row in items)
+    has_segments = any(row["start"] > 0 or row["duration"] is not None for row in entries)
     recordings: dict[str, str] = {}  # audio -> the first id that has it
     speakers: dict[str, list[str]] = defaultdict(list)
     genders: dict[str, str] = {}
-    for row in items:
+    for row in entries:
         utterance = row["id"]
         if has_segments:
             recording = recordings.setdefault(row["audio"], utterance)
@@ -90,17 +90,17 @@ def write(rows: Iterable[Row], path: Path, report: Report) -> None:
     files["spk2utt"] = [(speaker, " ".join(sorted(members))) for speaker, members in speakers.items()]
     if genders:
         files["spk2gender"] = [(speaker, _LETTER[gender]) for speaker, gender in genders.items()]
-    with atomic_folder(path) as folder:
+    with new_folder(path) as folder:
         for name, lines in files.items():
             text = "".join(f"{key} {value}".rstrip(" ") + "\n" for key, value in sorted(lines))
             (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
 def _segment(line: str) -> tuple[str, float, float | None]:
-    """Recording, start and duration of a line of segments; an end of -1 is the end of the recording."""
+    """Recording, start and duration in a line of segments; an end of -1 is the end of the recording."""
     try:
         recording, start, end = line.split()
-        first, last = Decimal(start), Decimal(end)  # decimal, so that start + duration and back changes nothing
+        first, last = Decimal(start), Decimal(end)  # decimal, so that converting between end and duration is exact
     except (ValueError, InvalidOperation) as error:
         raise FormatError(f'segments: "{line}" is not "recording start end" in seconds; correct it') from error
     return recording, float(first), None if last == -1 else float(last - first)
@@ -115,25 +115,23 @@ def _times(row: Row) -> str:
 def _plain_path(entry: str) -> str:
     if entry.startswith("|") or entry.endswith("|"):
         raise FormatError(
-            f"wav.scp has a command ({entry:.80}), and commands are never run; "
-            "run it yourself, and name the file that it makes"
+            f"wav.scp has a command ({entry:.80}), and commands are never executed; "
+            "run it yourself, and give the path of its output file"
         )
     if re.search(r"\.ark:\d+$", entry):
-        raise FormatError(
-            f"wav.scp names a place inside an archive ({entry:.80}); copy its audio to files of their own"
-        )
+        raise FormatError(f"wav.scp gives a position in an archive ({entry:.80}); copy its audio to files of their own")
     return entry
 
 
 def _checked(row: Row, path: Path, report: Report) -> Row:
-    """Row that Kaldi can hold, with an absolute path; counts fields that it has no place for."""
+    """Row that Kaldi can store, with an absolute path; counts the fields that it cannot store."""
     audio = os.path.abspath(audio_path(path, row))
     if re.search(r"\s", row["id"]):
-        raise FormatError("Kaldi's ids hold no spaces; give the row another id")
+        raise FormatError("Kaldi's ids contain no spaces; give the row another id")
     if re.search(r"[\r\n]", audio + row["target"]):
-        raise FormatError("Kaldi's paths and texts are one line each; take out the line break")
+        raise FormatError("Kaldi's paths and texts are single lines; remove the line break")
     if audio != audio.strip() or audio.endswith("|"):
-        raise FormatError(f"Kaldi would not take {audio!r} for a plain path; rename the file")
+        raise FormatError(f"Kaldi cannot use {audio!r} as a path; rename the file")
     row = {**row, "audio": audio}
     if row["target"] != row["target"].strip():
         report.lost["target (spaces around it)"] += 1
@@ -144,7 +142,7 @@ def _checked(row: Row, path: Path, report: Report) -> Row:
     if "gender" in row and row["gender"] not in tuple(_LETTER):
         report.lost["gender"] += 1
         del row["gender"]
-    report.lost.update(name for name in row if name not in _HELD | {"gender", "references"})
+    report.lost.update(name for name in row if name not in _STORED | {"gender", "references"})
     if row["references"] != [row["target"]]:
         report.lost["references"] += 1
     return row

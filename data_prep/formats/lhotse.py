@@ -1,4 +1,4 @@
-"""Lhotse: cuts as JSON lines (.jsonl or .jsonl.gz), one cut of one recording with its supervisions a line."""
+"""Lhotse: cuts as JSON lines (.jsonl or .jsonl.gz), each line one cut of one recording with its supervisions."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,64 +10,64 @@ from data_prep.formats import (
     FormatError,
     Report,
     Row,
-    atomic_file,
-    items_of,
+    checked_rows,
     json_lines,
-    rows_of,
+    target_entries,
+    text_file,
     to_json,
 )
 
-# Fields of a supervision; all others travel in the cut's `custom`.
+# Fields of a supervision; all others are stored in the cut's `custom`.
 _SUPERVISION = {"target": "text", "language": "language", "speaker": "speaker", "gender": "gender"}
-# What changes nothing for a model that resamples every clip itself.
+# A transform that does not matter, because audio is resampled when it is read.
 _HARMLESS_TRANSFORM = "Resample"
 
 
 def read(path: Path, report: Report, defaults: Mapping[str, str]) -> Iterator[Row]:
-    """Yield one row a supervision; its id is the cut's where the cut has only one.
+    """Yield one row per supervision; if a cut has only one, the row's id is that of the cut.
 
-    Set aside: cuts of other types (mixed, padded), cuts without supervisions, recordings that are no plain files (a
-    command is never run), are one channel of a file with several, or are transformed (other than resampled) on reading.
+    Rejected are cuts of other types (mixed, padded), cuts without supervisions, and recordings that are not plain files
+    (a command is never executed), are one of several channels, or have a transform other than resampling.
     """
-    return rows_of(path, _supervisions(path), lambda pair: _row(*pair, report), report, defaults)
+    return checked_rows(path, _supervisions(path), lambda pair: _row(*pair, report), report, defaults)
 
 
 def write(rows: Iterable[Row], path: Path, report: Report) -> None:
-    """Write one cut with one supervision a row; each file's header is read for its rate and length."""
-    with atomic_file(path) as file:
-        for cut in items_of(rows, lambda row: _cut(row, audio_path(path, row), report), report):
+    """Write one cut with one supervision per row; rate and length are read from the header of each file."""
+    with text_file(path) as file:
+        for cut in target_entries(rows, lambda row: _cut(row, audio_path(path, row), report), report):
             file.write(to_json(cut) + "\n")
 
 
 def _supervisions(path: Path) -> Iterator[tuple[str, Any]]:
     for number, cut in json_lines(path):
-        found = cut.get("supervisions") if isinstance(cut, dict) else None
+        supervisions = cut.get("supervisions") if isinstance(cut, dict) else None
         if isinstance(cut, FormatError):
             yield str(number), cut
-        elif not isinstance(found, list) or not found:
-            yield str(number), FormatError("is no cut with supervisions; remove it, or give manifests of cuts")
+        elif not isinstance(supervisions, list) or not supervisions:
+            yield str(number), FormatError("is not a cut with supervisions; remove it, or give manifests of cuts")
         else:
-            for which, supervision in enumerate(found, start=1):
-                where = str(number) if len(found) == 1 else f"{number}, supervision {which}"
-                yield where, (cut, supervision)
+            for index, supervision in enumerate(supervisions, start=1):
+                label = str(number) if len(supervisions) == 1 else f"{number}, supervision {index}"
+                yield label, (cut, supervision)
 
 
 def _row(cut: dict[str, Any], supervision: dict[str, Any], report: Report) -> Row:
     if cut.get("type", "MonoCut") not in ("MonoCut", "MultiCut"):
-        raise FormatError(f"is a {cut['type']}, of which no part of one file can be made; save it as audio first")
+        raise FormatError(f"is a {cut['type']}, which is not a segment of one file; save it as audio first")
     try:
-        alone = len(cut["supervisions"]) == 1
+        is_only_one = len(cut["supervisions"]) == 1
         row = {**(cut.get("custom") or {}), **(supervision.get("custom") or {})}
-        row["id"] = cut["id"] if alone else supervision["id"]
+        row["id"] = cut["id"] if is_only_one else supervision["id"]
         row["audio"] = _file(cut["recording"], cut["channel"])
-        # A supervision's start counts from the cut's.
+        # A supervision's start is relative to that of the cut.
         row["start"] = round(cut["start"] + supervision["start"], 8)
         row["duration"] = supervision["duration"]
     except (KeyError, TypeError) as error:
-        raise FormatError(f"is no cut as Lhotse writes it ({error!r}); write the cuts anew") from error
-    for ours, theirs in _SUPERVISION.items():
-        if supervision.get(theirs) is not None:
-            row[ours] = supervision[theirs]
+        raise FormatError(f"is not a cut as Lhotse writes it ({error!r}); write the cuts again") from error
+    for name, lhotse_name in _SUPERVISION.items():
+        if supervision.get(lhotse_name) is not None:
+            row[name] = supervision[lhotse_name]
     report.lost.update(
         name for part in (cut, supervision) for name in ("features", "alignment") if part.get(name) is not None
     )
@@ -75,11 +75,11 @@ def _row(cut: dict[str, Any], supervision: dict[str, Any], report: Report) -> Ro
 
 
 def _file(recording: dict[str, Any], channel: int | list[int]) -> str:
-    """Path of the recording's file, if reading the whole of it gives this channel."""
+    """Path of the recording's file; raises FormatError if reading the file does not give this channel."""
     for transform in recording.get("transforms") or ():
         if transform.get("name") != _HARMLESS_TRANSFORM:
             raise FormatError(
-                f"its audio is changed on reading ({transform.get('name')}); save the cuts as audio first"
+                f"its audio is changed when it is read ({transform.get('name')}); save the cuts as audio first"
             )
     channels = channel if isinstance(channel, list) else [channel]
     source = next((source for source in recording["sources"] if channels[0] in source["channels"]), None)
@@ -88,7 +88,7 @@ def _file(recording: dict[str, Any], channel: int | list[int]) -> str:
         raise FormatError(f"recording {recording['id']} has {kind}, not a file; save the cuts as audio first")
     if sorted(source["channels"]) != sorted(channels):
         raise FormatError(
-            f"{source['source']} holds channels {source['channels']}, of which only {channels} is meant; "
+            f"{source['source']} has channels {source['channels']}, and the cut is of {channels} only; "
             "save the channel as a file of its own"
         )
     return source["source"]
@@ -98,7 +98,7 @@ def _cut(row: Row, audio: Path, report: Report) -> dict[str, Any]:
     rate, samples, channels = audio_header(audio)
     start = row["start"]
     duration = samples / rate - start if row["duration"] is None else row["duration"]
-    # A model hears the mean of the channels, so the cut is of all of them.
+    # The model receives the mean of the channels, so the cut is of all channels.
     channel = 0 if channels == 1 else list(range(channels))
     supervision = {"id": row["id"], "recording_id": row["id"], "start": 0.0, "duration": duration, "channel": channel}
     custom = {}

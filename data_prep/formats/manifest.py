@@ -1,14 +1,14 @@
-"""This project's own manifest: JSON lines."""
+"""The manifest of this project: JSON lines."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from audiolm_lite.data.manifest import iterate_manifest, write_manifest
-from data_prep.formats import Report, Row, items_of
+from data_prep.formats import Report, Row, target_entries
 
 
 def read(path: Path, report: Report) -> Iterator[Row]:
-    """Yield checked rows; nothing may lack, so there are no defaults."""
+    """Yield checked rows. All fields are required, so there are no defaults."""
     before = len(report.rejected)
     for row in iterate_manifest(path, report.rejected):
         report.read += 1
@@ -17,5 +17,5 @@ def read(path: Path, report: Report) -> Iterator[Row]:
 
 
 def write(rows: Iterable[Row], path: Path, report: Report) -> None:
-    """Write rows as they are; one without a question is for training with question files."""
-    write_manifest(path, items_of(rows, lambda row: row, report), instruction_required=False)
+    """Write rows unchanged. Rows without an instruction are allowed, for training with question files."""
+    write_manifest(path, target_entries(rows, lambda row: row, report), instruction_required=False)

@@ -10,16 +10,16 @@ from data_prep.formats import (
     FormatError,
     Report,
     Row,
-    atomic_file,
-    items_of,
+    checked_rows,
     json_lines,
-    rows_of,
+    rename_from_manifest,
+    rename_to_manifest,
+    target_entries,
+    text_file,
     to_json,
-    to_ours,
-    to_theirs,
 )
 
-# Older manifests have `text`, newer ones `context`. NeMo passes over further fields, so they are kept.
+# Older manifests have `text`, newer ones `context`. NeMo ignores further fields, so they are kept.
 NAMES = {
     "audio": ("audio_filepath",),
     "start": ("offset",),
@@ -38,41 +38,42 @@ def read(
     fields: Mapping[str, tuple[str, ...]] | None = None,
     shards: str | None = None,
 ) -> Iterator[Row]:
-    """Yield rows; a duration of null is the whole file, and a missing or null offset its start.
+    """Yield rows. A null duration means the rest of the file, and a missing or null offset means its start.
 
-    `shards`, a pattern of tar files such as audio__OP_0..511_CL_.tar, has the audio of rows with a `shard_id` in them.
+    `shards` is a pattern of tar files, such as audio__OP_0..511_CL_.tar, with the audio of the rows that have a
+    `shard_id`.
     """
     files = _shards(shards, path.parent)
 
-    def to_row(item: Any) -> Row:
-        row = to_ours(item, {**NAMES, **(fields or {})}, report)
+    def to_row(entry: Any) -> Row:
+        row = rename_to_manifest(entry, {**NAMES, **(fields or {})}, report)
         if row.get("start") is None:
             row["start"] = 0.0
         if files and "shard_id" in row and isinstance(row.get("audio"), str):
             if not isinstance(row["shard_id"], int) or row["shard_id"] not in files:
-                raise FormatError(f"shard_id {row['shard_id']!r} is none of the {len(files)} shards of {shards}")
-            # The second segment of a file is listed as file-sub1.wav, and the file is in the shard once.
+                raise FormatError(f"shard_id {row['shard_id']!r} is not one of the {len(files)} shards of {shards}")
+            # The second segment of a file is listed as file-sub1.wav; the shard contains the file once.
             row["audio"] = f"{files[row['shard_id']]}/{re.sub(_SEGMENT, '', row['audio'])}"
         return row
 
-    return rows_of(path, json_lines(path), to_row, report, defaults)
+    return checked_rows(path, json_lines(path), to_row, report, defaults)
 
 
 def write(rows: Iterable[Row], path: Path, report: Report) -> None:
-    """Write one object a line; fields that NeMo does not know keep their names.
+    """Write one object per line; fields unknown to NeMo keep their names.
 
-    Of audio in a shard, NeMo wants the member's name and the shard's number.
+    For audio in a shard, NeMo requires the member's name and the shard's number.
     """
 
-    def to_item(row: Row) -> dict[str, Any]:
+    def to_entry(row: Row) -> dict[str, Any]:
         _, inside, member = row["audio"].rpartition(".tar/")
         if inside and "shard_id" in row:
             row = {**row, "audio": member}
-        return to_theirs(row, NAMES, report)
+        return rename_from_manifest(row, NAMES, report)
 
-    with atomic_file(path) as file:
-        for item in items_of(rows, to_item, report):
-            file.write(to_json(item) + "\n")
+    with text_file(path) as file:
+        for entry in target_entries(rows, to_entry, report):
+            file.write(to_json(entry) + "\n")
 
 
 def expand_shards(pattern: str | Path) -> list[Path]:
@@ -81,7 +82,7 @@ def expand_shards(pattern: str | Path) -> list[Path]:
     Parameters
     ----------
     pattern : str or Path
-        A path with ranges as NeMo writes them, audio__OP_0..511_CL_.tar, or as shells do, audio_{0..511}.tar.
+        A path with ranges in the notation of NeMo, audio__OP_0..511_CL_.tar, or of shells, audio_{0..511}.tar.
     """
     from braceexpand import braceexpand  # installed with webdataset
 
@@ -89,7 +90,7 @@ def expand_shards(pattern: str | Path) -> list[Path]:
 
 
 def _shards(pattern: str | None, folder: Path) -> dict[int, str]:
-    """Number of each shard -> its path from the manifest's folder."""
+    """Map the number of each shard to its path, relative to the manifest's folder."""
     if pattern is None:
         return {}
     return {
@@ -99,8 +100,8 @@ def _shards(pattern: str | None, folder: Path) -> dict[int, str]:
 
 
 def _shard_number(file: Path) -> int:
-    """Last number in the name of a shard; raises FormatError if there is none."""
+    """Last number in the name of a shard; raises FormatError if the name has none."""
     numbers = re.findall(r"\d+", file.stem)
     if not numbers:
-        raise FormatError(f"{file}: a shard's name ends in its number, such as audio_0.tar; rename it")
+        raise FormatError(f"{file}: the name of a shard must end in its number, such as audio_0.tar; rename it")
     return int(numbers[-1])

@@ -1,15 +1,14 @@
-"""Text normalisation of transcripts as named steps, which YAML files and the command line put in a row.
+"""Text normalisation of transcripts as named steps, which YAML files and the command line combine.
 
-Each step takes a text and returns it with single spaces. `python -m data_prep.text --help` lists them.
+Each step takes a text and returns it with single spaces. `audiolm-lite text --help` lists them.
 """
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, did_you_mean
 from data_prep.text.korean import (
     korean_marks,
     korean_noises,
@@ -23,18 +22,18 @@ from data_prep.text.korean import (
 _SPHINX_MARKS = re.compile(r"</?s>|</?sil>|\+\+\w+\+\+|\[\w+\]|(?<=\w)\(\d+\)")
 _BRACKETS = {"(": ")", "[": "]", "<": ">", "{": "}", "（": "）", "［": "］", "【": "】", "〈": "〉", "《": "》"}
 _BRACKETED = re.compile("|".join(f"{re.escape(a)}[^{re.escape(a + b)}]*{re.escape(b)}" for a, b in _BRACKETS.items()))
-# Punctuation that is said, or that holds a word or a number together: don't, 3.5, 1,000, 10:30.
-_SAID = "%‰&@#*/+"
-_HOLDS = re.compile(r"(?<=[^\W\d_])['’](?=[^\W\d_])|(?<=\d)[.,:](?=\d)")
+# Punctuation that is spoken, or that is part of a word or a number: don't, 3.5, 1,000, 10:30.
+_SPOKEN = "%‰&@#*/+"
+_INSIDE = re.compile(r"(?<=[^\W\d_])['’](?=[^\W\d_])|(?<=\d)[.,:](?=\d)")
 
 
 def nfc(text: str) -> str:
-    """Compose characters (Unicode form NFC), so that one syllable or accented letter is written in one way."""
+    """Compose characters (Unicode form NFC), so that a syllable or accented letter has only one representation."""
     return unicodedata.normalize("NFC", text)
 
 
 def lower(text: str) -> str:
-    """Lower-case."""
+    """Convert to lower case."""
     return text.lower()
 
 
@@ -44,27 +43,28 @@ def sphinx_marks(text: str) -> str:
 
 
 def brackets(text: str) -> str:
-    """Drop round, square, angle and curly brackets with what they hold, from the inside out; a lone one stays."""
+    """Drop round, square, angle and curly brackets with their content, also nested ones; unpaired ones are kept."""
     while (shorter := _BRACKETED.sub(" ", text)) != text:
         text = shorter
     return text
 
 
 def punctuation(text: str) -> str:
-    """Drop punctuation, but not an apostrophe in a word, a point, comma or colon in a number, or % & @ # * / +."""
-    kept = {match.start() for match in _HOLDS.finditer(text)}
+    """Drop punctuation, except apostrophes in words, points, commas and colons in numbers, and % & @ # * / +."""
+    kept = {match.start() for match in _INSIDE.finditer(text)}
     return "".join(
-        " " if unicodedata.category(c)[0] == "P" and c not in _SAID and i not in kept else c for i, c in enumerate(text)
+        " " if unicodedata.category(c)[0] == "P" and c not in _SPOKEN and i not in kept else c
+        for i, c in enumerate(text)
     )
 
 
 def whisper_basic(text: str) -> str:
-    """Whisper's normaliser of any language: lower case, no brackets, symbols and marks become spaces."""
+    """Whisper's normaliser for all languages: lower case, no brackets, spaces in place of symbols and marks."""
     return _whisper("BasicTextNormalizer")(text)
 
 
 def whisper_english(text: str) -> str:
-    """Whisper's normaliser of English: also contractions, spelling and numbers, as its published WERs use it."""
+    """Whisper's normaliser for English, as in its published WERs: also contractions, spelling and numbers."""
     return _whisper("EnglishTextNormalizer")(text)
 
 
@@ -85,12 +85,12 @@ STEPS: dict[str, Callable[[str], str]] = {
 
 
 def normaliser(steps: Sequence[str]) -> Callable[[str], str]:
-    """Put steps in a row.
+    """Combine steps into one function.
 
     Parameters
     ----------
     steps : sequence of str
-        Names in STEPS, in the order of their use; none leaves every text as it is.
+        Names in STEPS, in the order of application; without steps, texts do not change.
 
     Returns
     -------
@@ -100,13 +100,16 @@ def normaliser(steps: Sequence[str]) -> Callable[[str], str]:
     Raises
     ------
     ConfigError
-        An unknown step; names the nearest known one.
+        A step is unknown.
+
+    Examples
+    --------
+    >>> normaliser(["sphinx_marks", "lower"])("<s> GO ++NOISE++ THE(2) </s>")
+    'go the'
     """
     for name in steps:
         if name not in STEPS:
-            close = difflib.get_close_matches(str(name), STEPS, n=1)
-            meant = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(f"text: unknown step {name!r}; {meant}Known: {', '.join(STEPS)}")
+            raise ConfigError(f"text: unknown step {name!r}{did_you_mean(name, STEPS)}")
 
     def normalise(text: str) -> str:
         for name in steps:
@@ -116,5 +119,5 @@ def normaliser(steps: Sequence[str]) -> Callable[[str], str]:
     return normalise
 
 
-# Capitals carry nothing in corpora that are written in them throughout, and language models know lower case best.
+# For corpora in capital letters: case has no information there, and language models handle lower case best.
 plain_transcript = normaliser(["sphinx_marks", "lower"])

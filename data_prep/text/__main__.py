@@ -1,27 +1,37 @@
-"""Show what steps of text normalisation would change: python -m data_prep.text korean_spoken punctuation --file FILE
+"""Show what steps of text normalisation would change; nothing is written.
 
-FILE is a manifest (the targets of its ASR rows are shown) or plain text, a line a transcript. Nothing is written.
+FILE is a manifest, whose ASR targets are shown, or plain text with one transcript per line.
 """
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from audiolm_lite.config.errors import UserError, run_command
 from data_prep.text import STEPS, normaliser
 
 
-def main(argv: list[str]) -> None:
-    """Print changed lines before and after, and how many change or become empty."""
+def main(argv: Sequence[str]) -> None:
+    """Run `STEP ... --file FILE`: print the lines that change, before and after, and the number of changes.
+
+    Raises
+    ------
+    ConfigError
+        A step is unknown.
+    UserError
+        The file cannot be read.
+    """
     listed = "\n".join(f"  {name:<18} {step.__doc__.splitlines()[0]}" for name, step in STEPS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.text", description=__doc__, epilog=f"steps:\n{listed}",
+        prog="audiolm-lite text", description=__doc__, epilog=f"steps:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("steps", nargs="+", metavar="STEP", help="in the order of their use")
-    parser.add_argument("--file", type=Path, required=True, help="manifest (JSON lines) or text")
-    parser.add_argument("--show", type=int, default=20, help="changed lines to print (default 20)")
+    parser.add_argument("steps", nargs="+", metavar="STEP", help="in the order of application")
+    parser.add_argument("--file", type=Path, required=True, metavar="FILE", help="manifest (JSON lines) or text")
+    parser.add_argument(
+        "--show", type=int, default=20, metavar="N", help="changed lines to print; default: %(default)s"
+    )
     options = parser.parse_args(argv)
     normalise = normaliser(options.steps)
     lines = changed = empty = 0
@@ -33,14 +43,14 @@ def main(argv: list[str]) -> None:
             empty += not after
             if after != before and changed <= options.show:
                 print(f"line {number}\n  - {before}\n  + {after}")
-    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor, where it begins as it, JSON
-        sys.exit(f"{options.file}, after line {lines}: {error}; give UTF-8 text or a manifest")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an invalid JSON line
+        raise UserError(f"{options.file}, after line {lines}: {error}; give UTF-8 text or a manifest") from error
     print(f"{changed} of {lines} transcripts change{'' if changed <= options.show else f', {options.show} are shown'}; "
           f"{empty} are empty afterwards")  # fmt: skip
 
 
 def _texts(file: Path) -> Iterator[tuple[int, str]]:
-    """(number of the line, transcript)."""
+    """Yield (number of the line, transcript)."""
     with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.startswith("{"):
@@ -52,4 +62,4 @@ def _texts(file: Path) -> Iterator[tuple[int, str]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

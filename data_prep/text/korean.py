@@ -2,26 +2,26 @@
 
     b/ 아/ 모+ 몬 소리야 (70%)/(칠 십 퍼센트) 확률이라니 n/
 
-Written and spoken form stand side by side as (written)/(spoken). A letter and a slash is a noise: b breath, l laughter,
-n noise, o another speaker, u nothing to understand. A mark ends a word: / a filler, + a repetition, * unclear speech.
+Written and spoken form are given as (written)/(spoken). A letter and a slash is a noise: b breath, l laughter, n noise,
+o another speaker, u unintelligible. A mark ends a word: / filler, + repetition, * unclear speech.
 """
 
 import re
 
 _DUAL = re.compile(r"\(([^()]*)\)\s*/\s*\(([^()]*)\)")
 _NOISE = re.compile(r"(?<!\w)[blnou]/")
-# After a Korean syllable wherever it stands, after another word at its end alone: a+b and 3/4 are no marks.
+# After any Korean syllable, but after another word only at its end: a+b and 3/4 have no marks.
 _MARK = re.compile(r"(?<=[가-힣])[/+*]+|(?<=\w)(?<!(?<!\w)[blnou])[/+*]+(?=\s|$|[.,?!])")
-_MARK_AT_NOISE = re.compile(r"(?<=[가-힣])[/+*]+(?=[blnou]/)")  # without it the noise would join the word
+_MARK_AT_NOISE = re.compile(r"(?<=[가-힣])[/+*]+(?=[blnou]/)")  # keeps a space between word and noise
 
 _DIGITS = "영일이삼사오육칠팔구"
 _SMALL = ("", "십", "백", "천")
 _LARGE = ("", "만", "억", "조", "경")
 _TENS = ("", "열", "스물", "서른", "마흔", "쉰", "예순", "일흔", "여든", "아흔")
 _ONES = ("", "한", "두", "세", "네", "다섯", "여섯", "일곱", "여덟", "아홉")
-# Counted with native numbers wherever they stand; not 번, 대, 장, 분, 월, which are so in one sense and not in another.
+# Counters that always take native numbers; 번, 대, 장, 분, 월 do so in one meaning only.
 _COUNTERS = "시간|시|개|명|살|마리|잔|권|병|그루|켤레|송이|가지|군데|사람"
-# A counter ends here or goes on with a particle: 3개월 and 3시즌 begin with other words.
+# A counter ends here or is followed by a particle: 3개월 and 3시즌 are other words.
 _PARTICLES = "에서|에|의|은|는|이|가|을|를|도|만|으로|로|과|와|씩|쯤|정도|까지|부터|나|랑|반|정각|경|인|예|입|짜리"
 _NUMBER = re.compile(
     rf"(?P<minus>(?<!\S)-)?(?P<whole>\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?P<decimals>\.\d+)?"
@@ -70,9 +70,14 @@ def korean_numbers(text: str) -> str:
     """Write digits as they are read in Korean: 70 as 칠십, 3.5 as 삼점오, 3시 as 세 시, 010 as 공일공.
 
     Numbers are Sino-Korean up to 20 digits; 1 to 99 before a counter that always takes native numbers (시 up to 12,
-    시간, 개, 명, 살, 마리, 잔, 권, 병 ...) are native. A leading zero, a run joined by hyphens (telephone numbers) and
-    longer ones are read digit by digit. What needs the sense of the sentence is not seen: 번 (일 번 or 한 번), dates
-    and fractions with strokes, ranges, 10:30.
+    시간, 개, 명, 살, 마리, 잔, 권, 병 ...) are native. Numbers with a leading zero, groups joined by hyphens (telephone
+    numbers) and longer numbers are read digit by digit. Readings that depend on the meaning of the sentence are not
+    handled: 번 (일 번 or 한 번), dates and fractions with slashes, ranges, 10:30.
+
+    Examples
+    --------
+    >>> korean_numbers("3시에 21명")
+    '세 시에 스물한 명'
     """
     text = re.sub(r"(?<![\d-])\d+(?:-\d+)+(?![\d-])", lambda match: _digit_by_digit(match[0].replace("-", " ")), text)
     return _NUMBER.sub(_read, text)
@@ -94,7 +99,7 @@ def _read(match: re.Match) -> str:
 
 
 def _sino(value: int) -> str:
-    """Sino-Korean number of up to 20 digits: 12,345 is 만이천삼백사십오."""
+    """Sino-Korean number of up to 20 digits, such as 만이천삼백사십오 for 12,345."""
     if value == 0:
         return _DIGITS[0]
     digits = str(value)
@@ -102,9 +107,9 @@ def _sino(value: int) -> str:
     groups = [digits[max(0, end - 4) : end] for end in range(len(digits), 0, -4)]  # lowest four digits first
     for large, group in reversed(list(zip(_LARGE, groups))):
         if int(group):
-            # 일 is said before none of 십, 백, 천, nor before 만 at the front.
-            said = "" if large == "만" and int(group) == 1 and not words else _group(group)
-            words += said + large
+            # 일 is omitted before 십, 백 and 천, and before 만 at the beginning.
+            spoken = "" if large == "만" and int(group) == 1 and not words else _group(group)
+            words += spoken + large
     return words
 
 
@@ -117,7 +122,7 @@ def _group(digits: str) -> str:
 
 
 def _native(value: int) -> str:
-    """Native number, 1 to 99, in the form that stands before a counter."""
+    """Native number, 1 to 99, in the form used before a counter."""
     return "스무" if value == 20 else _TENS[value // 10] + _ONES[value % 10]
 
 

@@ -1,4 +1,4 @@
-"""Miniatures of corpora in their publishers' layouts: a few clips of a tenth of a second for each kind of line."""
+"""Miniatures of corpora in their publishers' layouts: a few clips of 0.2 s for each kind of line."""
 
 import json
 import runpy
@@ -15,7 +15,7 @@ SECONDS = 0.2
 
 
 def write_audio(path: Path, seconds: float = SECONDS, rate: int = 16000) -> None:
-    """Write noise in the format that the name ends in; .pcm has no header, .m4a is what libsndfile cannot read."""
+    """Write noise in the format of the extension; .pcm has no header, and libsndfile cannot read .m4a."""
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = np.random.default_rng(len(path.name)).uniform(-0.1, 0.1, round(seconds * rate))
     if path.suffix == ".pcm":
@@ -32,13 +32,13 @@ def write_lines(path: Path, *lines: str, encoding: str = "utf-8") -> None:
 
 
 def run_recipe(name: str, *options: str | Path) -> None:
-    """Do what `python prepare.py hparams/prepare.yaml ...` does in a recipe's folder."""
+    """Run what `python prepare.py hparams/prepare.yaml ...` runs in a recipe's folder."""
     folder = RECIPES / name
     runpy.run_path(str(folder / "prepare.py"))["main"]([str(folder / "hparams/prepare.yaml"), *map(str, options)])
 
 
 def by_split(clips: list[Clip]) -> dict[str, list[Clip]]:
-    """Return the clips of each split, checked: ids differ, audio can be read, no group is in two splits."""
+    """Return the clips of each split, after checks: unique ids, readable audio, no group in two splits."""
     splits = {split: [clip for clip in clips if clip.split == split] for split in ("train", "valid", "test")}
     assert sum(map(len, splits.values())) == len(clips) == len({(clip.dataset, clip.id) for clip in clips})
     groups = [{clip.group for clip in members} for members in splits.values()]
@@ -63,7 +63,7 @@ def librispeech(folder: Path) -> Path:
 
 
 def nemo(folder: Path) -> Path:
-    """Manifests as NeMo writes them, of whole files and of a part of one."""
+    """Manifests as NeMo writes them, of full files and of a segment."""
     for split in ("train", "valid", "test"):
         places = [{"offset": 0.1, "duration": 0.3}, {"offset": 0, "duration": None}, {"duration": None}]
         items = [{"audio_filepath": f"{split}/{n}.wav", "answer": "hello", **place} for n, place in enumerate(places)]
@@ -83,7 +83,7 @@ def esc50(folder: Path) -> Path:
 
 
 def libritts(folder: Path) -> Path:
-    """The dev chapter has no list: its texts are files, as in some copies."""
+    """The dev chapter has one text file per utterance instead of a list, as in some copies."""
     lines = ["READER\tGENDER\tSUBSET\tNAME"]
     for number, subset in enumerate(("train-clean-100", "dev-clean", "test-clean")):
         reader = f"{84 + number}"
@@ -112,7 +112,7 @@ def korean_tedx(folder: Path) -> Path:
 
 
 def ksponspeech(folder: Path) -> Path:
-    """Lists in both encodings that are about, and evaluation files with half a sample at the end."""
+    """Lists in both encodings that copies have, and evaluation files with half a sample at the end."""
     parts = {
         "train": "KsponSpeech_01/KsponSpeech_0001/KsponSpeech_00000",
         "dev": "KsponSpeech_05/KsponSpeech_0623/KsponSpeech_62000",
@@ -132,7 +132,7 @@ def ksponspeech(folder: Path) -> Path:
 
 
 def kaldi(folder: Path) -> Path:
-    """Korean data folders: long recordings with segments for training, whole files for the others."""
+    """Korean data folders: long recordings with segments for training, full files for the others."""
     for number, part in enumerate(("train", "dev", "test")):
         recording = f"S{number}-rec"
         write_audio(folder / f"wav/{recording}.wav", 1.0)
@@ -180,7 +180,7 @@ def voxceleb2(folder: Path, ending: str = ".wav") -> Path:
 
 
 def cmu_mosei(folder: Path) -> Path:
-    """Two segments a video, stored out of order; one video is in no fold and one has no transcript."""
+    """Two segments per video, stored out of order; one video is in no fold and one has no transcript."""
     import h5py
 
     values = {
@@ -206,7 +206,7 @@ def cmu_mosei(folder: Path) -> Path:
 
 
 def audiocaps(folder: Path) -> Path:
-    """Three ways to name the audio; one training clip is no longer on YouTube."""
+    """Three naming schemes of audio files; one training clip is missing."""
     for number, (part, count) in enumerate({"train": 1, "val": 5, "test": 5}.items()):
         lines = ["audiocap_id,youtube_id,start_time,caption"]
         for clip in range(2):
@@ -234,7 +234,7 @@ def clotho(folder: Path) -> Path:
 
 
 def clotho_aqa(folder: Path) -> Path:
-    """The first test clip is of Clotho's training part."""
+    """The first test clip is in Clotho's training part."""
     clips = {"train": ["Waterfall, development 1.wav"], "val": ["val.wav"], "test": ["Waterfall, development 0.wav"]}
     for part, names in clips.items():
         lines = ["file_name,QuestionText,answer,confidence"]
@@ -258,7 +258,7 @@ def fsd50k(folder: Path) -> Path:
 
 
 def audioset(folder: Path, clips: int = 8) -> Path:
-    """All lists; audio in sub-folders as copies have it."""
+    """All lists; audio in sub-folders, as in some copies."""
     head = "# Segments csv created Sun Mar  5 10:54:31 2017"
     counts = "# num_ytids=22160, num_segs=22160, num_unique_labels=527, num_positive_labels=52882"
     columns = "# YTID, start_seconds, end_seconds, positive_labels"

@@ -1,6 +1,6 @@
-"""A corpus with every trouble a folder of audio can have: each clip ends as right features or as a reason in words.
+"""A corpus with many kinds of damaged files: each clip gets correct features or is rejected with a reason.
 
-One run of preparation over all of it; `Trouble` says what each clip is and what must become of it.
+One run of preparation reads all of it; a `Case` is a clip and its expected result.
 """
 
 import json
@@ -27,31 +27,31 @@ RATE = 16000
 
 
 @dataclass
-class Trouble:
-    """One clip: `heard` [S] at 16 kHz if features are to come of it, otherwise a phrase of the reason."""
+class Case:
+    """One clip with its samples [S] at 16 kHz, from which features are expected, or with a phrase of the reason."""
 
     clip: Clip
-    heard: np.ndarray | None
+    samples: np.ndarray | None
     phrase: str
 
 
 class Corpus:
-    """A folder to which troubles are added."""
+    """A folder to which cases are added."""
 
     def __init__(self, folder: Path):
-        self.folder, self.all = folder, []
+        self.folder, self.cases = folder, []
         folder.mkdir()
 
-    def good(self, name: str, heard: np.ndarray, **clip) -> None:
-        self._add(name, heard, "", clip)
+    def good(self, name: str, samples: np.ndarray, **clip) -> None:
+        self._add(name, samples, "", clip)
 
     def bad(self, name: str, phrase: str, **clip) -> None:
         self._add(name, None, phrase, clip)
 
-    def _add(self, name: str, heard: np.ndarray | None, phrase: str, fields: dict) -> None:
-        id = f"{len(self.all)} {name}"
-        made = Clip("Bad", id, self.folder / name, SPLITS[len(self.all) % 3], id, text="text")
-        self.all.append(Trouble(replace(made, **fields), heard, phrase))
+    def _add(self, name: str, samples: np.ndarray | None, phrase: str, fields: dict) -> None:
+        id = f"{len(self.cases)} {name}"
+        clip = Clip("Bad", id, self.folder / name, SPLITS[len(self.cases) % 3], id, text="text")
+        self.cases.append(Case(replace(clip, **fields), samples, phrase))
 
     def write(self, name: str, samples: np.ndarray, rate: int = RATE, **settings) -> Path:
         soundfile.write(self.folder / name, samples, rate, **settings)
@@ -63,7 +63,7 @@ class Corpus:
 
 
 def tone(rate: int = RATE, seconds: float = 0.5, level: float = 0.5) -> np.ndarray:
-    """440 Hz with a little noise that is the same at every rate, so that codecs have something to do."""
+    """440 Hz with a weak sweep that is the same at every rate and that codecs cannot store exactly."""
     time = np.arange(round(rate * seconds)) / rate
     return (level * np.sin(2 * np.pi * 440 * time) + 0.05 * np.sin(2 * np.pi * 3000 * time**2)).astype(np.float32)
 
@@ -71,8 +71,8 @@ def tone(rate: int = RATE, seconds: float = 0.5, level: float = 0.5) -> np.ndarr
 def flip(at: float) -> Callable[[bytearray], bytes]:
     def change(data: bytearray) -> bytes:
         start = int(at * len(data))
-        for place in range(start, min(start + 40, len(data))):
-            data[place] ^= 0x5A
+        for position in range(start, min(start + 40, len(data))):
+            data[position] ^= 0x5A
         return bytes(data)
 
     return change
@@ -106,7 +106,7 @@ def damaged_files(corpus: Corpus) -> None:
         corpus.edit(f"flipped.{kind}", flip(0.5))
         if kind in ("flac", "ogg"):
             corpus.bad(f"flipped.{kind}", "download the file again")
-        else:  # nothing in the format tells that its bits are others
+        else:  # the format has no checksum
             corpus.good(f"flipped.{kind}", soundfile.read(corpus.folder / f"flipped.{kind}", dtype="float32")[0])
         corpus.write(f"header.{kind}", samples, **settings)
         corpus.edit(f"header.{kind}", flip(0))
@@ -119,11 +119,11 @@ def damaged_files(corpus: Corpus) -> None:
     corpus.bad("vbr.mp3", "without a length tag")
     corpus.write("stream.flac", tone())
     corpus.edit("stream.flac", lambda data: data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:])
-    corpus.bad("stream.flac", "does not say how long it is")
+    corpus.bad("stream.flac", "does not record its length")
 
 
 def odd_samples(corpus: Corpus) -> None:
-    """Samples and headers that are rare, wrong, or both."""
+    """Rare and wrong samples and headers."""
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         samples = tone()
         samples[4000] = value
@@ -173,7 +173,7 @@ def odd_samples(corpus: Corpus) -> None:
 
 
 def odd_names(corpus: Corpus) -> None:
-    """Names and what is no file."""
+    """Unusual names, and paths that are not files."""
     corpus.write("flac.flac", tone()).rename(corpus.folder / "flac.wav")
     corpus.good("flac.wav", tone())
     (corpus.folder / "text.wav").write_text("<html>404 Not Found</html>")
@@ -198,7 +198,7 @@ def odd_names(corpus: Corpus) -> None:
     corpus.bad("x" * 300, "name too long")
     corpus.bad("nu\0ll.wav", "null")
     corpus.write("secret.wav", tone(), subtype="FLOAT").chmod(0)
-    if os.geteuid() == 0:  # may read everything
+    if os.geteuid() == 0:  # root can read every file
         corpus.good("secret.wav", tone())
     else:
         corpus.bad("secret.wav", "cannot be opened (Permission denied)")
@@ -209,7 +209,7 @@ def nfc_and_nfd(name: str) -> tuple[str, str]:
 
 
 def odd_rows(corpus: Corpus) -> None:
-    """Sound files about which the corpus says something impossible."""
+    """Intact files with impossible annotations."""
     corpus.write("sound.wav", tone(seconds=1.5), subtype="FLOAT")
     corpus.good("sound.wav", tone(seconds=1.5)[8000:16000], start=0.5, duration=0.5)
     corpus.bad("sound.wav", "start must be >= 0", start=-0.5)
@@ -217,29 +217,29 @@ def odd_rows(corpus: Corpus) -> None:
     corpus.bad("sound.wav", "is not inside the 1.5 s", start=1.0, duration=0.6)
     corpus.bad("sound.wav", "is not inside the 1.5 s", start=2.0)
     corpus.bad("sound.wav", "no transcript", text="")
-    corpus.bad("sound.wav", "nothing is known of it", text=None)
+    corpus.bad("sound.wav", "no annotation to ask about", text=None)
     corpus.bad("sound.wav", "not valid Unicode", text="\ud800")
     corpus.bad("sound.wav", "split is 'dev'", split="dev")
-    corpus.bad("sound.wav", "has the same id", id=corpus.all[-9].clip.id, start=0.1)
+    corpus.bad("sound.wav", "has the same id", id=corpus.cases[-9].clip.id, start=0.1)
 
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch) -> Corpus:
     monkeypatch.setenv("PATH", "")  # no ffmpeg
-    made = Corpus(tmp_path / "corpus")
+    corpus = Corpus(tmp_path / "corpus")
     for add in (damaged_files, odd_samples, odd_names, odd_rows):
-        add(made)
-    assert len(made.all) >= 80
-    return made
+        add(corpus)
+    assert len(corpus.cases) >= 80
+    return corpus
 
 
-def test_everything_ends_as_features_or_as_a_reason(corpus, sources, tmp_path, capfd):
+def test_every_clip_gets_features_or_a_reason(corpus, sources, tmp_path, capfd):
     output, encoder = tmp_path / "out", {"type": "whisper", "source": str(sources / "whisper")}
     hparams = {name: key.default for name, key in PREPARE_KEYS.items()} | {
         "output_folder": output, "feature_folder": output / "features", "encoder": encoder, "seed": 1,
         "wordings": "varied", "max_rejects": 1.0, "batch_seconds": 10.0, "num_workers": 0,
     }  # fmt: skip
-    prepare((trouble.clip for trouble in corpus.all), hparams, {"device": "cpu"})
+    prepare((case.clip for case in corpus.cases), hparams, {"device": "cpu"})
     rows = {row["id"]: row for split in SPLITS for row in read_manifest(output / f"{split}.jsonl")}
     rejected: dict[str, list[str]] = {}
     for line in (output / "rejected.jsonl").read_text(encoding="utf-8").splitlines():
@@ -248,34 +248,34 @@ def test_everything_ends_as_features_or_as_a_reason(corpus, sources, tmp_path, c
     store, whisper = FeatureStore(output / "features"), build("encoders", encoder).eval()
 
     wrong = []
-    for trouble in corpus.all:
-        row = rows.pop(f"Bad-{trouble.clip.id}-asr", None) if trouble.heard is not None else None
-        reasons = rejected.get(trouble.clip.id, [])
-        if trouble.heard is None:
-            if not any(trouble.phrase in reason for reason in reasons):
-                wrong.append(f"{trouble.clip.id!r}: {trouble.phrase!r} not in {reasons}")
+    for case in corpus.cases:
+        row = rows.pop(f"Bad-{case.clip.id}-asr", None) if case.samples is not None else None
+        reasons = rejected.get(case.clip.id, [])
+        if case.samples is None:
+            if not any(case.phrase in reason for reason in reasons):
+                wrong.append(f"{case.clip.id!r}: {case.phrase!r} not in {reasons}")
             continue
         if row is None:
-            wrong.append(f"{trouble.clip.id!r}: no row, but {reasons}")
+            wrong.append(f"{case.clip.id!r}: no row, but {reasons}")
             continue
-        heard = torch.from_numpy(trouble.heard)
+        samples = torch.from_numpy(case.samples)
         with torch.inference_mode():
-            expected, frames = whisper(heard[None], torch.tensor([len(heard)]))
-        found = store[feature_key(row)].float()
-        # 8 bit and mu-law are coarse, and a tiny encoder without training is no smooth function.
-        if found.shape != expected[0].shape or (found - expected[0]).abs().mean() > 0.1 * expected.abs().mean():
-            wrong.append(f"{trouble.clip.id!r}: {tuple(found.shape)}, off by {(found - expected[0]).abs().mean()}")
+            expected, frames = whisper(samples[None], torch.tensor([len(samples)]))
+        stored = store[feature_key(row)].float()
+        # 8 bit and mu-law are coarse, and a tiny random encoder is sensitive to small changes.
+        if stored.shape != expected[0].shape or (stored - expected[0]).abs().mean() > 0.1 * expected.abs().mean():
+            wrong.append(f"{case.clip.id!r}: {tuple(stored.shape)}, off by {(stored - expected[0]).abs().mean()}")
     assert not wrong, "\n".join(wrong)
-    assert not rows  # nothing else came in
-    bad = sum(trouble.heard is None for trouble in corpus.all)
-    assert sum(map(len, rejected.values())) == bad and len(corpus.all) == bad + len(store)
-    assert f"set aside: {bad} of {len(corpus.all)} clips, {bad} for faults" in capfd.readouterr().out
-    with pytest.raises(CorpusError, match=rf"{bad} of {len(corpus.all)} clips were rejected"):
-        prepare((trouble.clip for trouble in corpus.all), hparams | {"max_rejects": 0.01}, {"device": "cpu"})
+    assert not rows  # no other rows
+    bad = sum(case.samples is None for case in corpus.cases)
+    assert sum(map(len, rejected.values())) == bad and len(corpus.cases) == bad + len(store)
+    assert f"rejected: {bad} of {len(corpus.cases)} clips, {bad} for faults" in capfd.readouterr().out
+    with pytest.raises(CorpusError, match=rf"{bad} of {len(corpus.cases)} clips were rejected"):
+        prepare((case.clip for case in corpus.cases), hparams | {"max_rejects": 0.01}, {"device": "cpu"})
 
 
 def test_manifest_lines(tmp_path):
-    """Byte order mark and CR LF are read; every bad line is named and the good ones between them stay."""
+    """Byte order mark and CR LF are read; every bad line is named, and the good lines between them are kept."""
     row = {
         "id": "a",
         "audio": "a.wav",

@@ -1,4 +1,4 @@
-"""The command that converts manifests: paths, exit status, rejects, options, and a real corpus through all formats."""
+"""The command that converts manifests: paths, exit status, rejects, options, and a real corpus in all formats."""
 
 import json
 import math
@@ -9,8 +9,8 @@ import pytest
 from audiolm_lite.audio.reading import read_audio
 from audiolm_lite.data.manifest import read_manifest
 from data_prep.convert import convert, main
-from data_prep.formats import FormatError, format_names, load_format
-from tests.data_prep.test_formats import DEFAULTS, FORMATS, ROW, write
+from data_prep.formats import FormatError, format_names, load_format, writable_formats
+from tests.data_prep.test_formats import DEFAULTS, ROW, WRITABLE, write
 
 
 def manifest_of(path: Path, rows: list[dict]) -> Path:
@@ -28,14 +28,14 @@ def test_paths_stay_right_when_the_manifest_moves(tmp_path):
     audio = json.loads(output.read_text())["audio_filepath"]
     assert not audio.startswith("/") and (output.parent / audio).resolve() == folder / "wav/a.wav"
     assert not report.without_audio
-    report = convert("manifest", "slam", source, output, defaults=DEFAULTS, absolute=True)
-    assert json.loads(output.read_text())["source"] == str(folder / "wav/a.wav")
+    convert("manifest", "nemo", source, output, defaults=DEFAULTS, absolute=True)
+    assert json.loads(output.read_text())["audio_filepath"] == str(folder / "wav/a.wav")
     moved = manifest_of(tmp_path / "elsewhere.jsonl", [ROW])
     assert convert("manifest", "nemo", moved, output, defaults=DEFAULTS).without_audio
     assert not convert("manifest", "nemo", moved, output, defaults=DEFAULTS, audio_root=folder).without_audio
 
 
-def test_exit_status_and_rejects(tmp_path, capsys):
+def test_exit_status_and_rejected_rows(tmp_path, capsys):
     source, output = tmp_path / "m.json", tmp_path / "out.jsonl"
     rejects = tmp_path / "out.jsonl.rejected.jsonl"
     line = '{"audio_filepath": "a.wav", "text": "t"}\n'
@@ -44,8 +44,8 @@ def test_exit_status_and_rejects(tmp_path, capsys):
     assert len(read_manifest(output)) == 3
     before = output.read_bytes()
     source.write_text(line * 3 + "{\n")
-    assert main(["nemo", "manifest", str(source), str(output)]) == 1
-    assert "1 of 4 rows were set aside" in capsys.readouterr().err
+    with pytest.raises(FormatError, match="1 of 4 rows were rejected"):
+        main(["nemo", "manifest", str(source), str(output)])
     assert output.read_bytes() == before and json.loads(rejects.read_text())["line"] == 4
     assert main(["nemo", "manifest", str(source), str(output), "--max_rejects", "0.25", "--dataset", "d"]) == 3
     shown = capsys.readouterr().out
@@ -60,14 +60,13 @@ def test_strict_options_and_renamed_fields(tmp_path, capsys):
     source = tmp_path / "m.jsonl"
     source.write_text('{"key": "k", "source": "a.wav", "caption": "c", "mood": "x"}\n')
     arguments = ["slam", "kaldi", str(source), str(tmp_path / "out")]
-    assert main([*arguments, "--field", "target=caption", "--strict"]) == 1
-    assert (
-        "no place for dataset 1, instruction 1, mood 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    )
+    with pytest.raises(FormatError, match="kaldi cannot store dataset 1, instruction 1, mood 1"):
+        main([*arguments, "--field", "target=caption", "--strict"])
+    assert not (tmp_path / "out").exists()
     assert main([*arguments, "--field", "target=caption"]) == 0
     assert "mood 1" in capsys.readouterr().out
-    assert main([*arguments, "--data_root", "/x"]) == 1
-    assert "--data_root: neither slam nor kaldi" in capsys.readouterr().err
+    with pytest.raises(FormatError, match="--data_root: neither slam nor kaldi"):
+        main([*arguments, "--data_root", "/x"])
     with pytest.raises(SystemExit):
         main([*arguments, "--field", "target"])
 
@@ -82,20 +81,34 @@ def test_questions_can_be_left_to_question_files(tmp_path):
     for options, expected in ((["--instruction", "null"], [None, "b?"]), ([], ["Transcribe the speech.", "b?"])):
         assert main(["nemo", "manifest", str(source), str(output), *options]) == 0
         assert [row["instruction"] for row in read_manifest(output, instruction_required=False)] == expected
-    assert main(["nemo", "slam", str(source), str(tmp_path / "slam.jsonl"), "--instruction", "null", "--absolute"]) == 0
+    assert main(["nemo", "nemo", str(source), str(tmp_path / "n.json"), "--instruction", "null", "--absolute"]) == 0
 
 
 def test_help_lists_every_format(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"\n  {name}" in shown for name in format_names())
-    with pytest.raises(FormatError, match="unknown format 'kaldy'"):
+    lines = {line.split()[0]: line for line in shown.partition("formats:")[2].splitlines() if line}
+    assert lines.keys() == set(format_names())
+    assert {name for name, line in lines.items() if "(read only)" not in line} == set(writable_formats())
+    with pytest.raises(FormatError, match="unknown format 'kaldy'; did you mean 'kaldi'"):
         load_format("kaldy")
 
 
-def test_real_kaldi_folder_through_every_format(real_data, tmp_path):
-    """SpeechOcean762's own folder; at the end the rows are those of the start."""
+def test_a_format_that_cannot_be_written_is_refused(tmp_path, capsys):
+    source = manifest_of(tmp_path / "train.jsonl", [ROW])
+    choices = ", ".join(writable_formats())
+    with pytest.raises(FormatError, match=f"slam can be read, but not written; choose one of {choices}"):
+        convert("manifest", "slam", source, tmp_path / "out", defaults=DEFAULTS)
+    with pytest.raises(SystemExit):
+        main(["manifest", "slam", str(source), str(tmp_path / "out")])
+    shown = capsys.readouterr().err
+    assert f"TO: slam can be read, but not written; choose one of {choices}" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_kaldi_folder_through_every_writable_format(real_data, tmp_path):
+    """After all conversions the rows equal those of SpeechOcean762's Kaldi folder."""
     corpus = real_data / "speechocean762"
     first = tmp_path / "first.jsonl"
     report = convert("kaldi", "manifest", corpus / "train", first, defaults=DEFAULTS, audio_root=corpus)
@@ -104,12 +117,12 @@ def test_real_kaldi_folder_through_every_format(real_data, tmp_path):
     assert {row["gender"] for row in rows} == {"male", "female"}
     seconds = sum(len(read_audio(tmp_path / row["audio"])) for row in rows[:9]) / 16000
     assert 20 < seconds < 100
-    here, path = "manifest", first
-    for number, (name, ending) in enumerate(FORMATS):
+    source, path = "manifest", first
+    for number, (name, ending) in enumerate(WRITABLE):
         output = tmp_path / f"step{number}{ending}"
-        convert(here, name, path, output, defaults=DEFAULTS)
-        here, path = name, output
-    convert(here, "manifest", path, tmp_path / "last.jsonl", defaults=DEFAULTS)
+        convert(source, name, path, output, defaults=DEFAULTS)
+        source, path = name, output
+    convert(source, "manifest", path, tmp_path / "last.jsonl", defaults=DEFAULTS)
     last = {row["id"]: row for row in read_manifest(tmp_path / "last.jsonl")}
     for row in rows:
         again = last[row["id"]]

@@ -1,4 +1,4 @@
-"""Open-ASQA out of miniatures of all its corpora, and the questions that each kind of knowledge gives."""
+"""Open-ASQA from miniatures of all its corpora, and the questions for each kind of annotation."""
 
 import json
 from collections import defaultdict
@@ -58,11 +58,11 @@ def test_open_asqa_of_all_corpora(tmp_path):
     assert "Clotho-Waterfall, development 1.wav-caption" in train
     mosei = [row for row in rows["train"] if row["dataset"] == "CMU-MOSEI"]
     assert {row["start"] for row in mosei} == {0.0, 0.5} and all(0.39 < row["duration"] < 0.41 for row in mosei)
-    [lost] = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
-    assert "tr1-ytid_ab" in lost["id"] and "no such file" in lost["reason"]
+    [missing] = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert "tr1-ytid_ab" in missing["id"] and "no such file" in missing["reason"]
 
 
-def test_open_asqa_without_a_corpus_says_what_to_give(tmp_path):
+def test_open_asqa_without_a_corpus_names_the_options(tmp_path):
     with pytest.raises(ConfigError, match="no corpus: give at least one of --audioset_folder"):
         run_recipe("OpenASQA/ltu_as", "--output_folder", tmp_path)
 
@@ -75,7 +75,7 @@ def test_real_korean_talks_through_their_command(real_data, tmp_path):
 
 
 def test_real_clotho_through_its_command(real_data, tmp_path):
-    """The eleven real clips, dealt out to the corpus's three parts."""
+    """The eleven real clips, split across the corpus's three parts."""
     header, *lines = (real_data / "clotho/clotho_captions_validation.csv").read_text(encoding="utf-8").splitlines()
     for number, part in enumerate(("development", "validation", "evaluation")):
         miniatures.write_lines(tmp_path / f"clotho/clotho_captions_{part}.csv", header, *lines[number::3])
@@ -86,8 +86,8 @@ def test_real_clotho_through_its_command(real_data, tmp_path):
     assert all(15 <= row["duration"] <= 30 for row in rows) and (tmp_path / "out/rejected.jsonl").read_text() == ""
 
 
-def rows_of(**known) -> dict[str, dict]:
-    rows = questions(Clip("d", "i", Path("x"), "train", "g", **known), 1, "varied")
+def rows_of(**annotations) -> dict[str, dict]:
+    rows = questions(Clip("d", "i", Path("x"), "train", "g", **annotations), 1, "varied")
     assert len({row["name"] for row in rows}) == len(rows)
     return {row["name"]: row for row in rows}
 
@@ -99,11 +99,11 @@ def test_events_give_four_questions():
     assert rows["sounds"]["sounds"] == ["dog", "speech"] and "dog; speech" in rows["sounds"]["target"]
     assert rows["timeline"]["target"] == "speech 0.5-1.0 s; dog 2.0-3.0 s; dog 4.0-5.0 s"
     assert rows["first_sound"]["label"] == "speech" and rows["first_sound"]["labels"] == ["dog", "speech"]
-    asked, told = rows["event_time"]["instruction"], rows["event_time"]["target"]
-    assert ("dog" in asked and "2.0-3.0 s; 4.0-5.0 s" in told) or ("speech" in asked and "0.5-1.0 s" in told)
+    question, answer = rows["event_time"]["instruction"], rows["event_time"]["target"]
+    assert ("dog" in question and "2.0-3.0 s; 4.0-5.0 s" in answer) or ("speech" in question and "0.5-1.0 s" in answer)
     assert list(rows_of(events=(Event("dog"), Event("rain")))) == ["sounds"]  # no times, no questions about them
     together = rows_of(events=(Event("dog", 0.0, 1.0), Event("rain", 0.1, 2.0)))
-    assert "first_sound" not in together  # which is first cannot be heard
+    assert "first_sound" not in together  # the order is not audible
 
 
 def test_questions_of_the_corpus_keep_all_answers():
@@ -114,13 +114,13 @@ def test_questions_of_the_corpus_keep_all_answers():
     assert "label" not in rows["qa2"]
 
 
-def test_label_without_choices_names_none():
+def test_a_label_without_choices_lists_none():
     row = rows_of(labels=(Label("sound_class", "people {sound} marching"),))["sound_class"]
     assert row["label"] == "people {sound} marching" and row["label"] in row["target"] and "labels" not in row
 
 
 @pytest.mark.parametrize("forms", [MINIASQA, VARIED], ids=["miniasqa", "varied"])
-def test_every_answer_holds_its_label(forms):
+def test_every_answer_contains_its_label(forms):
     for task, pairs in forms.items():
         assert len({question for question, _ in pairs}) == len(pairs) >= 3, task
         assert all(answer.count("{label}") == 1 for _, answer in pairs), task

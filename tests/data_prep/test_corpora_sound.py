@@ -1,9 +1,9 @@
-"""Readers of sound and music corpora on miniatures of their layouts, and what corpora of YouTube clips share."""
+"""Readers of sound and music corpora on miniatures of their layouts, and common parts of corpora of YouTube clips."""
 
 import pytest
 
 from data_prep.audio_index import AudioIndex
-from data_prep.clips import Clip, CorpusError, Event, Label, drawn, keep_apart, read_lines, read_rows
+from data_prep.clips import Clip, CorpusError, Event, Label, is_held_out, keep_apart, read_lines, read_rows
 from data_prep.corpora.audiocaps import read_audiocaps
 from data_prep.corpora.audioset import read_audioset
 from data_prep.corpora.clotho import read_clotho, read_clotho_aqa
@@ -16,8 +16,8 @@ from tests.data_prep.miniatures import by_split
 
 def test_audiocaps(tmp_path):
     clips = list(read_audiocaps(miniatures.audiocaps(tmp_path)))
-    lost = clips.pop(1)
-    assert lost.id == "tr1-ytid_ab_30" and not lost.audio.exists()  # named, for the rejects
+    missing = clips.pop(1)
+    assert missing.id == "tr1-ytid_ab_30" and not missing.audio.exists()  # preparation rejects it
     splits = by_split(clips)
     assert [[len(clip.captions) for clip in members] for members in splits.values()] == [[1], [5, 5], [5, 5]]
     assert clips[0].captions == ("A dog barks, 0 times",) and clips[0].group == "youtube tr0-ytid_ab"
@@ -38,14 +38,14 @@ def test_clotho_aqa(tmp_path):
     assert free == ("What falls, and where?", ("water", "rain", "rain"), ())
 
 
-def test_clotho_aqa_takes_its_test_recordings_out_of_clothos_training(tmp_path, caplog):
+def test_test_recordings_of_clotho_aqa_are_not_in_the_training_part_of_clotho(tmp_path, caplog):
     clotho, aqa = miniatures.clotho(tmp_path / "clotho"), miniatures.clotho_aqa(tmp_path / "aqa")
     clips = list(keep_apart([lambda: read_clotho(clotho), lambda: read_clotho_aqa(aqa, clotho)]))
     by_split(clips)
     assert [clip.id for clip in clips if clip.dataset == "Clotho" and clip.split == "train"] == [
         "Waterfall, development 1.wav"
     ]
-    assert "Clotho: 1 clips of its train part are left out" in caplog.text
+    assert "Clotho: 1 clips of split train are left out" in caplog.text
 
 
 def test_real_clotho(real_data):
@@ -116,7 +116,7 @@ def test_fma(tmp_path, caplog):
         (lambda folder: read_fma(folder, "small"), "fma_metadata/tracks.csv", "mdeff/fma"),
     ],
 )
-def test_missing_corpus_says_what_and_where_from(tmp_path, read, missing, source):
+def test_a_missing_corpus_is_an_error_with_its_source(tmp_path, read, missing, source):
     with pytest.raises(CorpusError, match=f"{missing}.* in {tmp_path}/nowhere .*no such folder.*{source}"):
         list(read(tmp_path / "nowhere"))
 
@@ -128,7 +128,7 @@ def test_missing_corpus_says_what_and_where_from(tmp_path, read, missing, source
         "abc-DEF_123_30.000_40.000.wav", "Yabc-DEF_123_30_40.ogg", "abc-DEF_123_30000_40000.wav",
     ],
 )  # fmt: skip
-def test_audio_of_youtube_is_found_under_any_usual_name(tmp_path, name):
+def test_audio_of_youtube_is_found_by_any_usual_name(tmp_path, name):
     (tmp_path / "part00/deeper").mkdir(parents=True)
     (tmp_path / "part00/deeper" / name).touch()
     for other in ("abc-DEF_123_40.wav", "abc-DEF_123.json", ".abc-DEF_123.wav", "zzz-DEF_123.wav"):
@@ -143,17 +143,17 @@ def test_readable_format_is_preferred(tmp_path):
     assert AudioIndex(tmp_path).find("x") == tmp_path / "b/x.wav"
 
 
-def test_drawn_share_is_about_right_and_rests_on_the_name():
+def test_the_held_out_share_is_about_right_and_depends_on_the_names():
     names = [f"video {n}" for n in range(4000)]
-    chosen = {name for name in names if drawn(name, 0.1, seed=1)}
+    chosen = {name for name in names if is_held_out(name, 0.1, seed=1)}
     assert 320 < len(chosen) < 480
-    assert chosen == {name for name in reversed(names) if drawn(name, 0.1, seed=1)}
-    assert chosen < {name for name in names if drawn(name, 0.2, seed=1)}  # a larger share keeps what was held out
-    assert chosen != {name for name in names if drawn(name, 0.1, seed=2)}
-    assert not any(drawn(name, 0.0, 1) for name in names) and all(drawn(name, 1.0, 1) for name in names)
+    assert chosen == {name for name in reversed(names) if is_held_out(name, 0.1, seed=1)}
+    assert chosen < {name for name in names if is_held_out(name, 0.2, seed=1)}  # a larger share contains a smaller one
+    assert chosen != {name for name in names if is_held_out(name, 0.1, seed=2)}
+    assert not any(is_held_out(name, 0.0, 1) for name in names) and all(is_held_out(name, 1.0, 1) for name in names)
 
 
-def test_keep_apart_keeps_what_is_held_out_longest(tmp_path):
+def test_keep_apart_keeps_a_group_in_its_last_split(tmp_path):
     def corpus(name: str, **splits: str):
         return lambda: (Clip(name, group, tmp_path, split, group) for group, split in splits.items())
 
@@ -164,22 +164,24 @@ def test_keep_apart_keeps_what_is_held_out_longest(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a,b\n1,2\n3\n", "t.csv, line 3: 1 of 2 columns; fetch it again from there"),
-        (b"a,c\n1,2\n", "t.csv: no column b; fetch it again from there"),
+        (b"a,b\n1,2\n3\n", "t.csv, line 3: 1 of 2 columns; download it again from there"),
+        (b"a,c\n1,2\n", "t.csv: no column b; download it again from there"),
         (b"a,b\n1,\xff\n", "t.csv, after line .*: not readable"),
     ],
 )
-def test_faults_of_tables_are_named(tmp_path, content, message):
+def test_errors_in_tables_are_named(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(CorpusError, match=message):
         list(read_rows(tmp_path / "t.csv", ("a", "b"), "there"))
 
 
-def test_lines_end_at_line_ends_alone(tmp_path):
+def test_only_line_ends_split_lines(tmp_path):
     file = tmp_path / "list"
     file.write_bytes("\ufeffa\u2028b\r\n\n  \nc\x0bd".encode())
     assert list(read_lines(file)) == [(1, "a\u2028b"), (4, "c\x0bd")]
     file.write_bytes("가".encode("cp949"))
     assert list(read_lines(file, "utf-8-sig", "cp949")) == [(1, "가")]
-    with pytest.raises(CorpusError, match=f"{file}: not readable as text .*; fetch it again, or convert it to UTF-8"):
+    with pytest.raises(
+        CorpusError, match=f"{file}: not readable as text .*; download it again, or convert it to UTF-8"
+    ):
         list(read_lines(file))

@@ -1,4 +1,4 @@
-"""Readers of speech corpora on miniatures of their layouts, and on the real thing where it is."""
+"""Readers of speech corpora on miniatures of their layouts, and on real corpora if they are available."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_librispeech(tmp_path):
     assert {clip.dataset for clip in splits["test"]} == {"LibriSpeech-test-clean", "LibriSpeech-test-other"}
 
 
-def test_librispeech_lists_and_files_that_do_not_fit_are_kept_for_the_rejects(tmp_path):
+def test_librispeech_files_without_text_and_texts_without_file_are_read_and_rejected_later(tmp_path):
     folder = miniatures.librispeech(tmp_path) / "dev-clean/20/198"
     (folder / "20-198-0000.flac").unlink()
     (folder / "20-198-0009.flac").write_bytes(b"")
@@ -49,7 +49,7 @@ def test_libritts(tmp_path):
     assert {clip.text for clip in clips} == {"Go, do you hear?"}
     assert [clip.gender for clip in clips[::2]] == ["female", "male", "female"]
     (tmp_path / "dev-clean/85/121123/85_121123_000000_000000.wav").unlink()
-    assert len(list(read_libritts(tmp_path, LIBRITTS))) == 6  # a lost file is a reject, not nothing
+    assert len(list(read_libritts(tmp_path, LIBRITTS))) == 6  # a missing file is yielded, and rejected later
 
 
 def test_korean_tedx(tmp_path):
@@ -58,7 +58,7 @@ def test_korean_tedx(tmp_path):
     assert {(clip.text, clip.language) for clip in clips} == {("반갑습니다", "ko")}
 
 
-def test_folder_without_transcripts_is_named(tmp_path):
+def test_a_folder_without_transcripts_is_named(tmp_path):
     with pytest.raises(CorpusError, match=f"no [*].trans.txt below {tmp_path}/nowhere .there is no such folder"):
         read_korean_tedx(tmp_path / "nowhere", 0.1, 0.1, 1)
 
@@ -82,7 +82,7 @@ def test_ksponspeech(tmp_path):
 
 
 def test_ksponspeech_archives_unpacked_into_one_folder(tmp_path):
-    """Two of the publisher's archives hold no folder of their own name."""
+    """Two of the publisher's archives have no top folder."""
     miniatures.ksponspeech(tmp_path)
     for name in ("KsponSpeech_scripts", "KsponSpeech_eval"):
         for entry in (tmp_path / name).iterdir():
@@ -94,7 +94,7 @@ def test_ksponspeech_archives_unpacked_into_one_folder(tmp_path):
         list(read_ksponspeech(tmp_path))
 
 
-def test_ksponspeech_command_keeps_what_is_said(tmp_path):
+def test_ksponspeech_command_keeps_the_spoken_form(tmp_path):
     folder = miniatures.ksponspeech(tmp_path / "corpus")
     run_recipe("KsponSpeech", "--data_folder", folder, "--output_folder", tmp_path / "out")
     rows = list(read_manifest(tmp_path / "out/test.jsonl"))
@@ -107,9 +107,9 @@ def test_headerless_samples_are_read_exactly(tmp_path):
     file.write_bytes(bytes([0, 128, 255, 127, 0, 0, 1, 0]))  # little endian -32768, 32767, 0, 1
     assert (read_audio(file) * 32768).tolist() == [-32768, 32767, 0, 1]
     file.write_bytes(bytes([0, 128, 255]))
-    assert (read_audio(file) * 32768).tolist() == [-32768]  # and half a sample
+    assert (read_audio(file) * 32768).tolist() == [-32768]  # half a sample is ignored
     miniatures.write_audio(tmp_path / "b.wav", rate=8000)
-    (tmp_path / "b.wav").rename(tmp_path / "b.pcm")  # a header says more than a name
+    (tmp_path / "b.wav").rename(tmp_path / "b.pcm")  # the header has priority over the extension
     assert len(read_audio(tmp_path / "b.pcm")) == round(miniatures.SECONDS * 16000)
 
 
@@ -123,13 +123,13 @@ def test_kaldi(tmp_path):
 @pytest.mark.parametrize(
     ("file", "line", "message"),
     [
-        ("train/wav.scp", "S0-rec sph2pipe a.sph |", "wav.scp: S0-rec is a command, which is never run"),
+        ("train/wav.scp", "S0-rec sph2pipe a.sph |", "wav.scp: S0-rec is a command, which is never executed"),
         ("train/segments", "S0-rec-0 S0-rec 0.1", "segments: S0-rec-0 is followed by 'S0-rec 0.1'"),
         ("train/segments", "S0-rec-0 other 0.1 0.2", "segments: other of S0-rec-0 is not in wav.scp"),
         ("train/utt2spk", "S0-rec-0 S1\nS0-rec-1 S1", "speaker S1 is in train as well"),
     ],
 )
-def test_kaldi_faults_are_named(tmp_path, file, line, message):
+def test_kaldi_errors_are_named(tmp_path, file, line, message):
     miniatures.kaldi(tmp_path)
     miniatures.write_lines(tmp_path / file, line)
     if "S1" in line:
@@ -143,8 +143,8 @@ def test_iemocap(tmp_path):
     splits = by_split(clips)
     assert [len(members) for members in splits.values()] == [15, 5, 5]
     assert not {clip.speaker for clip in splits["train"]} & {clip.speaker for clip in splits["test"]}
-    told = {clip.id.rpartition("_")[2]: [label.label for label in clip.labels] for clip in splits["test"]}
-    assert told == {"F000": ["neutral"], "M000": ["happy"], "F001": [], "M001": [], "F002": ["angry"]}
+    labels = {clip.id.rpartition("_")[2]: [label.label for label in clip.labels] for clip in splits["test"]}
+    assert labels == {"F000": ["neutral"], "M000": ["happy"], "F001": [], "M001": [], "F002": ["angry"]}
     male = next(clip for clip in clips if clip.id.endswith("M000"))
     assert (male.gender, male.speaker, male.text) == ("male", "Ses01M", "Excuse me. [LAUGHTER]")
     with pytest.raises(CorpusError, match="sessions 5 and 5; choose two different ones"):
@@ -157,12 +157,12 @@ def test_voxceleb2(tmp_path):
     assert len(splits["test"]) == 4 and len(splits["train"]) + len(splits["valid"]) == 20
     first, second = clips[:2]
     assert (first.id, first.gender, first.age) == ("id00012/21Uxsk56VDQ/00001", "male", 39)
-    assert second.age is None  # the list knows no age for that video
+    assert second.age is None  # the list has no age for that video
     assert all(clip.age is None for clip in read_voxceleb2(tmp_path, False, 0.3, 1))
 
 
 def test_voxceleb2_other_layouts(tmp_path):
-    """The .m4a of the original where nothing is converted, and the list with names and tabs."""
+    """Original .m4a files, and the list with names and tabs."""
     miniatures.voxceleb2(tmp_path, ".m4a")
     list_file = tmp_path / "vox2_meta.csv"
     rows = [line.replace(" ,", " \t") for line in list_file.read_text().splitlines()]
@@ -171,7 +171,7 @@ def test_voxceleb2_other_layouts(tmp_path):
     assert len(clips) == 24 and {clip.audio.suffix for clip in clips} == {".m4a"}
     with pytest.raises(AudioError, match="convert"):
         read_audio(clips[0].audio)
-    miniatures.voxceleb2(tmp_path)  # converted beside the original
+    miniatures.voxceleb2(tmp_path)  # WAV files next to the original ones
     assert {clip.audio.suffix for clip in read_voxceleb2(tmp_path, True, 0.3, 1)} == {".wav"}
     miniatures.write_lines(list_file, *rows[:-1])
     with pytest.raises(CorpusError, match="vox2_meta.csv: no id00023"):
@@ -182,14 +182,14 @@ def test_cmu_mosei(tmp_path, caplog):
     pytest.importorskip("h5py")
     clips = list(read_cmu_mosei(miniatures.cmu_mosei(tmp_path)))
     splits = by_split(clips)
-    assert [len(members) for members in splits.values()] == [2, 2, 2]  # and none of the video in no fold
+    assert [len(members) for members in splits.values()] == [2, 2, 2]  # and none of the video that is in no fold
     earlier, later = splits["train"]
     assert (earlier.id, earlier.start, earlier.text) == ("a-video1_0", 0.0, "I LOVE it")
     assert later.text == "so much___yes" and later.duration == pytest.approx(0.4)
-    told = {clip.id: [label.label for label in clip.labels] for clip in clips}
-    assert told["a-video1_0"] == ["positive", "angry"] and told["a-video1_1"] == ["positive", "happy"]
-    assert told["20345_1"] == ["negative"]  # two emotions are equally strong
-    assert told["b_video_3_1"] == ["neutral", "fearful"]
+    labels = {clip.id: [label.label for label in clip.labels] for clip in clips}
+    assert labels["a-video1_0"] == ["positive", "angry"] and labels["a-video1_1"] == ["positive", "happy"]
+    assert labels["20345_1"] == ["negative"]  # two emotions are equally strong
+    assert labels["b_video_3_1"] == ["neutral", "fearful"]
     assert all(clip.text is None for clip in splits["valid"])
     damaged = tmp_path / "Raw/Transcript/Segmented/Combined/a-video1.txt"
     damaged.write_bytes(damaged.read_bytes().replace(b"a-video1___0___0.1___", b"12 \x81 "))
@@ -213,6 +213,6 @@ def test_cmu_mosei(tmp_path, caplog):
         (read_cmu_mosei, "CMU_MOSEI_Labels.csd", "multicomp.cs.cmu.edu"),
     ],
 )
-def test_missing_corpus_says_what_and_where_from(tmp_path, read, missing, source):
+def test_a_missing_corpus_is_an_error_with_its_source(tmp_path, read, missing, source):
     with pytest.raises(CorpusError, match=f"{missing}.* in {tmp_path}/nowhere .*no such folder.*{source}"):
         list(read(tmp_path / "nowhere"))

@@ -1,4 +1,4 @@
-"""Filters: limits hold to the sample, silence is reckoned in seconds, and a wrong entry is named."""
+"""Filters: limits are inclusive, silence is a share of time, and wrong entries are named."""
 
 import numpy as np
 import pytest
@@ -20,16 +20,16 @@ def silent(samples: np.ndarray, rate: int) -> float:
 @given(
     rate=st.sampled_from([8000, 16000, 22050, 44100, 96000]),
     quiet=st.integers(0, 40),
-    heard=st.integers(1, 40),
+    loud=st.integers(1, 40),
     gain=st.floats(0.02, 5.0),
 )
-def test_silence_share_is_of_time_whatever_rate_and_gain(rate, quiet, heard, gain):
+def test_silence_is_a_share_of_time_at_any_rate_and_gain(rate, quiet, loud, gain):
     """Blocks of 0.1 s: their share is the share of time, up to the frames on the border of a block."""
-    samples = gain * np.concatenate([np.zeros(round(0.1 * quiet * rate)), noise(0.1 * heard, rate)])
-    assert silent(samples, rate) == pytest.approx(quiet / (quiet + heard), abs=0.2 / (quiet + heard))
+    samples = gain * np.concatenate([np.zeros(round(0.1 * quiet * rate)), noise(0.1 * loud, rate)])
+    assert silent(samples, rate) == pytest.approx(quiet / (quiet + loud), abs=0.2 / (quiet + loud))
 
 
-def test_silence_is_relative_to_the_clip_and_absolute_at_the_bottom():
+def test_silence_is_relative_to_the_clip_with_an_absolute_floor():
     loud, faint = noise(1, 16000, 1.0), noise(1, 16000, 0.005)  # 46 dB apart
     assert silent(np.concatenate([loud, faint]), 16000) == 0.5
     assert silent(faint, 16000) == 0.0  # quiet throughout, but nothing in it is louder

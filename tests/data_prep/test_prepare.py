@@ -1,4 +1,4 @@
-"""The way from clips to manifests: a stream, faults set aside, filters apart from faults, and a restart for free."""
+"""From clips to manifests: streaming, rejected clips, filters, restart after an interruption."""
 
 import json
 import tarfile
@@ -22,7 +22,7 @@ from data_prep.prepare import SPLITS, prepare
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> list[Clip]:
-    """Twelve clips of 0.4 s with different noise, four a split."""
+    """Twelve clips of 0.4 s with different noise, four per split."""
     clips = []
     for number in range(12):
         audio = tmp_path / "corpus" / f"c{number}.wav"
@@ -48,33 +48,33 @@ def results(tmp_path: Path) -> tuple[list[str], list[dict]]:
     return sorted(row["id"].split("-")[1] for row in rows), [json.loads(line) for line in rejected]
 
 
-def test_a_generator_is_read_a_little_ahead_and_tables_are_printed(corpus, tmp_path, capsys, monkeypatch):
+def test_a_generator_is_read_only_a_little_ahead_and_tables_are_printed(corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checks, "_AHEAD", 3)
-    handed_out, most = 0, 0
-    look = checks.CheckedAudio.first_with
+    pending, most = 0, 0
+    original = checks.CheckedAudio.register
 
-    def first_with(self, name: str, id: str) -> str | None:
-        nonlocal handed_out, most
-        most, handed_out = max(most, handed_out), handed_out - 1
-        return look(self, name, id)
+    def register(self, name: str, id: str) -> str | None:
+        nonlocal pending, most
+        most, pending = max(most, pending), pending - 1
+        return original(self, name, id)
 
     def stream() -> Iterator[Clip]:
-        nonlocal handed_out
+        nonlocal pending
         for clip in corpus:
-            handed_out += 1
+            pending += 1
             yield clip
 
-    monkeypatch.setattr(checks.CheckedAudio, "first_with", first_with)
+    monkeypatch.setattr(checks.CheckedAudio, "register", register)
     assert prepare(stream(), settings(tmp_path), {}) == 0
     assert most <= 5
     assert results(tmp_path) == (sorted(clip.id for clip in corpus), [])
     printed = capsys.readouterr().out
     assert "train  asr      4      4   0.00" in printed
-    assert "set aside: 0 of 12 clips, 0 for faults" in printed
+    assert "rejected: 0 of 12 clips, 0 for faults" in printed
     assert sorted(path.name for path in (tmp_path / "out/preparation").iterdir()) == ["checks.sqlite"]
 
 
-def test_what_is_set_aside_is_counted_by_reason(corpus, tmp_path, capsys):
+def test_rejected_clips_are_counted_by_reason(corpus, tmp_path, capsys):
     corpus[0].audio.unlink()
     corpus[3].audio.unlink()
     bad = [
@@ -96,14 +96,14 @@ def test_what_is_set_aside_is_counted_by_reason(corpus, tmp_path, capsys):
         "b0": "no transcript",
         "c1": "c1.wav has the same id c1",
         "b2": "split is 'dev'",
-        "b3": "nothing is known of it",
+        "b3": "no annotation to ask about",
         "b4": "not valid Unicode",
     }.items():
         assert phrase in reasons.pop(id)
     assert not reasons and all("filter" not in entry for entry in rejected)
     printed = capsys.readouterr().out
     assert "    2  no such file" in printed
-    assert f"set aside: 7 of 13 clips, 7 for faults, see {tmp_path}/out/rejected.jsonl" in printed
+    assert f"rejected: 7 of 13 clips, 7 for faults, see {tmp_path}/out/rejected.jsonl" in printed
 
 
 def test_filters_do_not_count_as_faults(corpus, tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_filters_do_not_count_as_faults(corpus, tmp_path, capsys):
     corpus[3] = replace(corpus[3], text="x" * 51)
     corpus[4].audio.write_bytes(corpus[7].audio.read_bytes())
     corpus[4] = replace(corpus[4], text=corpus[7].text)
-    corpus[5].audio.write_bytes(corpus[8].audio.read_bytes())  # another text: no duplicate
+    corpus[5].audio.write_bytes(corpus[8].audio.read_bytes())  # another text, so not a duplicate
     limits = {"min_seconds": 0.1, "max_seconds": 0.9, "max_characters": 50, "max_silence": 0.8, "duplicates": "drop"}
     assert prepare(corpus, settings(tmp_path, filters=limits), {}) == 0
     ids, rejected = results(tmp_path)
@@ -127,8 +127,8 @@ def test_filters_do_not_count_as_faults(corpus, tmp_path, capsys):
     }
     assert "same audio and transcript as c4" in next(entry["reason"] for entry in rejected if entry["id"] == "c7")
     printed = capsys.readouterr().out
-    assert "set aside: 5 of 12 clips, 0 for faults" in printed
-    assert "filters left out 1 clips of the test split" in printed
+    assert "rejected: 5 of 12 clips, 0 for faults" in printed
+    assert "filters left out 1 test clips" in printed
 
 
 def test_transcripts_are_normalised(corpus, tmp_path):
@@ -143,7 +143,7 @@ def test_transcripts_are_normalised(corpus, tmp_path):
         prepare(corpus, settings(tmp_path, text=["korean"]), {})
 
 
-def test_above_the_limit_nothing_is_written_but_the_list(corpus, tmp_path):
+def test_with_too_many_faults_only_the_list_of_rejects_is_written(corpus, tmp_path):
     corpus[0].audio.unlink()
     with pytest.raises(CorpusError, match=r"1 of 12 clips were rejected, more than max_rejects 0.05 .*--max_rejects"):
         prepare(corpus, settings(tmp_path, max_rejects=0.05), {})
@@ -152,30 +152,30 @@ def test_above_the_limit_nothing_is_written_but_the_list(corpus, tmp_path):
     assert len(results(tmp_path)[0]) == 11
 
 
-def test_restart_looks_at_no_file_twice(corpus, tmp_path, monkeypatch):
-    looked: list[Path] = []
-    look = checks.CheckedAudio._look
+def test_a_restart_checks_no_file_twice(corpus, tmp_path, monkeypatch):
+    inspected: list[Path] = []
+    original = checks.CheckedAudio._inspect
 
     def counted(self, path: Path, *segment) -> checks.Check:
-        looked.append(path)
-        return look(self, path, *segment)
+        inspected.append(path)
+        return original(self, path, *segment)
 
     def killed_after(number: int) -> Iterator[Clip]:
         yield from corpus[:number]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checks.CheckedAudio, "_look", counted)
+    monkeypatch.setattr(checks.CheckedAudio, "_inspect", counted)
     monkeypatch.setattr(checks, "_AHEAD", 1)
     with pytest.raises(KeyboardInterrupt):
         prepare(killed_after(7), settings(tmp_path), {})
     assert not (tmp_path / "out/train.jsonl").exists()
-    looked.clear()
+    inspected.clear()
     prepare(corpus, settings(tmp_path), {})
-    assert len(looked) in (5, 6) and results(tmp_path)[0] == sorted(clip.id for clip in corpus)
-    looked.clear()
-    soundfile.write(corpus[0].audio, np.zeros(100), 16000)  # changed since
+    assert len(inspected) in (5, 6) and results(tmp_path)[0] == sorted(clip.id for clip in corpus)
+    inspected.clear()
+    soundfile.write(corpus[0].audio, np.zeros(100), 16000)  # the file changes
     prepare(corpus, settings(tmp_path), {})
-    assert looked == [corpus[0].audio]
+    assert inspected == [corpus[0].audio]
 
 
 def test_clips_in_a_tar_file_are_prepared_like_files(corpus, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_clips_in_a_tar_file_are_prepared_like_files(corpus, tmp_path, monkeypat
         assert row["audio"].startswith("../corpus.tar/wav/")
         key = feature_key(row)
         assert torch.equal(store[key], from_files[key.replace("corpus.tar/wav", "corpus")])
-    monkeypatch.setattr(checks.CheckedAudio, "_look", None)  # a second run looks at nothing
+    monkeypatch.setattr(checks.CheckedAudio, "_inspect", None)  # a second run inspects no file
     assert prepare(packed, settings(tmp_path, **options), {}) == 0
 
 

@@ -1,4 +1,4 @@
-"""Readers of real corpora and their prepare scripts, on miniatures of each layout and on the corpora where they are."""
+"""Readers of real corpora and their prepare commands, on miniatures of each layout and on the corpora themselves."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store import FeatureStore
 from data_prep.clips import Clip, CorpusError, Label, hold_out, read_table
 from data_prep.corpora.an4 import read_an4
-from data_prep.corpora.esc50 import _TOLD, read_esc50
+from data_prep.corpora.esc50 import _PHRASES, read_esc50
 from data_prep.corpora.speechocean762 import read_speechocean762
 from data_prep.prepare import prepare
 from data_prep.questions import questions
@@ -34,13 +34,13 @@ def write_audio(path: Path, seconds: float = 0.4, rate: int = 16000) -> None:
 
 @pytest.fixture
 def an4(tmp_path) -> Path:
-    """Four training speakers and one test speaker, an utterance each, in three containers."""
+    """Four training speakers and one test speaker, with one utterance each, in three file formats."""
     folder = tmp_path / "an4"
     speakers = {"train": ["fash", "fbbh", "mblw", "mrcb"], "test": ["marh"]}
     (folder / "etc").mkdir(parents=True)
     for part, names in speakers.items():
-        room = "an4_clstk" if part == "train" else "an4test_clstk"
-        ids = [f"{room}/{name}/an{number}-{name}-b" for number, name in enumerate(names)]
+        folder_name = "an4_clstk" if part == "train" else "an4test_clstk"
+        ids = [f"{folder_name}/{name}/an{number}-{name}-b" for number, name in enumerate(names)]
         texts = [f"<s> ERASE C Q NINE </s> ({fileid.split('/')[-1]})" for fileid in ids]
         (folder / f"etc/an4_{part}.fileids").write_text("\n".join(ids) + "\n")
         (folder / f"etc/an4_{part}.transcription").write_text("\n".join(texts) + "\n")
@@ -51,7 +51,7 @@ def an4(tmp_path) -> Path:
 
 @pytest.fixture
 def esc50(tmp_path) -> Path:
-    """Three folds of one ESC-10 class and one other, two clips of each source recording, at 44.1 kHz."""
+    """Three folds of an ESC-10 class and another class, with two clips of each source recording, at 44.1 kHz."""
     folder = tmp_path / "esc50"
     (folder / "meta").mkdir(parents=True)
     lines = ["filename,fold,target,category,esc10,src_file,take"]
@@ -68,7 +68,7 @@ def esc50(tmp_path) -> Path:
 
 @pytest.fixture
 def speechocean(tmp_path) -> Path:
-    """Six training and two test speakers, two utterances each; half of them have tabs, half have spaces."""
+    """Six training and two test speakers with two utterances each; half of the lines have tabs, half have spaces."""
     folder = tmp_path / "speechocean762"
     for part, speakers in {"train": range(6), "test": range(6, 8)}.items():
         tables = {name: [] for name in ("wav.scp", "text", "utt2spk", "spk2age", "spk2gender")}
@@ -91,7 +91,7 @@ def speechocean(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
-    """A Whisper of a few thousand weights."""
+    """A Whisper with a few thousand weights."""
     folder = tmp_path_factory.mktemp("encoder")
     config = WhisperConfig(
         vocab_size=60, d_model=16, encoder_layers=4, decoder_layers=1, encoder_attention_heads=2,
@@ -134,7 +134,7 @@ def test_esc50_reader(esc50):
     assert {clip.label("sound_class") for clip in ten} == {"crying baby"} and ten[0].dataset == "ESC-10"
 
 
-def test_esc50_faults_are_named(esc50):
+def test_esc50_errors_are_named(esc50):
     with pytest.raises(CorpusError, match=r"test_fold is 5, but the clips are of folds \[1, 2, 3\]"):
         read_esc50(esc50, False, 5, 0.1, 1)
     table = esc50 / "meta/esc50.csv"
@@ -147,9 +147,9 @@ def test_esc50_faults_are_named(esc50):
         read_esc50(esc50, False, 1, 0.1, 1)
 
 
-def test_esc50_tells_of_fifty_classes_in_different_words():
-    assert len(_TOLD) == 50
-    assert all(len(set(told)) == 3 for told in _TOLD.values())
+def test_esc50_has_three_different_phrases_for_each_class():
+    assert len(_PHRASES) == 50
+    assert all(len(set(phrases)) == 3 for phrases in _PHRASES.values())
 
 
 def test_speechocean_reader(speechocean):
@@ -173,13 +173,13 @@ def test_speechocean_holds_out_speakers_where_there_is_no_test_part(speechocean)
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("spk2age", "0000 eight\n", "spk2age: 'eight' of 0000 is no whole number"),
+        ("spk2age", "0000 eight\n", "spk2age: 'eight' of 0000 is not a whole number"),
         ("spk2gender", "0000 x\n", "spk2gender: 'x' of 0000 is neither m nor f"),
         ("utt2spk", "00000 0000\n", "utt2spk: no speaker for 00001"),
-        ("text", "00000 A\n00000 B\n", "text, line 2: 00000 was given before"),
+        ("text", "00000 A\n00000 B\n", "text, line 2: 00000 occurs twice"),
     ],
 )
-def test_speechocean_faults_are_named(speechocean, file, text, message):
+def test_speechocean_errors_are_named(speechocean, file, text, message):
     (speechocean / "train" / file).write_text(text)
     with pytest.raises(CorpusError, match=message):
         read_speechocean762(speechocean, 0.2, None, 1)
@@ -193,7 +193,7 @@ def test_speechocean_faults_are_named(speechocean, file, text, message):
         (read_speechocean762, (0.1, None, 1), "train/wav.scp", "openslr.org/101"),
     ],
 )
-def test_missing_corpus_says_what_and_where_from(tmp_path, read, arguments, missing, source):
+def test_a_missing_corpus_is_an_error_with_its_source(tmp_path, read, arguments, missing, source):
     with pytest.raises(CorpusError, match=f"{missing}.* in {tmp_path}/nowhere .*no such folder.*{source}"):
         read(tmp_path / "nowhere", *arguments)
 
@@ -201,16 +201,16 @@ def test_missing_corpus_says_what_and_where_from(tmp_path, read, arguments, miss
 @given(
     members=st.lists(st.tuples(st.integers(0, 9), st.sampled_from("ab")), min_size=1, max_size=30), seed=st.integers()
 )
-def test_held_out_groups_stay_whole_and_do_not_depend_on_order(members, seed):
+def test_held_out_groups_are_not_split_and_do_not_depend_on_order(members, seed):
     clips = [
         Clip("d", str(i), Path("x"), "train", f"{name}{group}", text=name) for i, (group, name) in enumerate(members)
     ]
 
     def split_of(clips: list[Clip]) -> dict[str, str]:
         held = hold_out(clips, 0.3, "valid", seed % 1000, stratum=lambda clip: clip.text)
-        found = {(clip.group, clip.split) for clip in held}
-        assert len(found) == len(dict(found))
-        return dict(found)
+        pairs = {(clip.group, clip.split) for clip in held}
+        assert len(pairs) == len(dict(pairs))
+        return dict(pairs)
 
     splits = split_of(clips)
     assert split_of(random.Random(seed).sample(clips, len(clips))) == splits
@@ -219,7 +219,7 @@ def test_held_out_groups_stay_whole_and_do_not_depend_on_order(members, seed):
         assert "train" in of_stratum and ("valid" in of_stratum) == (len(of_stratum) > 1)
 
 
-def test_table_keeps_spaces_of_values(tmp_path):
+def test_tables_keep_spaces_in_values(tmp_path):
     (tmp_path / "wav.scp").write_text("a\tb c.wav\n\nd  e\n")
     assert read_table(tmp_path / "wav.scp") == {"a": "b c.wav", "d": "e"}
 
@@ -248,7 +248,7 @@ def test_questions_vary_and_repeat():
 
 
 def run_recipe(name: str, *options: str) -> None:
-    """What `python prepare.py hparams/prepare.yaml ...` does."""
+    """Run what `python prepare.py hparams/prepare.yaml ...` runs."""
     folder = RECIPES / name / "ltu_as"
     runpy.run_path(str(folder / "prepare.py"))["main"]([str(folder / "hparams/prepare.yaml"), *map(str, options)])
 
@@ -284,8 +284,8 @@ def test_prepare_commands_write_manifests_and_features(an4, esc50, speechocean, 
     assert {file.name: file.read_bytes() for file in (out / "all").glob("*.jsonl")} == written
 
 
-def test_unusable_clips_are_listed_and_left_out(speechocean, encoder, tmp_path):
-    """A lost file, a file that is no audio, one whose samples are damaged, an utterance without text."""
+def test_unusable_clips_are_rejected(speechocean, encoder, tmp_path):
+    """A missing file, a file that is not audio, one with damaged samples, and an utterance without text."""
     (speechocean / "WAVE/SPEAKER0000/00000.wav").unlink()
     (speechocean / "WAVE/SPEAKER0001/00010.wav").write_text("no audio")
     damaged = np.full(4000, np.nan, dtype=np.float32)
@@ -319,7 +319,7 @@ def test_empty_split_is_an_error(an4, tmp_path):
 
 
 def test_real_corpora(real_data, tmp_path):
-    """Everything the folders hold is decoded to the end, counted, and split without a speaker on two sides."""
+    """All files are decoded completely and counted, and no speaker is in two splits."""
     folders = {name: real_data / folder for name, folder in (("an4", "an4"), ("esc50", "esc10"))}
     folders["speechocean762"] = real_data / "speechocean762"
     options = [word for name, folder in folders.items() for word in (f"--{name}_folder", folder)]

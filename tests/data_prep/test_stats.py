@@ -1,4 +1,4 @@
-"""Statistics of manifests: figures that can be reckoned by hand, and a page that needs nothing else."""
+"""Statistics of manifests: counts computed by hand, and a report without external resources."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def manifest(tmp_path: Path) -> Path:
             rows.append(row | ({"duration": number + 1.0} if number < 2 else {}))
     rows.append(rows[0] | {"id": "lost", "audio": "lost.wav", "duration": None, "target": "x"})
     file = tmp_path / "train.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no JSON\n", encoding="utf-8")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n", encoding="utf-8")
     return file
 
 
@@ -48,14 +48,14 @@ def test_counts(manifest):
     assert "lost.wav: no such file" in found.faults[0] and "line 8" in found.faults[1]
 
 
-def test_headers_are_drawn_where_there_are_many(manifest, monkeypatch):
+def test_headers_are_sampled_if_there_are_many(manifest, monkeypatch):
     monkeypatch.setattr(stats, "MAX_HEADERS", 2)
     found = stats.collect([manifest])
     titles = [table.title for table in stats.tables(found)]
-    assert found.rates.total() <= 2 and f"Sample rates ({found.rates.total()} drawn of 4 clips)" in titles
+    assert found.rates.total() <= 2 and f"Sample rates ({found.rates.total()} sampled of 4 clips)" in titles
 
 
-def test_command_writes_a_picture_and_a_page(manifest, capsys):
+def test_the_command_writes_a_picture_and_a_report(manifest, capsys):
     stats.main([str(manifest)])
     out = capsys.readouterr().out
     assert re.search(r"Toy +b +0.08", out) and "HANGUL SYLLABLE GA" in out

@@ -1,4 +1,4 @@
-"""Tar shards: every clip once, the same bytes whenever they are written, and what NeMo expects of their names."""
+"""Tar shards: every clip once, reproducible bytes, and the names that NeMo expects."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ CLIPS = 11
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Manifest of CLIPS clips with two rows each, of names that a tar's member could not have."""
+    """Manifest of CLIPS clips with two rows each, and file names that members of WebDataset cannot have."""
     rows = []
     for number in range(CLIPS):
         file = tmp_path / f"wav/sub.{number % 2}/clip é {number}.{'wav' if number % 3 else 'FLAC'}"
@@ -76,9 +76,9 @@ def test_nemo_manifest_has_its_fields(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("after", [0, 1, 4, 7, CLIPS - 1])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(manifest, tmp_path, monkeypatch, after):
-    """It is interrupted at every write, and each time leaves half a shard behind."""
-    pack(manifest, tmp_path / "whole", 3, seed=5)
+def test_an_interrupted_run_continues_to_the_same_bytes(manifest, tmp_path, monkeypatch, after):
+    """The run is interrupted while it writes a shard."""
+    pack(manifest, tmp_path / "uninterrupted", 3, seed=5)
     import webdataset
 
     write, written = webdataset.TarWriter.write, []
@@ -92,11 +92,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(manifest, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(webdataset.TarWriter, "write", failing)
         with pytest.raises(KeyboardInterrupt):
-            pack(manifest, tmp_path / "cut", 3, seed=5)
-    assert not (tmp_path / "cut/manifest.jsonl").exists()
-    finished = {file: file.stat().st_ino for file in (tmp_path / "cut").glob("audio_*.tar")}
-    pack(manifest, tmp_path / "cut", 3, seed=5)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+            pack(manifest, tmp_path / "interrupted", 3, seed=5)
+    assert not (tmp_path / "interrupted/manifest.jsonl").exists()
+    finished = {file: file.stat().st_ino for file in (tmp_path / "interrupted").glob("audio_*.tar")}
+    pack(manifest, tmp_path / "interrupted", 3, seed=5)
+    assert contents(tmp_path / "interrupted") == contents(tmp_path / "uninterrupted")
     assert all(file.stat().st_ino == inode for file, inode in finished.items())  # not written again
 
 
@@ -108,7 +108,7 @@ def test_a_damaged_shard_is_written_again(manifest, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
-def test_shards_of_something_else_are_refused(manifest, tmp_path):
+def test_shards_of_another_plan_are_refused(manifest, tmp_path):
     pack(manifest, tmp_path / "out", 2)
     with pytest.raises(FormatError, match="with another seed"):
         pack(manifest, tmp_path / "out", 2, seed=1)
@@ -124,13 +124,13 @@ def test_shards_of_something_else_are_refused(manifest, tmp_path):
         pack(manifest, tmp_path / "more", 12)
 
 
-def test_unreadable_audio_is_set_aside_and_tells_in_the_exit_status(manifest, tmp_path, capsys):
-    """Also in a second run, which finds the shards written."""
+def test_unreadable_audio_is_rejected_and_changes_the_exit_status(manifest, tmp_path, capsys):
+    """Also in a second run, for which the shards exist."""
     (tmp_path / "wav/sub.1/clip é 1.wav").write_bytes(b"no audio")
     arguments = [str(manifest), str(tmp_path / "out"), "--shards", "3"]
     for _ in range(2):
-        assert main(arguments) == 1
-        assert "2 of 22 rows were set aside" in capsys.readouterr().err
+        with pytest.raises(FormatError, match="2 of 22 rows were rejected"):
+            main(arguments)
         assert not (tmp_path / "out/manifest.jsonl").exists()
         assert main([*arguments, "--max_rejects", "0.1"]) == 3
         assert "rows packed    20" in capsys.readouterr().out
@@ -140,12 +140,12 @@ def test_unreadable_audio_is_set_aside_and_tells_in_the_exit_status(manifest, tm
     assert len(list((tmp_path / "out").glob("audio_*.tar"))) == 3
 
 
-def test_endings_are_what_webdataset_takes():
+def test_members_have_extensions_that_webdataset_accepts():
     assert [tar._ending(name) for name in ("a.WAV", "b", "c.x y", "d.tar.ogg")] == [".wav", ".audio", ".audio", ".ogg"]
 
 
-def test_a_tarred_manifest_of_nemo_is_read_into_its_shards(manifest, tmp_path, capsys):
-    """Also of a second segment of a file, which NeMo lists under a name of its own and stores once."""
+def test_a_tarred_manifest_of_nemo_gets_paths_of_shard_members(manifest, tmp_path):
+    """Also for the second segment of a file, which NeMo lists under another name and stores once."""
     rows = [row | {"start": 0.02} if row["task"] == "gender" else row for row in read_manifest(manifest)]
     write_manifest(manifest, rows)
     pack(manifest, tmp_path / "out", 3)
@@ -157,15 +157,15 @@ def test_a_tarred_manifest_of_nemo_is_read_into_its_shards(manifest, tmp_path, c
     command = ["nemo", "manifest", str(tmp_path / "nemo.json"), str(tmp_path / "rows.jsonl")]
     assert convert([*command, "--shards", f"{tmp_path}/out/audio__OP_0..2_CL_.tar"]) == 0
     packed = read_manifest(tmp_path / "out/manifest.jsonl")
-    for row, ours in zip(read_manifest(tmp_path / "rows.jsonl"), packed, strict=True):
-        assert (row["id"], row["shard_id"]) == (ours["id"], ours["shard_id"])
-        files = (tmp_path / row["audio"], tmp_path / "out" / ours["audio"])
+    for row, expected in zip(read_manifest(tmp_path / "rows.jsonl"), packed, strict=True):
+        assert (row["id"], row["shard_id"]) == (expected["id"], expected["shard_id"])
+        files = (tmp_path / row["audio"], tmp_path / "out" / expected["audio"])
         assert torch.equal(*(read_audio(file, row["start"], row["duration"]) for file in files))
-    capsys.readouterr()
-    assert convert([*command, "--shards", f"{tmp_path}/out/audio_0.tar"]) == 1
-    assert "is none of the 1 shards" in (tmp_path / "rows.jsonl.rejected.jsonl").read_text()
-    assert convert([*command, "--shards", f"{tmp_path}/out/audio.tar"]) == 1
-    assert "ends in its number" in capsys.readouterr().err
+    with pytest.raises(FormatError, match="is not one of the 1 shards"):
+        convert([*command, "--shards", f"{tmp_path}/out/audio_0.tar"])
+    assert "is not one of the 1 shards" in (tmp_path / "rows.jsonl.rejected.jsonl").read_text()
+    with pytest.raises(FormatError, match="must end in its number"):
+        convert([*command, "--shards", f"{tmp_path}/out/audio.tar"])
 
 
 def test_patterns_of_nemo_and_of_shells():
@@ -175,7 +175,7 @@ def test_patterns_of_nemo_and_of_shells():
     assert [str(path) for path in expand_shards("a/audio_1.tar")] == names[1:2]
 
 
-def test_a_missing_library_is_named_with_its_remedy(manifest, tmp_path, monkeypatch):
+def test_a_missing_library_is_an_error_with_the_remedy(manifest, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    with pytest.raises(ImportError, match=r'pip install "audiolm_lite\[data\]"'):
+    with pytest.raises(FormatError, match=r'pip install "audiolm_lite\[data\]"'):
         pack(manifest, tmp_path / "out", 2)

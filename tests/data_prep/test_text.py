@@ -1,4 +1,4 @@
-"""Text normalisation: what each step does, that doing it twice changes nothing, and the dry run."""
+"""Text normalisation: the effect of each step, idempotence, and the dry run."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, UserError
 from data_prep.text import STEPS, normaliser, plain_transcript
 from data_prep.text.__main__ import main
 from data_prep.text.korean import _sino
@@ -62,7 +62,7 @@ PIECES = ["가", "나 ", "b/", "n/ ", "(a)/(b)", "3", "1,000", "3시", "<s>", *"
 @given(text=st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)))
 @example(text="((a)/(b))/(c)")
 @example(text="$$5 ((x)) 1.2.3")
-def test_a_step_done_twice_changes_nothing_more(name, text):
+def test_steps_are_idempotent(name, text):
     normalise = normaliser([name])
     once = normalise(text)
     assert normalise(once) == once == " ".join(once.split())
@@ -71,8 +71,8 @@ def test_a_step_done_twice_changes_nothing_more(name, text):
 @given(st.integers(0, 10**20 - 1))
 @example(10000)
 @example(100010001)
-def test_sino_numbers_read_back(value):
-    """By a reader of its own: the words of a number say which number it is, and no two are the same."""
+def test_sino_numbers_are_parsed_back(value):
+    """An independent parser recovers every number from its words."""
     digits = {word: number for number, word in enumerate("영일이삼사오육칠팔구")}
     small, large = {"십": 10, "백": 100, "천": 1000}, {"만": 10**4, "억": 10**8, "조": 10**12, "경": 10**16}
     total = group = digit = 0
@@ -87,11 +87,11 @@ def test_sino_numbers_read_back(value):
 
 
 @given(st.text(alphabet="0123456789,.-시개명 원가", max_size=30))
-def test_no_digit_is_left(text):
+def test_no_digits_remain(text):
     assert not any(character.isdigit() for character in normaliser(["korean_numbers"])(text))
 
 
-def test_unknown_step_names_the_nearest():
+def test_an_unknown_step_is_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match="unknown step 'korean_spokn'; did you mean 'korean_spoken'"):
         normaliser(["nfc", "korean_spokn"])
 
@@ -109,7 +109,7 @@ def test_dry_run(tmp_path: Path, capsys):
     out = capsys.readouterr().out
     assert out == "line 1\n  - A\n  + a\n3 of 3 transcripts change, 1 are shown; 1 are empty afterwards\n"
     text.write_bytes(b"\xff\xfe")
-    with pytest.raises(SystemExit, match=r"t.txt, after line 0: .*give UTF-8"):
+    with pytest.raises(UserError, match=r"t.txt, after line 0: .*give UTF-8"):
         main(["lower", "--file", str(text)])
 
 

@@ -1,4 +1,4 @@
-"""Transcripts by Whisper in a manifest: a tiny random Whisper hears nonsense, but always the same."""
+"""Whisper's transcripts in a manifest, by a tiny random Whisper, whose output is meaningless but reproducible."""
 
 import json
 
@@ -37,14 +37,14 @@ def made(tmp_path):
 def test_every_row_gets_its_clips_transcript(made, monkeypatch, capsys):
     import whisper
 
-    heard = []
+    transcribed = []
 
     def transcribe(model, audio, **options):
-        heard.append(len(audio))
-        if len(heard) == 2 and not made.joinpath("killed").exists():
+        transcribed.append(len(audio))
+        if len(transcribed) == 2 and not made.joinpath("killed").exists():
             made.joinpath("killed").touch()
             raise KeyboardInterrupt
-        return {"text": f" heard {len(heard)} "}
+        return {"text": f" text {len(transcribed)} "}
 
     monkeypatch.setattr(whisper.model.Whisper, "transcribe", transcribe)
     command = [str(made / "test.jsonl"), str(made / "with.jsonl"), "--model", str(made / "tiny.pt"), "--device", "cpu"]
@@ -53,11 +53,11 @@ def test_every_row_gets_its_clips_transcript(made, monkeypatch, capsys):
     assert not (made / "with.jsonl").exists()
     assert transcripts.main(command) == 3
     rows = {row["id"]: row["transcript"] for row in read_manifest(made / "with.jsonl")}
-    # the clip heard before the interruption is not heard again
-    assert rows == {"a-asr": "heard 1", "a-caption": "heard 1", "b-asr": "heard 3", "b-caption": "heard 3"}
+    # The clip transcribed before the interruption is not transcribed again.
+    assert rows == {"a-asr": "text 1", "a-caption": "text 1", "b-asr": "text 3", "b-caption": "text 3"}
     [rejected] = map(json.loads, (made / "with.jsonl.rejected.jsonl").read_text().splitlines())
     assert rejected["key"] == "c.wav" and "not readable as audio" in rejected["reason"]
-    assert "4 of 6 rows, 1 clips set aside" in capsys.readouterr().out
+    assert "4 of 6 rows, 1 clips rejected" in capsys.readouterr().out
 
 
 def test_a_real_model_runs_and_is_deterministic(made):
@@ -66,17 +66,17 @@ def test_a_real_model_runs_and_is_deterministic(made):
     texts = []
     for name in ("x.jsonl", "y.jsonl"):
         command = [str(made / "one.jsonl"), str(made / name), "--model", str(made / "tiny.pt"), "--device", "cpu"]
-        assert transcripts.main([*command, "--language", "en", "--field", "heard"]) == 0
-        texts.append([row["heard"] for row in read_manifest(made / name)])
+        assert transcripts.main([*command, "--language", "en", "--field", "words"]) == 0
+        texts.append([row["words"] for row in read_manifest(made / name)])
     assert texts[0] == texts[1] and len(set(texts[0])) == 1
 
 
-def test_a_blank_transcript_needs_no_whisper(made):
+def test_blank_transcripts_need_no_model(made):
     assert transcripts.main([str(made / "test.jsonl"), str(made / "blank.jsonl"), "--blank"]) == 0
     assert [row["transcript"] for row in read_manifest(made / "blank.jsonl")] == [""] * 6
 
 
-def test_output_elsewhere_is_refused(made, tmp_path, capsys):
+def test_output_in_another_folder_is_refused(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         transcripts.main([str(made / "test.jsonl"), str(tmp_path / "other" / "x.jsonl")])
     assert "manifest's folder" in capsys.readouterr().err

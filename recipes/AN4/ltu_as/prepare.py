@@ -1,22 +1,7 @@
 """Prepare CMU AN4: python prepare.py hparams/prepare.yaml --data_folder /corpora/an4 --output_folder data"""
 
-import sys
-
-from audiolm_lite.config.experiment import load_experiment
-from audiolm_lite.config.keys import Key
-from audiolm_lite.config.start import start_run
-from data_prep.corpora.an4 import read_an4
-from data_prep.prepare import PREPARE_KEYS, prepare
-
-KEYS = {**PREPARE_KEYS, "data_folder": Key("The unpacked corpus, with etc/ and wav/.", str, result=False)}
-
-
-def main(argv: list[str]) -> int:
-    hparams, run_opts, resolved = load_experiment(argv, KEYS)
-    start_run(hparams, resolved)
-    clips = read_an4(hparams["data_folder"], hparams["valid_share"], hparams["seed"])
-    return prepare(clips, hparams, run_opts)
-
+from audiolm_lite.config.errors import run_command
+from data_prep.run import main
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    run_command(main)
