@@ -1,4 +1,4 @@
-"""Reading audio: right samples, or an error that names the file and says what to do."""
+"""Reading audio: the correct samples, or an error that names the file and says what to do."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ def test_formats(tmp_path, suffix):
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000, 192000])
 def test_other_rates_are_resampled_without_aliasing(tmp_path, rate):
-    high = sine(rate, frequency=9000.0) if rate > 22050 else 0.0  # above 8 kHz: must be gone at 16 kHz
+    high = sine(rate, frequency=9000.0) if rate > 22050 else 0.0  # above 8 kHz: must be removed at 16 kHz
     soundfile.write(tmp_path / "a.wav", sine(rate) + high, rate, subtype="FLOAT")
     samples = read_audio(tmp_path / "a.wav")
     assert samples.shape == (16000,)
@@ -88,36 +88,36 @@ def test_segments(tmp_path):
 
 
 def noisy_then_quiet(rate):
-    """30 s whose bitrate varies if the codec lets it."""
+    """30 s that a codec of variable bitrate encodes at different bitrates."""
     samples = np.concatenate([sine(rate, 10), np.random.default_rng(0).normal(0, 0.2, 10 * rate), sine(rate, 10)])
     return samples.clip(-1, 1).astype(np.float32)
 
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
-def test_mp3_segments_begin_where_they_should(tmp_path, mode):
-    """Seeking in an MP3 of varying bitrate lands seconds away."""
+def test_mp3_segments_begin_at_the_requested_time(tmp_path, mode):
+    """Seeking in an MP3 of variable bitrate is inaccurate by seconds."""
     file = tmp_path / "a.mp3"
     soundfile.write(file, noisy_then_quiet(16000), 16000, bitrate_mode=mode, compression_level=0.5)
-    whole = read_audio(file)
+    complete = read_audio(file)
     for start in (0.5, 9.9, 20.0, 25.3):
-        np.testing.assert_allclose(read_audio(file, start, 1.5), whole[round(16000 * start) :][:24000], atol=1e-6)
+        np.testing.assert_allclose(read_audio(file, start, 1.5), complete[round(16000 * start) :][:24000], atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff"])
-def test_blocks_are_the_whole(tmp_path, monkeypatch, suffix):
-    """However finely a file is read, the samples are those of one read."""
+def test_blocks_add_up_to_the_file(tmp_path, monkeypatch, suffix):
+    """Blocks of any size give the samples of one read."""
     file = tmp_path / f"a.{suffix}"
     settings = {"bitrate_mode": "VARIABLE", "compression_level": 0.5} if suffix == "mp3" else {}
     settings |= {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
     soundfile.write(file, noisy_then_quiet(16000)[144000:176000], 16000, **settings)
-    whole = read_audio(file)
+    complete = read_audio(file)
     monkeypatch.setattr("audiolm_lite.audio.reading._BLOCK_SECONDS", 0.0371)
-    np.testing.assert_allclose(read_audio(file), whole, atol=1e-6)
-    np.testing.assert_allclose(read_audio(file, 0.9, 1.0), whole[14400:30400], atol=1e-6)
+    np.testing.assert_allclose(read_audio(file), complete, atol=1e-6)
+    np.testing.assert_allclose(read_audio(file, 0.9, 1.0), complete[14400:30400], atol=1e-6)
 
 
 def untagged(file):
-    """Drop the first frame of an MP3, which holds its length and no sound."""
+    """Drop the first frame of an MP3, which contains its length and no sound."""
     data = file.read_bytes()
     file.write_bytes(data[data.index(data[:2], 100) :])
 
@@ -145,8 +145,8 @@ def test_header_longer_than_the_data_is_an_error_naming_both(tmp_path, kind):
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF - 36])
-def test_sizes_that_stand_for_an_unknown_length_are_no_fault(tmp_path, size):
-    """What programs write that send WAV through a pipe."""
+def test_sizes_of_an_unknown_length_are_accepted(tmp_path, size):
+    """Programs that write WAV to a pipe use such sizes."""
     samples = (sine(16000) * 32767).astype("<i2").tobytes()
     format = struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16)
     header = b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + format + b"data" + struct.pack("<I", size)
@@ -154,7 +154,7 @@ def test_sizes_that_stand_for_an_unknown_length_are_no_fault(tmp_path, size):
     assert audio_duration(tmp_path / "a.wav") == 1.0 and len(read_audio(tmp_path / "a.wav")) == 16000
 
 
-def test_integers_stored_as_floats_are_refused(tmp_path):
+def test_integers_stored_as_floats_are_an_error(tmp_path):
     soundfile.write(tmp_path / "a.wav", sine(16000) * 32768, 16000, subtype="FLOAT")
     with pytest.raises(AudioError, match="samples of up to 16384, but full scale is 1"):
         read_audio(tmp_path / "a.wav")
@@ -165,7 +165,7 @@ def test_integers_stored_as_floats_are_refused(tmp_path):
 def test_a_segment_of_two_hours_takes_little_memory(tmp_path):
     tone = (sine(16000, 5) * 32767).astype("<i2").tobytes()
     size = 2 * 3600 * 16000 * 2
-    with (tmp_path / "a.wav").open("wb") as file:  # a hole where there is no tone
+    with (tmp_path / "a.wav").open("wb") as file:  # sparse before the tone
         format = struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16)
         file.write(b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt " + format + b"data" + struct.pack("<I", size))
         file.seek(44 + 7000 * 32000)
@@ -193,7 +193,7 @@ def test_names(tmp_path):
         (tmp_path / name).unlink()
 
 
-def test_what_is_no_file(tmp_path):
+def test_paths_without_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
     (tmp_path / "link.wav").symlink_to(tmp_path / "gone.wav")
     (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
@@ -210,7 +210,7 @@ def test_what_is_no_file(tmp_path):
             read_audio(tmp_path / name)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
 def test_no_permission(tmp_path):
     soundfile.write(tmp_path / "a.wav", sine(16000), 16000)
     (tmp_path / "a.wav").chmod(0)
@@ -220,7 +220,7 @@ def test_no_permission(tmp_path):
 
 @pytest.fixture
 def m4a(tmp_path):
-    """Bytes that begin as an MPEG-4 file does."""
+    """Bytes that begin like an MPEG-4 file."""
     file = tmp_path / "my song.m4a"
     file.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0" + b"\0" * 100)
     return file
@@ -237,7 +237,7 @@ def test_foreign_formats_name_the_command(m4a, monkeypatch):
 
 
 def test_ffmpeg_is_called_without_a_shell_and_with_files_only(m4a, tmp_path, monkeypatch):
-    """A program of that name that notes its arguments and answers with a prepared file, or with an error."""
+    """A program of that name records its arguments and copies a prepared file, or prints an error."""
     soundfile.write(tmp_path / "answer.w64", sine(44100), 44100, subtype="FLOAT")
     program = tmp_path / "bin/ffmpeg"
     program.parent.mkdir()
@@ -258,7 +258,7 @@ def test_ffmpeg_is_called_without_a_shell_and_with_files_only(m4a, tmp_path, mon
 
 
 def test_real_files_of_many_formats(real_data):
-    """What the table beside them says: rate, channels and duration, or that libsndfile has no decoder."""
+    """Rate, channels and duration are those in the table of these files, or libsndfile has no decoder."""
     with (real_data / "formats/manifest.csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
     assert len(rows) == 48
@@ -271,9 +271,10 @@ def test_real_files_of_many_formats(real_data):
             rate, samples, channels = audio_header(file)
             assert (rate, channels) == (int(row["sample_rate"]), int(row["channels"]))
             assert samples / rate == pytest.approx(float(row["seconds"]), abs=0.001)
-            heard = read_audio(file)
+            waveform = read_audio(file)
             untagged_mp3 = 2 * 1152 * 16000 / rate if file.suffix == ".mp3" else 1
-            assert len(heard) == pytest.approx(16000 * samples / rate, abs=untagged_mp3) and heard.abs().max() > 0.01
+            assert len(waveform) == pytest.approx(16000 * samples / rate, abs=untagged_mp3)
+            assert waveform.abs().max() > 0.01
     name = "audio-mono-16-bit-44100Hz"
     truth = read_audio(real_data / f"formats/{name}.wav")
     for other in (f"{name}.flac", f"{name}.aiff", "audio-mono-24-bit-44100Hz.wav", "audio-stereo-16-bit-44100Hz.flac"):
@@ -290,14 +291,14 @@ def test_real_files_of_many_formats(real_data):
         ({"duration": 1e-5}, "contains no sample"),
     ],
 )
-def test_impossible_segments_are_refused(tmp_path, segment, message):
+def test_impossible_segments_are_errors(tmp_path, segment, message):
     soundfile.write(tmp_path / "a.wav", sine(16000), 16000)
     with pytest.raises(AudioError, match=message):
         read_audio(tmp_path / "a.wav", **segment)
 
 
 def broken_files(folder):
-    """File -> part of the message that it must cause."""
+    """File -> part of the expected message."""
     (folder / "folder.wav").mkdir()
     (folder / "zero_bytes.wav").write_bytes(b"")
     (folder / "text.flac").write_text("404 Not Found")
@@ -306,9 +307,9 @@ def broken_files(folder):
     with_nan = sine(16000)
     with_nan[8000] = np.nan
     soundfile.write(folder / "nan.wav", with_nan, 16000, subtype="FLOAT")
-    soundfile.write(folder / "whole.flac", sine(16000, seconds=4), 16000)
-    whole = (folder / "whole.flac").read_bytes()
-    (folder / "half.flac").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(folder / "complete.flac", sine(16000, seconds=4), 16000)
+    complete = (folder / "complete.flac").read_bytes()
+    (folder / "half.flac").write_bytes(complete[: len(complete) // 2])
     return {
         "missing.wav": "no such file",
         "folder.wav": "is a directory",
@@ -321,12 +322,12 @@ def broken_files(folder):
     }
 
 
-def test_broken_files_are_refused_by_name(tmp_path):
+def test_errors_name_the_broken_file(tmp_path):
     for name, message in broken_files(tmp_path).items():
         with pytest.raises(AudioError, match=message) as error:
             read_audio(tmp_path / name)
         assert error.value.path == str(tmp_path / name) and str(error.value).startswith(error.value.path)
-        copy = pickle.loads(pickle.dumps(error.value))  # the way out of a DataLoader worker
+        copy = pickle.loads(pickle.dumps(error.value))  # as an error of a DataLoader worker
         assert str(copy) == str(error.value)
 
 

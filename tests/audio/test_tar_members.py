@@ -1,4 +1,4 @@
-"""Members of tar files are files: the same bytes as unpacked, whatever wrote the tar, in any order and process."""
+"""Members of tar files are read as files: the bytes of the unpacked file, for any tar format, order and process."""
 
 import io
 import multiprocessing
@@ -18,7 +18,7 @@ NAMES = ["a.wav", "clips/b c.flac", f"{'long' * 40}/{'name' * 30}.wav", "кли�
 
 
 def write(path, names, prefix="", format=tarfile.PAX_FORMAT):
-    """A tar of one clip a name; returns its content."""
+    """Write a tar file with a clip per name; returns the content of each."""
     contents = {}
     with tarfile.open(path, "w", format=format) as tar:
         folder = tarfile.TarInfo(prefix + "clips")
@@ -40,7 +40,7 @@ def write(path, names, prefix="", format=tarfile.PAX_FORMAT):
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_members_have_their_bytes_whatever_wrote_them(tmp_path, format, prefix):
+def test_members_have_their_bytes_in_every_tar_format(tmp_path, format, prefix):
     contents = write(tmp_path / "s.tar", NAMES, prefix, format)
     for name in reversed(NAMES):
         member = open_member(tmp_path / "s.tar" / name)
@@ -48,7 +48,7 @@ def test_members_have_their_bytes_whatever_wrote_them(tmp_path, format, prefix):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_audio_is_that_of_the_unpacked_file(tmp_path, name):
+def test_audio_equals_that_of_the_unpacked_file(tmp_path, name):
     file = tmp_path / name.rpartition("/")[2][-20:]
     file.write_bytes(write(tmp_path / "s.tar", NAMES)[name])
     member = f"{tmp_path}/s.tar/{name}"
@@ -57,7 +57,7 @@ def test_audio_is_that_of_the_unpacked_file(tmp_path, name):
     assert audio_duration(member) == audio_duration(file)
 
 
-def test_paths_that_lead_into_no_tar_are_left_alone(tmp_path):
+def test_paths_outside_of_tar_files_are_not_changed(tmp_path):
     folder = tmp_path / "unpacked.tar"
     folder.mkdir()
     soundfile.write(folder / "a.wav", np.zeros(900), 16000)
@@ -82,14 +82,14 @@ def test_the_table_is_made_once_and_again_when_the_tar_changes(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("member", ["no such.wav", "link.wav", "clips"])
-def test_what_is_no_member_is_named(tmp_path, member):
+def test_missing_members_are_named(tmp_path, member):
     write(tmp_path / "s.tar", NAMES)
     with pytest.raises(AudioError, match=rf"s.tar/{member}: s.tar has no such member"):
         read_audio(tmp_path / "s.tar" / member)
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
-def test_a_damaged_tar_costs_what_lies_after_the_damage(tmp_path, damage):
+def test_members_before_a_damage_can_be_read(tmp_path, damage):
     contents = write(tmp_path / "s.tar", NAMES)
     data = (tmp_path / "s.tar").read_bytes()
     half = data.index(contents[NAMES[2]]) - 1024
@@ -101,8 +101,8 @@ def test_a_damaged_tar_costs_what_lies_after_the_damage(tmp_path, damage):
         read_audio(tmp_path / "s.tar" / NAMES[3])
 
 
-def test_formats_for_ffmpeg_reach_it(tmp_path, monkeypatch):
-    """A program that libsndfile's formats do not need gets the member as a file of its own."""
+def test_members_of_foreign_formats_are_converted_by_ffmpeg(tmp_path, monkeypatch):
+    """ffmpeg gets the member as a temporary file."""
     contents = write(tmp_path / "s.tar", NAMES[:1])
     with tarfile.open(tmp_path / "m.tar", "w") as tar:
         data = b"\0\0\0\x20ftypM4A " + contents["a.wav"]
@@ -126,7 +126,7 @@ def read_all(path, start, results):
     results.put([len(read_audio(path / name)) for name in NAMES])
 
 
-def test_processes_that_begin_at_once_share_the_table(tmp_path):
+def test_processes_that_start_at_once_use_one_table(tmp_path):
     write(tmp_path / "s.tar", NAMES)
     context = multiprocessing.get_context("fork")
     start, results = context.Event(), context.Queue()

@@ -1,4 +1,4 @@
-"""Extraction: every distinct clip once, whatever the batches, the ranks and the interruptions; bad files are listed."""
+"""Extraction: every distinct clip once, for any batches, ranks and interruptions; bad files are listed."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ from audiolm_lite.features.store_format import FeatureStoreError
 
 
 class ToyEncoder(nn.Module):
-    """Two layers of 100-ms frames holding 1600 samples each; takes up to 2 s and counts what it is asked for."""
+    """Two layers of 100-ms frames holding 1600 samples each; accepts up to 2 s and counts the seconds it encodes."""
 
     frame_seconds, max_seconds = 0.1, 2.0
 
@@ -86,14 +86,14 @@ def test_every_clip_is_stored_once(tmp_path, corpus, workers):
     assert not (tmp_path / "f" / "rejected.jsonl").exists()
 
 
-def test_a_clip_longer_than_the_batch_goes_alone(tmp_path, corpus):
+def test_a_clip_longer_than_the_batch_is_encoded_alone(tmp_path, corpus):
     encoder = ToyEncoder()
     extract(corpus[1], encoder, tmp_path / "f", audio_root=corpus[0], batch_seconds=0.05)
     assert len(encoder.seconds) == 12
     check(tmp_path / "f", corpus)
 
 
-def test_an_interrupted_extraction_goes_on(tmp_path, corpus):
+def test_an_interrupted_extraction_continues(tmp_path, corpus):
     root, rows = corpus
     with pytest.raises(KeyboardInterrupt):
         extract(rows, ToyEncoder(fail_after=2), tmp_path / "f", audio_root=root, batch_seconds=2.5)
@@ -103,17 +103,17 @@ def test_an_interrupted_extraction_goes_on(tmp_path, corpus):
     assert extract(rows, again, tmp_path / "f", audio_root=root, batch_seconds=2.5) == Summary(12 - done, done, 0)
     every = ToyEncoder()
     extract(rows, every, tmp_path / "g", audio_root=root, batch_seconds=2.5)
-    assert again.seconds == every.seconds[2:]  # the same batches, and those finished not again
+    assert again.seconds == every.seconds[2:]  # the same batches, except the finished ones
     check(tmp_path / "f", corpus)
     again = ToyEncoder()
     assert extract(rows, again, tmp_path / "f", audio_root=root) == Summary(0, 12, 0)
     assert not again.seconds
 
 
-def test_ranks_share_the_clips(tmp_path, corpus):
+def test_clips_are_split_across_ranks(tmp_path, corpus):
     root, rows = corpus
-    parts = [extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root, rank=r, world_size=3) for r in range(3)]
-    assert [part.stored for part in parts] == [4, 4, 4]
+    ranks = [extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root, rank=r, world_size=3) for r in range(3)]
+    assert [summary.stored for summary in ranks] == [4, 4, 4]
     check(tmp_path / "f", corpus)
 
 
@@ -132,7 +132,7 @@ def test_rejects_are_listed_and_tried_again(tmp_path, corpus):
     (root / "broken.wav").write_text("no audio")
     bad = [
         {"audio": "missing.wav"},
-        {"audio": "broken.wav", "duration": 1.0},  # planned by the manifest, refused by the decoder
+        {"audio": "broken.wav", "duration": 1.0},  # planned from the manifest's duration, then not decodable
         {"audio": "long.wav"},
         {"audio": "1.wav", "start": 0.1, "duration": 0.5},
     ]
@@ -153,14 +153,14 @@ def test_rejects_are_listed_and_tried_again(tmp_path, corpus):
     assert not (folder / "rejected.jsonl").exists()
 
 
-def test_a_store_of_another_encoder_is_refused(tmp_path, corpus, monkeypatch):
+def test_a_store_of_another_encoder_is_an_error(tmp_path, corpus, monkeypatch):
     extract(corpus[1], ToyEncoder(), tmp_path / "f", audio_root=corpus[0])
     monkeypatch.setattr(ToyEncoder, "identity", lambda self: {"type": "toy", "pool": 2})
     with pytest.raises(FeatureStoreError, match="fingerprint.pool: stored 'nothing', requested 2"):
         extract(corpus[1], ToyEncoder(), tmp_path / "f", audio_root=corpus[0])
 
 
-def test_faults_of_the_encoder_are_not_taken_for_bad_audio(tmp_path, corpus, monkeypatch):
+def test_errors_of_the_encoder_are_not_reported_as_bad_audio(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(ToyEncoder, "forward", lambda *args: (_ for _ in ()).throw(ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug") as error:
         extract(corpus[1], ToyEncoder(), tmp_path / "f", audio_root=corpus[0])
@@ -169,7 +169,7 @@ def test_faults_of_the_encoder_are_not_taken_for_bad_audio(tmp_path, corpus, mon
 
 @pytest.fixture
 def long_clip(corpus):
-    """The corpus and a clip of 5 s, whose samples tell their place."""
+    """The corpus and a clip of 5 s, whose samples show their position."""
     root, rows = corpus
     soundfile.write(root / "long.wav", np.linspace(-0.5, 0.5, 80000), 16000, subtype="FLOAT")
     return root, [*rows, {"audio": "long.wav"}]
@@ -192,7 +192,7 @@ def test_long_audio(tmp_path, long_clip, rule, frames):
     expected = torch.linspace(-0.5, 0.5, 80000)[first : first + len(samples)]
     torch.testing.assert_close(samples, expected, rtol=0, atol=1e-6)
 
-    # The same again from seed and key, in whatever company; another seed or rule is another store.
+    # Only seed and key determine a crop, not the other clips. Another seed or rule needs another store.
     extract(rows[-1:], ToyEncoder(), tmp_path / "g", audio_root=root, dtype="float32", long_audio=rule, seed=3)
     assert torch.equal(FeatureStore(tmp_path / "g")["long.wav"], features)
     again = extract(rows, ToyEncoder(), tmp_path / "f", audio_root=root, dtype="float32", long_audio=rule, seed=3)
@@ -207,20 +207,20 @@ def test_random_crops_differ_by_seed_and_key():
     assert len(starts) == 16 and min(starts) >= 1 and max(starts) <= 8
 
 
-@pytest.mark.parametrize("samples, pieces", [
+@pytest.mark.parametrize("samples, lengths", [
     (32000, [32000]),
-    (32001, [17600, 14401]),  # a rest of one sample could not be encoded alone; cut between two frames
+    (32001, [17600, 14401]),  # one sample could not be encoded alone; divided between two frames
     (64000, [32000, 32000]),
     (64000 + 15999, [32000, 24000, 23999]),
     (64000 + 16000, [32000, 32000, 16000]),
 ])  # fmt: skip
-def test_chunks_hold_every_sample_once(samples, pieces):
+def test_chunks_contain_every_sample_once(samples, lengths):
     rule = LongAudio("chunk", ToyEncoder())
-    assert rule.chunk_lengths(samples) == pieces and sum(pieces) == samples
-    assert all(piece % 1600 == 0 for piece in pieces[:-1])
+    assert rule.chunk_lengths(samples) == lengths and sum(lengths) == samples
+    assert all(length % 1600 == 0 for length in lengths[:-1])
 
 
-def test_memory_that_runs_out_halves_the_batch(tmp_path, corpus, caplog):
+def test_running_out_of_memory_halves_the_batch(tmp_path, corpus, caplog):
     class Small(ToyEncoder):
         def forward(self, waveforms, lengths):
             if waveforms.numel() > 1.05 * 16000:
@@ -249,7 +249,7 @@ def test_features_that_cannot_be_stored_are_rejected(tmp_path, corpus):
     assert "3.wav" in (tmp_path / "f" / "rejected.jsonl").read_text()
 
 
-def test_a_rejected_clip_costs_its_neighbours_nothing_again(tmp_path, corpus):
+def test_a_rejected_clip_does_not_repeat_its_batch(tmp_path, corpus):
     rows = [*corpus[1], {"audio": "missing.wav", "duration": 1.0}]
     encoder = ToyEncoder()
     for expected in (Summary(12, 0, 1), Summary(0, 12, 1)):
@@ -259,7 +259,7 @@ def test_a_rejected_clip_costs_its_neighbours_nothing_again(tmp_path, corpus):
     assert calls == 0
 
 
-def test_a_plain_run_after_ranks_finds_all_and_lists_their_rejects(tmp_path, corpus):
+def test_one_process_after_several_finds_all_and_lists_their_rejects(tmp_path, corpus):
     root, rows = corpus
     rows = [*rows, {"audio": "missing.wav"}]
     folder, options = tmp_path / "f", {"audio_root": root, "max_rejects": 1}
@@ -272,7 +272,7 @@ def test_a_plain_run_after_ranks_finds_all_and_lists_their_rejects(tmp_path, cor
     check(folder, corpus)
 
 
-def test_a_full_disk_ends_the_extraction_and_leaves_its_store(tmp_path, corpus, monkeypatch):
+def test_a_full_disk_stops_the_extraction_and_keeps_the_store(tmp_path, corpus, monkeypatch):
     root, rows = corpus
     extract(rows[:3], ToyEncoder(), tmp_path / "f", audio_root=root)
 
@@ -299,7 +299,7 @@ def test_progress_shows_rates(tmp_path, corpus, capsys):
     padding=st.sampled_from(["exact", "full"]),
 )
 def test_features_do_not_depend_on_the_batch(tmp_path_factory, corpus, sources, chosen, batch_seconds, padding):
-    """Whatever clips are extracted together in batches of whatever size."""
+    """For any clips in batches of any size."""
     root, rows = corpus
     encoder = WhisperEncoder(str(sources / "whisper"), padding=padding, pool=2)
     stores = []
