@@ -15,7 +15,7 @@ from audiolm_lite.hub.load import load_model
     ("file", "change", "message"),
     [
         ("adapter.safetensors", lambda t: t.pop("projection.weight"), "projection.weight is missing"),
-        ("adapter.safetensors", lambda t: t.update(extra=torch.ones(1)), "not belong to this adapter, for example extra"),
+        ("adapter.safetensors", lambda t: t.update(extra=torch.ones(1)), "to this adapter, for example extra"),
         ("adapter.safetensors", lambda t: t.update({"projection.bias": torch.ones(3)}), "has shape"),
         ("lora/adapter_model.safetensors", lambda t: t.pop(sorted(t)[0]), "is not in the file"),
         ("lora/adapter_model.safetensors", lambda t: t.update(x=torch.ones(1)), "x does not belong to this LLM"),
