@@ -1,11 +1,11 @@
-"""Does training scale? Two processes against one, cost per sample as the dataset grows, and how long a start takes.
+"""Does training scale? Speed of two processes and of one, cost per sample as the dataset grows, and time to start.
 
     python benchmarks/scaling.py
 
-Processes: the same windows of batches, so the same global batch, by one process and by two of torchrun on the CPU, one
-thread each; where the machine has fewer free cores than processes the gain cannot show. Dataset: processor time to plan
-an epoch, for each row, and to make a batch, for each sample, with 1, 10 and 100 times the rows; features are made, not
-read. The last line of standard output is one JSON object.
+Processes: the same windows of batches, and so the same global batch, with one process and with two of torchrun on the
+CPU, one thread each. The machine needs as many free cores as processes. Dataset: processor time per row to plan an
+epoch, and per sample to build a batch, with 1, 10 and 100 times the rows. Features are computed, not read. The last
+line of standard output is one JSON object.
 """
 
 import argparse
@@ -30,15 +30,14 @@ from audiolm_lite.distributed import processes  # noqa: E402
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel  # noqa: E402
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE  # noqa: E402
 from audiolm_lite.training.brain import AudioLMBrain  # noqa: E402
-from audiolm_lite.training.data_loader import Feed  # noqa: E402
-from audiolm_lite.training.engines import sharding  # noqa: E402
+from audiolm_lite.training.data_loader import WindowLoader  # noqa: E402
 
 IMPORTED = time.perf_counter()
 LAYERS, DIM, VOCABULARY, BATCH_TOKENS = 4, 64, 4000, 1600
 
 
-class MadeUp(Dataset):
-    """Items of mixed length that are made when they are asked for, as many as wanted."""
+class SyntheticItems(Dataset):
+    """Any number of items of mixed length, computed when they are read."""
 
     def __init__(self, size: int):
         lengths = torch.randint(20, 120, (size, 2), generator=torch.Generator().manual_seed(0))
@@ -51,10 +50,10 @@ class MadeUp(Dataset):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing here depends on the epoch."""
+        """Do nothing: the items are the same in each epoch."""
 
     def __getitem__(self, index: int) -> Item:
-        """Make one item."""
+        """Compute one item."""
         frames, text = int(self.frames[index]), int(self.texts[index])
         ids = [AUDIO_SLOT] * frames + [3] * text
         labels = [IGNORE] * (frames + text // 2) + [3] * (text - text // 2)
@@ -62,7 +61,7 @@ class MadeUp(Dataset):
 
 
 def make_brain(folder: str) -> AudioLMBrain:
-    """A small model in the project's training loop, ready for as many processes as there are."""
+    """Build a small model and the training loop, distributed over all processes."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -80,21 +79,22 @@ def make_brain(folder: str) -> AudioLMBrain:
     }
     brain = AudioLMBrain(model, hparams, {"device": "cpu", "noprogressbar": True})
     brain.total_steps = 10**6
-    brain.modules.model = sharding.shard_model(model, "ddp", brain.device)
+    brain.engine.distribute()
+    brain.modules["model"] = brain.engine.module
     brain.modules.train()
     return brain
 
 
 def train(steps: int) -> dict:
-    """Time of optimiser steps by all processes, in this one."""
+    """Time the optimiser steps of all processes."""
     with tempfile.TemporaryDirectory() as folder:
         brain = make_brain(folder)
-        feed = Feed(MadeUp(2000), BATCH_TOKENS, ranks=2)  # windows of two batches, however many processes there are
+        loader = WindowLoader(SyntheticItems(2000), BATCH_TOKENS, ranks=2)  # two batches for any number of processes
         seconds, samples, losses = [], 0, []
-        for number, window in enumerate(feed.batches(epoch=1)):
+        for number, window in enumerate(loader.batches(epoch=1)):
             started = time.perf_counter()
             record = brain.fit_batch(window)
-            if number >= 2:  # the first ones make buffers
+            if number >= 2:  # the first ones allocate buffers
                 seconds.append(time.perf_counter() - started)
                 samples += record["samples"]
             losses.append(record["loss"])
@@ -103,8 +103,8 @@ def train(steps: int) -> dict:
     return {"samples_per_second": samples / sum(seconds), "seconds_per_step": median(seconds), "losses": losses}
 
 
-def train_elsewhere(processes: int, steps: int) -> dict:
-    """What `train` gives in so many processes, and how long they took to begin."""
+def train_in_processes(processes: int, steps: int) -> dict:
+    """Run `train` in a number of processes; returns its result and the time of their imports."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--worker", "--steps", str(steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -113,13 +113,13 @@ def train_elsewhere(processes: int, steps: int) -> dict:
 
 
 def cost_per_sample(size: int, batches: int) -> dict:
-    """Processor time to plan an epoch of `size` rows, for each row, and to collate batches of it, for each sample."""
-    dataset = MadeUp(size)
+    """Processor time per row to plan an epoch of `size` rows, and per sample to collate batches."""
+    dataset = SyntheticItems(size)
     started = time.process_time()
-    feed = Feed(dataset, BATCH_TOKENS, shuffle=True)
-    feed.windows(1)
+    loader = WindowLoader(dataset, BATCH_TOKENS, shuffle=True)
+    loader.windows(1)
     planned = time.process_time() - started
-    reader = feed.batches(1)
+    reader = loader.batches(1)
     next(reader)
     started = time.process_time()
     samples = sum(len(batch.ids) for _, window in zip(range(batches), reader) for batch in window)
@@ -133,10 +133,10 @@ def cost_per_sample(size: int, batches: int) -> dict:
 def main() -> None:
     """Print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="timed optimiser steps of a run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs with each number of processes, taking turns")
-    parser.add_argument("--rows", type=int, default=5000, help="of the smallest dataset")
-    parser.add_argument("--worker", action="store_true", help="take the steps, print their time and end")
+    parser.add_argument("--steps", type=int, default=20, help="timed optimiser steps per run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs per number of processes, in turn")
+    parser.add_argument("--rows", type=int, default=5000, help="rows of the smallest dataset")
+    parser.add_argument("--worker", action="store_true", help="used internally: take the steps and print their time")
     options = parser.parse_args()
     if options.worker:
         processes.start_process_group("cpu")
@@ -147,7 +147,7 @@ def main() -> None:
     runs: dict[int, list[dict]] = {1: [], 2: []}
     for _ in range(options.rounds):
         for count, results in runs.items():
-            results.append(train_elsewhere(count, options.steps))
+            results.append(train_in_processes(count, options.steps))
             print(f"{count} processes: {results[-1]['samples_per_second']:.1f} samples/s", file=sys.stderr)
     speeds = {number: median(run["samples_per_second"] for run in results) for number, results in runs.items()}
     pairs = zip(runs[1][0]["losses"], runs[2][0]["losses"], strict=True)

@@ -1,11 +1,10 @@
-"""Does DeepSpeed train as the project's own steps do? Losses, seconds of a step and memory with ZeRO-2 and ZeRO-3.
+"""Does DeepSpeed compute the same steps as torch? Losses, seconds per step and memory with ZeRO-2 and ZeRO-3.
 
     python benchmarks/zero.py        or, on several devices: torchrun --standalone --nproc_per_node N benchmarks/zero.py
 
-One stage of random items by each engine, from the same weights: on the CPU with a small Llama, on a GPU with the
-geometry of Llama-3.2-1B in bfloat16 (see train_step.py). Whole runs of the training loop: validation and checkpoints
-are part of them, the time of a step is the median of the later half. The last line of standard output is one JSON
-object.
+Each engine trains one stage of random items from the same weights: on the CPU a small Llama, on a GPU one of the
+geometry of Llama-3.2-1B in bfloat16 (see train_step.py). Validation and checkpoints are included; the time per step is
+the median of the second half. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -35,15 +34,15 @@ class Items(list):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each."""
+        """Tokens of each item."""
         return [len(item.input_ids) for item in self]
 
     def set_epoch(self, epoch: int) -> None:
-        """The same items every time."""
+        """Do nothing: the items are the same in each epoch."""
 
 
 class Timed(AudioLMBrain):
-    """Notes when each step was done."""
+    """Records the time at which each step ends."""
 
     def fit_batch(self, window: list) -> dict:
         """Take a step."""
@@ -53,7 +52,7 @@ class Timed(AudioLMBrain):
 
 
 def run(engine: str, options: argparse.Namespace, device: str, folder: str) -> dict:
-    """Train a stage with an engine; what came of it."""
+    """Train a stage with an engine; returns losses, seconds per step and, on a GPU, the peak of memory."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     kind = torch.device(device).type
@@ -75,12 +74,12 @@ def run(engine: str, options: argparse.Namespace, device: str, folder: str) -> d
     brain.fit_stage(items, Items(items[:4]))
     times, losses = zip(*brain.steps)
     later = [after - before for before, after in zip(times, times[1:])][len(times) // 2 :]
-    found = {"losses": losses, "seconds_per_step": median(later)}
-    return found | ({} if kind == "cpu" else {"peak_bytes": torch.cuda.max_memory_allocated()})
+    result = {"losses": losses, "seconds_per_step": median(later)}
+    return result | ({} if kind == "cpu" else {"peak_bytes": torch.cuda.max_memory_allocated()})
 
 
 def main() -> None:
-    """Run every engine, and print the JSON line."""
+    """Train with each engine and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", choices=GEOMETRIES, help="default: small on the CPU, llama-3.2-1b on a GPU")
     parser.add_argument("--items", type=int, default=128)
@@ -89,29 +88,29 @@ def main() -> None:
     if importlib.util.find_spec("deepspeed") is None:
         print(json.dumps({"missing": {"zero": "needs DeepSpeed: pip install deepspeed"}}))
         return
-    # no device given: a GPU where there is one
+    # a GPU if there is one
     device = processes.start_process_group(None) or ("cuda:0" if torch.cuda.is_available() else "cpu")
     options.geometry = options.geometry or ("small" if device == "cpu" else "llama-3.2-1b")
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory() as own:
-        folder = processes.gather(own)[0]  # of the first process, for all
+        folder = processes.gather(own)[0]  # the folder of the first process, for all processes
         for engine in ENGINES:
-            found[engine] = run(engine, options, device, folder)
+            results[engine] = run(engine, options, device, folder)
             gc.collect()
             if device != "cpu":
                 torch.cuda.empty_cache()
-        processes.gather(None)  # the folder goes when all are done
+        processes.gather(None)  # the folder is removed when all processes are done
     if not processes.is_main():
         return
-    pairs = {e: zip(found[e].pop("losses"), found["ddp"]["losses"]) for e in ("zero2", "zero3")}
+    pairs = {e: zip(results[e].pop("losses"), results["ddp"]["losses"]) for e in ("zero2", "zero3")}
     differences = {engine: max(abs(a - b) / b for a, b in both) for engine, both in pairs.items()}
-    losses = found["ddp"].pop("losses")
+    losses = results["ddp"].pop("losses")
     machine = "cpu" if device == "cpu" else torch.cuda.get_device_name()
     print(
         json.dumps(
             {
                 "largest_relative_loss_difference": differences,
-                "engines": found,
+                "engines": results,
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
                 "steps": len(losses),

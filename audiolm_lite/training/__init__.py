@@ -1,1 +1,1 @@
-"""Training of audio language models: experiment files, trainable parts, the Brain, checkpoints, stage hand-over."""
+"""Training of audio language models, stage by stage: model and datasets, training loop, checkpoints, logs."""

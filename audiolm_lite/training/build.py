@@ -1,7 +1,8 @@
-"""From checked hyperparameters to the model and its datasets, so that train.py and evaluate.py stay on one page."""
+"""Builds the model, its datasets and the feature store from the keys of a YAML file."""
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -23,30 +24,30 @@ from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
-from audiolm_lite.training.alignment_init import initialise_projection
-from audiolm_lite.training.trainable import audio_token_rate
+from audiolm_lite.modeling.transformer_blocks import checkpoint_activations, compile_blocks, set_attention
+from audiolm_lite.training.trainable import audio_token_rate, select_trainable
 
 logger = logging.getLogger(__name__)
 
 
-def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokenizerBase]:
+def build_model(hparams: Mapping[str, Any]) -> tuple[AudioLanguageModel, PreTrainedTokenizerBase]:
     """Build the model that `encoder`, `adapter` and `llm` describe, and load the LLM's tokenizer.
 
-    With `train_encoder` the encoder is part of the model; otherwise it is never loaded, and the feature store says
-    what its features look like.
+    With `train_encoder` the encoder is part of the model. Otherwise it is not loaded, and the feature store contains
+    the shape and the frame rate of its features.
 
     Raises
     ------
     ConfigError
-        A block is wrong, the store was made with another encoder block, or settings do not go together.
+        A block is wrong, the store was written with another encoder block, or settings exclude each other.
     """
     if hparams["distillation"] is not None and hparams["loss_kernel"] != "chunked":
         raise ConfigError(
-            f"loss_kernel {hparams['loss_kernel']} makes no logits, which distillation needs: use chunked"
+            f"loss_kernel {hparams['loss_kernel']} computes no logits, which distillation needs: use chunked"
         )
-    # of processes that share one model out, the first one reads the LLM; quantised weights are not shared out
-    shared = hparams["parallel"] == "fsdp" and hparams["llm"].get("quantization") is None
-    llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=shared and not processes.is_main())
+    # under FSDP2 the first process reads the LLM and sends each process its shard; quantised weights are not sharded
+    sharded = hparams["parallel"] == "fsdp" and hparams["llm"].get("quantization") is None
+    llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=sharded and not processes.is_main())
     encoder = build("encoders", hparams["encoder"]) if hparams["train_encoder"] else None
     source = encoder if encoder is not None else open_store(hparams)
     adapter = build_adapter(
@@ -55,13 +56,31 @@ def build_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokeniz
         num_layers=source.num_layers,
         llm_dim=llm.get_input_embeddings().embedding_dim,
     )
-    rate = audio_token_rate(adapter, _frame_seconds(source))
-    logger.info("The adapter gives %.4g audio tokens a second (of a clip of 10 s)", rate)
+    rate = audio_token_rate(adapter, frame_seconds(source))
+    logger.info("The adapter outputs %.4g audio tokens per second (for a clip of 10 s)", rate)
     return AudioLanguageModel(adapter, llm, encoder, hparams["loss_chunk"], hparams["loss_kernel"]), tokenizer
 
 
+def configure_model(model: AudioLanguageModel, hparams: Mapping[str, Any]) -> None:
+    """Select the parameters that train, and set up attention, compilation and activation checkpointing.
+
+    Raises
+    ------
+    ConfigError
+        A pattern of `trainable` is wrong, or the LLM does not support the attention.
+    """
+    select_trainable(model, hparams["trainable"])
+    if hparams["attention"] is not None:
+        set_attention(model.llm, hparams["attention"])
+    for part in filter(None, (model.encoder, model.llm)):
+        if hparams["compile"]:
+            compile_blocks(part)
+        if hparams["gradient_checkpointing"]:
+            checkpoint_activations(part, hparams["gradient_checkpointing"])
+
+
 def build_dataset(
-    hparams: Mapping,
+    hparams: Mapping[str, Any],
     split: str,
     model: AudioLanguageModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -73,15 +92,17 @@ def build_dataset(
     Raises
     ------
     ConfigError
-        No manifests for this split, or entries, weights or a temperature that do not go together.
+        The split has no manifests, its entries are wrong, or weights and a temperature exclude each other.
     """
     entries = hparams["manifests"].get(split)
     if not entries:
-        raise ConfigError(f"manifests: no list of files under {split!r}; the YAML file gives {hparams['manifests']}")
+        raise ConfigError(f"manifests: no list of files under {split!r}; the YAML file has {hparams['manifests']}")
     manifests, weights = split_entries(entries)
     temperature = hparams["mixing_temperature"] if split == "train" else None
     if weights and (split != "train" or temperature is not None):
-        raise ConfigError(f"manifests.{split} has weights: they are for training alone, and without mixing_temperature")
+        raise ConfigError(
+            f"manifests.{split} has weights: only train may have them, and only without mixing_temperature"
+        )
     seed, question_files = hparams["seed"], (hparams["question_files"] or {}).get(split)
     num_frames = None if model.encoder is None else model.encoder.num_frames
     augmentation = None
@@ -103,70 +124,57 @@ def build_dataset(
 
 
 def build_datasets(
-    hparams: Mapping, model: AudioLanguageModel, tokenizer: PreTrainedTokenizerBase
+    hparams: Mapping[str, Any], model: AudioLanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, AudioTextDataset]:
-    """Build the datasets of training: {"train": ..., "valid": ...}."""
+    """Build the datasets "train" and "valid" of training."""
     return {split: build_dataset(hparams, split, model, tokenizer) for split in ("train", "valid")}
 
 
-def align_projection(
-    hparams: Mapping, model: AudioLanguageModel, dataset: AudioTextDataset, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Start the adapter's projection in closed form where the YAML file has `alignment_init` (else do nothing).
+def open_store(hparams: Mapping[str, Any]) -> FeatureStore:
+    """Open the feature store and check that it was written with the settings of the `encoder` block.
 
-    A process that has no weights yet gets the projection with them.
-    """
-    if hparams["alignment_init"] is None or model.embedding.weight.is_meta:
-        return
-    source = model.encoder if model.encoder is not None else dataset.source.store
-    frame_seconds = _frame_seconds(source)
-    many = 10_000
-    token_seconds = frame_seconds * many / model.adapter.num_tokens(many)
-    explained = initialise_projection(model, dataset, tokenizer, token_seconds, **hparams["alignment_init"])
-    logger.info("Closed-form start of adapter.projection explains %.1f %% of the soft text", 100 * explained)
-
-
-def open_store(hparams: Mapping) -> FeatureStore:
-    """Open the feature store and check that it was made with what the `encoder` block asks for.
-
-    The encoder's weights are not read here: what the block says of layers, pooling and padding is compared.
+    The encoder's weights are not read: layers, pooling, padding and the other entries of the block are compared.
 
     Raises
     ------
     ConfigError
-        No `feature_folder`, or an entry of the block differs from the store's fingerprint.
+        `feature_folder` is missing, or an entry of the block differs from the store's fingerprint.
     FeatureStoreError
         The store cannot be read.
     """
     folder, config = hparams["feature_folder"], hparams["encoder"]
     if folder is None:
-        raise ConfigError("feature_folder is missing: name the store that prepare.py wrote, or set train_encoder: true")
+        raise ConfigError(
+            "feature_folder is missing: set it to the folder that prepare.py wrote, or set train_encoder: true"
+        )
     store = FeatureStore(folder)
     _require_encoder(folder, config, store.fingerprint)
     return store
 
 
-def _require_encoder(folder: str, config: Mapping, fingerprint: Mapping, where: str = "encoder") -> None:
-    """Raise ConfigError where an encoder block asks for something else than a store's fingerprint says."""
-    asked = {"type": config.get("type")}
-    if asked["type"] == fingerprint["type"]:
-        asked |= with_defaults("encoders", config)
-    for name in sorted(asked.keys() & fingerprint.keys()):
-        stored, wanted = fingerprint[name], asked[name]
+def _require_encoder(
+    folder: str, config: Mapping[str, Any], fingerprint: Mapping[str, Any], where: str = "encoder"
+) -> None:
+    """Raise ConfigError where an entry of an encoder block differs from a store's fingerprint."""
+    requested: dict[str, Any] = {"type": config.get("type")}
+    if requested["type"] == fingerprint["type"]:
+        requested |= with_defaults("encoders", config)
+    for name in sorted(requested.keys() & fingerprint.keys()):
+        stored, wanted = fingerprint[name], requested[name]
         if name == "encoders" and stored.keys() == wanted.keys():
             for inner, block in wanted.items():
                 _require_encoder(folder, block, stored[inner], f"{where}.encoders.{inner}")
             continue
-        if name == "layers":  # the block may leave out all of them or count from the end
+        if name == "layers":  # in the block, None means all layers, and negative numbers count from the end
             blocks = fingerprint["blocks"]
             wanted = list(range(blocks)) if wanted is None else [layer % blocks for layer in wanted]
         if stored != wanted:
             raise ConfigError(
-                f"{folder}: its features were made with {where} {name} {stored!r}, the YAML file asks for {wanted!r}. "
+                f"{folder}: its features were computed with {where} {name} {stored!r}, the YAML file has {wanted!r}. "
                 "Use the stored setting, or run prepare.py again into another feature_folder"
             )
 
 
-def _frame_seconds(source: nn.Module | FeatureStore) -> float:
-    """Duration of a frame: an encoder knows its own, a store has it in its fingerprint."""
+def frame_seconds(source: nn.Module | FeatureStore) -> float:
+    """Duration of a frame of an encoder, or of the features in a store, in seconds."""
     return source.fingerprint["frame_seconds"] if isinstance(source, FeatureStore) else source.frame_seconds

@@ -1,38 +1,40 @@
-"""Which batches this process computes in which optimiser step, and reading them.
+"""Loads the batches that this process computes for each optimiser step.
 
-An optimiser step takes a *window* of batches. Windows depend on the data, the seed, the epoch and the number of
-processes that the run was started with, and on nothing else: with more or fewer processes the same windows are dealt
-out otherwise, so that a run can go on with another number and take the same steps.
+An optimiser step takes a *window* of batches. The windows depend on the data, the seed, the epoch and the number of
+processes that the run was started with. Another number of processes splits the same windows differently, so that a run
+can continue with it and take the same steps.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from audiolm_lite.data.batching import Item, LengthBucketSampler, collate, pack
+from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.distributed import processes
 from audiolm_lite.modeling.batch import IGNORE, Batch
 
 
-class Feed:
+class WindowLoader:
     """Batches of a dataset, window by window.
 
     Parameters
     ----------
-    dataset : Dataset
-        Items with their `lengths`, `mixture` (which items an epoch of training has; None: all) and `set_epoch`.
+    dataset : AudioTextDataset
+        Items, with `lengths`, `mixture` (which items an epoch of training has; None: all) and `set_epoch`.
     batch_tokens : int
-        Budget of a batch.
+        Most audio and text tokens of a batch, padding included.
     accumulation : int
-        Batches of a window for each of the `ranks`.
+        Batches of a window per process of `ranks`.
     ranks : int
-        Processes that the windows are planned for.
+        Number of processes for which the windows are planned.
     shuffle : bool
+        Whether this is training: shuffled batches, and questions that change with the epoch.
     seed : int
     limit : int, optional
-        Windows of an epoch at most.
+        Most windows of an epoch.
     num_workers : int
         Processes that read items; 0: this one.
     pin_memory : bool
@@ -42,7 +44,7 @@ class Feed:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: AudioTextDataset,
         batch_tokens: int,
         *,
         accumulation: int = 1,
@@ -70,39 +72,53 @@ class Feed:
         )
 
     def windows(self, epoch: int) -> list[list[list[int]]]:
-        """Item indices of the batches of each window of an epoch, of all processes."""
-        batches = [batch for step in self.sampler.steps(epoch) for batch in step]
+        """Item indices of the batches of each window of an epoch, for all processes."""
+        batches = self.sampler.batches(epoch)
         return [batches[i : i + self.window] for i in range(0, len(batches), self.window)][: self.limit]
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
-        """This process's batches of each window from number `first`, as many as every other process has.
+        """Load this process's batches of each window from number `first` on.
 
-        Where the windows cannot be dealt out evenly, a batch whose turn it is elsewhere makes up the number; nothing
-        in it is supervised.
+        All processes get the same number of batches. Where a window cannot be split evenly, some get one more batch in
+        which nothing is supervised.
         """
-        if self.shuffle:  # validation asks the same questions every time
+        if self.shuffle:  # validation uses the same questions in each epoch
             self.dataset.set_epoch(epoch)
         rank, size = processes.rank(), processes.world_size()
         windows = self.windows(epoch)[first:]
-        shares = [window[rank::size] for window in windows]
-        fillers = [-(-len(window) // size) - len(share) for window, share in zip(windows, shares)]
+        shards = [window[rank::size] for window in windows]
+        fillers = [-(-len(window) // size) - len(shard) for window, shard in zip(windows, shards)]
         loader = DataLoader(
             self.dataset,
             batch_sampler=[
                 batch
-                for window, share, count in zip(windows, shares, fillers)
-                for batch in [*share, *window[:1] * count]
+                for window, shard, count in zip(windows, shards, fillers)
+                for batch in [*shard, *window[:1] * count]
             ],
             collate_fn=_collate_packed if self.packed else collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            # its own generator: making the loader must not draw from the one that dropout uses, or a resumed
-            # epoch would go on with other masks
+            # A generator of its own: creating the loader must not draw from the one that dropout uses. Otherwise a
+            # resumed epoch would continue with other masks.
             generator=torch.Generator().manual_seed(self.seed + epoch),
         )
         batches = iter(loader)
-        for share, count in zip(shares, fillers):
-            yield [next(batches) for _ in share] + [_without_answers(next(batches)) for _ in range(count)]
+        for shard, count in zip(shards, fillers):
+            yield [next(batches) for _ in shard] + [_without_answers(next(batches)) for _ in range(count)]
+
+
+def raise_in_all_processes(windows: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    """Iterate in all processes at once; an exception in one of them, such as an unreadable item, ends all."""
+    while True:
+        window, error = None, None
+        try:
+            window = next(windows, None)
+        except Exception as raised:
+            error = raised
+        processes.any_rank(error)
+        if window is None:
+            return
+        yield window
 
 
 def _collate_packed(items: Sequence[Item]) -> Batch:

@@ -1,7 +1,7 @@
-"""Distillation from text (as in Ultravox): with a clip, the model shall answer as its LLM does with the clip's text.
+"""Distillation from text (as in Ultravox): the model learns to answer a clip as its LLM answers the clip's text.
 
-The teacher is the LLM itself as it was pretrained, without its LoRA, reading the same prompt with words (a transcript,
-a caption) in the place of the audio. Nothing else is loaded and nothing is prepared beforehand.
+The teacher is the pretrained LLM itself, without its LoRA. Its prompt is the same, with text (a transcript, a caption)
+in place of the audio. No other model is loaded, and nothing is computed in advance.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from audiolm_lite.modeling.losses import cross_entropy
 
 
 class Distillation:
-    """The objective of a batch, for `AudioLanguageModel.loss`.
+    """Objective of a batch, for `AudioLanguageModel.loss`.
 
     `(1 - weight) * cross-entropy + weight * temperature ** 2 * KL(teacher || student)`, both at the temperature (Hinton
     et al. 2015, arXiv 1503.02531), summed over the answers' tokens.
@@ -31,16 +31,16 @@ class Distillation:
     template : PromptTemplate
     tokenizer : PreTrainedTokenizerBase
     text : str
-        Field of a manifest row with the words that stand for its audio.
+        Field of a manifest row with the text that replaces its audio.
     weight : float
-        Share of the divergence, 0 to 1.
+        Weight of the divergence, 0 to 1.
     temperature : float
-        Above 0; larger values also teach which wrong answers are likely ones.
+        Above 0; larger values give more weight to the teacher's less likely tokens.
 
     Raises
     ------
     ConfigError
-        A value out of its range.
+        A value is out of its range.
     """
 
     def __init__(
@@ -54,16 +54,24 @@ class Distillation:
         if not 0 <= weight <= 1 or temperature <= 0:
             raise ConfigError(
                 f"distillation: weight is {weight}, temperature {temperature}; "
-                "the weight lies between 0 and 1, the temperature above 0"
+                "weight must be from 0 to 1, temperature above 0"
             )
         self.template, self.tokenizer, self.text = template, tokenizer, text
         self.weight, self.temperature = weight, temperature
 
     def __call__(self, model: AudioLanguageModel, batch: Batch) -> tuple[Callable, list[Tensor]]:
-        """Loss function of a chunk's logits, targets and teacher states; and the teacher's states [K, H]."""
+        """Compute the teacher's hidden states for a batch.
+
+        Returns
+        -------
+        function : callable
+            Loss of a chunk of positions, from logits, targets and teacher states.
+        states : list of Tensor
+            The teacher's states [K, H] at the K supervised positions.
+        """
         with torch.no_grad(), without_lora(model.llm):
             states, _ = model.supervised(self.text_batch(batch))
-        if not batch.ids:  # one that only makes up the number of another process's batches
+        if not batch.ids:  # it only fills up this process's part of a window
             states = states[:0]
 
         def loss(logits: Tensor, targets: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,21 +85,21 @@ class Distillation:
         return loss, [states]
 
     def text_batch(self, batch: Batch) -> Batch:
-        """The batch's prompts with words in place of audio.
+        """Build the prompts of a batch with text in place of audio.
 
         Raises
         ------
         ConfigError
-            A row has no such words.
+            A row has no such text.
         """
         ids, labels = [], []
         for row in batch.rows:
             if not isinstance(row.get(self.text), str) or not row[self.text].strip():
                 raise ConfigError(
                     f'distillation: row "{row["id"]}" has no text in its field "{self.text}": add it to the manifest, '
-                    "or name the field that has it (distillation.text)"
+                    "or set distillation.text to the field that contains it"
                 )
-            # as text, whatever special tokens it may spell
+            # as plain text, even where it spells a special token
             words = self.tokenizer.encode(row[self.text], add_special_tokens=False, split_special_tokens=True)
             row_ids, row_labels = self.template.encode(row, self.tokenizer, len(words))
             words = iter(words)
@@ -104,9 +112,9 @@ class Distillation:
 
 @contextmanager
 def without_lora(llm: nn.Module) -> Iterator[None]:
-    """Let an LLM compute with its pretrained weights alone.
+    """Run an LLM with its pretrained weights only.
 
-    PEFT's own `disable_adapter` also switches what is trainable, and makes every LoRA trainable at its end.
+    PEFT's own `disable_adapter` also changes which parameters are trainable, and leaves all LoRAs trainable.
     """
     layers = [module for module in llm.modules() if hasattr(module, "_disable_adapters")]
     before = [layer._disable_adapters for layer in layers]
@@ -120,13 +128,13 @@ def without_lora(llm: nn.Module) -> Iterator[None]:
 
 
 def require_frozen_llm(model: AudioLanguageModel) -> None:
-    """Refuse a teacher that would change while it teaches: weights of the LLM beside its LoRA that train.
+    """Check that no weight of the LLM trains except its LoRA: the teacher must not change.
 
     Raises
     ------
     ConfigError
-        Names such a weight.
+        Such a weight trains.
     """
     for name, parameter in model.llm.named_parameters():
         if parameter.requires_grad and "lora_" not in name:
-            raise ConfigError(f"distillation: the teacher is the pretrained LLM, and llm.{name} is trainable; use LoRA")
+            raise ConfigError(f"distillation: llm.{name} is trainable, and the teacher must not change; use LoRA")

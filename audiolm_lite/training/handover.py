@@ -84,9 +84,11 @@ def load_previous_stage(model: nn.Module, hparams: Mapping[str, Any]) -> list[st
 def _different_models(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Describe the settings of two stages that make them stages of different models."""
     pairs = {name: (saved[name], current[name]) for name in EQUAL_BLOCKS}
-    pairs["llm source"] = saved["llm"]["source"], current["llm"]["source"]
+    pairs["llm source"] = (saved["llm"]["source"], current["llm"]["source"])
     return [
-        f"{name} is {old} in the previous stage and {new} in this one" for name, (old, new) in pairs.items() if old != new
+        f"{name} is {old} in the previous stage and {new} in this one"
+        for name, (old, new) in pairs.items()
+        if old != new
     ]
 
 

@@ -1,30 +1,39 @@
-"""Optimisers by name, and the learning rate as a pure function of the step: a resumed run needs only its number."""
+"""Optimisers by name, and learning rates as a function of the step alone, so that a resumed run needs no scheduler."""
 
 import importlib.util
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from audiolm_lite.config.errors import ConfigError
 
-# bitsandbytes' classes: moments in 8 bits (Dettmers et al. 2022, arXiv 2110.02861), or paged out to the host's memory
-# when the GPU's is full (Dettmers et al. 2023, arXiv 2305.14314).
+# Classes of bitsandbytes: moments in 8 bits (Dettmers et al. 2022, arXiv 2110.02861), or paged to the host's memory
+# where that of the GPU is full (Dettmers et al. 2023, arXiv 2305.14314).
 _BITSANDBYTES = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw_8bit": "PagedAdamW8bit"}
 
 
-def build_optimizer(name: str, groups: list[dict], betas: Sequence[float]) -> torch.optim.Optimizer:
-    """AdamW as torch or bitsandbytes has it; `name` is one of `config.keys.OPTIMIZERS`.
+def build_optimizer(name: str, groups: list[dict[str, Any]], betas: Sequence[float]) -> torch.optim.Optimizer:
+    """Build AdamW from torch or bitsandbytes.
+
+    Parameters
+    ----------
+    name : str
+        One of `config.keys.OPTIMIZERS`.
+    groups : list of dict
+        See `parameter_groups`.
+    betas : sequence of float
 
     Raises
     ------
     ConfigError
-        It needs bitsandbytes or an NVIDIA GPU, and there is none.
+        The optimiser needs an NVIDIA GPU or bitsandbytes, which is missing.
     """
     if name == "adamw":
-        return torch.optim.AdamW(groups, betas=tuple(betas))
+        return torch.optim.AdamW(groups, betas=(betas[0], betas[1]))
     if not torch.cuda.is_available():
-        raise ConfigError(f"optimizer {name} needs an NVIDIA GPU, and there is none: use adamw")
+        raise ConfigError(f"optimizer {name} needs an NVIDIA GPU, and none is available: use adamw")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f"optimizer {name} needs bitsandbytes: pip install bitsandbytes")
     import bitsandbytes
@@ -33,10 +42,14 @@ def build_optimizer(name: str, groups: list[dict], betas: Sequence[float]) -> to
 
 
 def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, total_steps: int) -> float:
-    """Share of the peak learning rate that optimiser step number `step` (from 0) uses.
+    """Learning rate of optimiser step number `step` (from 0), as a fraction of the peak.
 
-    Warm-up rises linearly and reaches 1 with the last warm-up step; "linear" and "cosine" then fall so that they would
-    reach 0 one step after the last.
+    Warm-up is linear and reaches 1 at its last step. "linear" and "cosine" then decay, to 0 one step after the last.
+
+    Examples
+    --------
+    >>> [learning_rate_factor(step, schedule="linear", warmup_steps=2, total_steps=6) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -46,8 +59,8 @@ def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, total_s
     return max(0.0, 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
 
 
-def set_learning_rates(groups: Sequence[dict], step: int, total_steps: int) -> None:
-    """Give every optimiser group its rate at a step, by its own peak (`initial_lr`), schedule and warm-up."""
+def set_learning_rates(groups: Sequence[dict[str, Any]], step: int, total_steps: int) -> None:
+    """Set the learning rate of each optimiser group for a step, from its peak (`initial_lr`), schedule and warm-up."""
     for group in groups:
         factor = learning_rate_factor(
             step, schedule=group["schedule"], warmup_steps=group["warmup_steps"], total_steps=total_steps

@@ -1,17 +1,17 @@
-"""One optimiser step's gradients: the exact mean over a window's tokens, clipped as one, refused when not finite."""
+"""The outcome of an optimiser step: sums over all processes, gradient norms, and what happens to a skipped step."""
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from audiolm_lite.config.errors import UserError
 from audiolm_lite.distributed import processes
 from audiolm_lite.modeling.batch import Batch
-from audiolm_lite.training.engines import sharding
+from audiolm_lite.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -20,87 +20,106 @@ class NonFiniteError(UserError, RuntimeError):
     """More optimiser steps of an epoch than `nonfinite_patience` had a non-finite loss or gradient."""
 
 
-@dataclass
-class Progress:
-    """Position of a run; together with the random number state it decides every later step.
+class StepResult(NamedTuple):
+    """Outcome of an optimiser step, the same in every process.
 
     Attributes
     ----------
-    epoch : int
-        Current epoch, from 1.
-    window : int
-        Optimiser steps taken (or skipped) in this epoch.
-    step : int
-        Optimiser steps taken (or skipped) in all.
-    skipped : int
-        Steps skipped in this epoch because something was not finite.
-    loss_sum, tokens : float
-        Over this epoch's answer tokens, for its mean loss.
-    best : float or None
-        Least cost (see `CheckpointFolder.cost`) of a validation so far.
-    stale : int
-        Validations since that one.
+    loss : float
+        Sum over all answer tokens of the window, nats.
+    tokens : float
+        Number of these answer tokens.
+    samples, audio_seconds, input_tokens, positions : float
+        Items, seconds of audio, audio and text tokens, and the same with padding.
+    grad_norm : float
+        Norm of all gradients before clipping.
+    group_norms : list of float
+        Norm of the gradients of each pattern of `learning_rates`; empty where the engine reports only that of all.
+    finite : bool
+        Whether loss and gradient are finite. Otherwise the step is skipped.
+    overflow : bool
+        Whether the gradient is not finite because of float16's loss scale. The scaler skips such a step, too, and
+        lowers its scale; it is no sign of bad data.
     """
 
-    epoch: int = 1
-    window: int = 0
-    step: int = 0
-    skipped: int = 0
-    loss_sum: float = 0.0
-    tokens: float = 0.0
-    best: float | None = None
-    stale: int = 0
-
-    def next_epoch(self, cost: float | None) -> "Progress":
-        """The position after an epoch with a validation of this cost; None: it is not ranked."""
-        best, stale = self.best, self.stale
-        if cost is not None:
-            best, stale = (cost, 0) if best is None or cost < best else (best, stale + 1)
-        return Progress(epoch=self.epoch + 1, step=self.step, best=best, stale=stale)
+    loss: float
+    tokens: float
+    samples: float
+    audio_seconds: float
+    input_tokens: float
+    positions: float
+    grad_norm: float
+    group_norms: list[float]
+    finite: bool
+    overflow: bool
 
 
-def amounts(window: Sequence[Batch]) -> list[float]:
-    """Items, seconds of audio, tokens, and places with padding of a window's batches but those that fill it up."""
-    own = [batch for batch in window if batch.ids]
-    return [
-        sum(len(batch.ids) for batch in own),
-        sum(batch.seconds for batch in own),
-        sum(int(batch.attention_mask.sum()) for batch in own),
-        sum(batch.attention_mask.numel() for batch in own),
-    ]
-
-
-def average_and_clip(groups: Sequence[Sequence[Tensor]], tokens: Tensor, max_norm: float) -> Tensor:
-    """Turn summed gradients into those of the mean over `tokens`, and clip their norm over all groups and shares.
-
-    Engines average gradients over the processes, each of which has summed over its own tokens; `tokens` are those of
-    all of them.
+def sum_window(sums: Tensor, window: Sequence[Batch]) -> Tensor:
+    """Add up a window over all processes.
 
     Parameters
     ----------
-    groups : sequence of sequence of Tensor
-        Parameters of each group.
-    tokens : Tensor
-        Scalar.
-    max_norm : float
-        Of all groups together.
+    sums : Tensor
+        [W, 2] float32, loss and answer tokens of each of the process's batches.
+    window : sequence of Batch
+        These batches. Those without ids only fill the window up and are not counted.
 
     Returns
     -------
     Tensor
-        Norms [1 + groups] float32 before clipping, of all and of each group, the same in every process.
+        [6] float32: the first six entries of a `StepResult`.
     """
-    groups = [[parameter for parameter in group if parameter.grad is not None] for group in groups]
-    parameters = [parameter for group in groups for parameter in group]
-    for parameter in parameters:
-        parameter.grad.div_((tokens / processes.world_size()).to(parameter.grad.device))
-    norms = [nn.utils.get_total_norm([parameter.grad for parameter in group]) for group in groups]
-    norms.insert(0, nn.utils.clip_grad_norm_(parameters, max_norm))
-    return torch.stack([sharding.full_tensor(norm).float().to(tokens.device) for norm in norms])
+    counted = [batch for batch in window if batch.ids]
+    amounts = [
+        sum(len(batch.ids) for batch in counted),
+        sum(batch.seconds for batch in counted),
+        sum(int(batch.attention_mask.sum()) for batch in counted),
+        sum(batch.attention_mask.numel() for batch in counted),
+    ]
+    return processes.sum_over_processes(torch.cat([sums.sum(dim=0), sums.new_tensor(amounts)]))
 
 
-def count_bad_step(progress: Progress, window: Sequence[Batch], losses: Sequence[float], patience: int) -> None:
-    """Report a step that was not finite by its items' ids, and stop after too many.
+def read_result(totals: Tensor, norms: Tensor, loss_scale: float = 1.0) -> StepResult:
+    """Copy the numbers of a step to the host, which waits for the device here and nowhere else in a step.
+
+    Parameters
+    ----------
+    totals : Tensor
+        [6] float32, see `sum_window`.
+    norms : Tensor
+        [1 + groups] float32, norms of all gradients and of those of each group.
+    loss_scale : float
+        Factor of the loss in float16 training.
+    """
+    values = torch.cat([totals, norms]).tolist()
+    loss, norm, group_norms = values[0], values[6], values[7:]
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    overflow = not finite and math.isfinite(loss) and loss_scale > 1
+    return StepResult(*values[:6], norm, group_norms, finite, overflow)
+
+
+def count_step(progress: Progress, result: StepResult) -> None:
+    """Move the position of a run past a step that was taken or skipped."""
+    progress.step += 1
+    progress.window += 1
+    if result.finite:
+        progress.loss_sum += result.loss
+        progress.tokens += result.tokens
+
+
+def report_skipped_step(progress: Progress, window: Sequence[Batch], losses: Sequence[float], patience: int) -> None:
+    """Log the ids of the items of a step that was not finite, and stop after too many such steps.
+
+    Parameters
+    ----------
+    progress : Progress
+        Its `skipped` is counted up.
+    window : sequence of Batch
+        Batches of this process.
+    losses : sequence of float
+        Their losses.
+    patience : int
+        Skipped steps of an epoch that are tolerated.
 
     Raises
     ------
@@ -108,16 +127,50 @@ def count_bad_step(progress: Progress, window: Sequence[Batch], losses: Sequence
         In every process, with the items of all of them.
     """
     progress.skipped += 1
-    found = processes.gather([(batch.ids, math.isfinite(loss)) for batch, loss in zip(window, losses)])
-    everything = [pair for pairs in found for pair in pairs]
-    bad = [ids for ids, finite in everything if not finite]
+    own = [(batch.ids, math.isfinite(loss)) for batch, loss in zip(window, losses)]
+    batches = [pair for pairs in processes.gather(own) for pair in pairs]
+    bad = [ids for ids, finite in batches if not finite]
     what = "loss" if bad else "gradient"
-    names = ", ".join(name for ids in bad or [ids for ids, _ in everything] for name in ids)
+    names = ", ".join(name for ids in bad or [ids for ids, _ in batches] for name in ids)
     count = f"{progress.skipped} in epoch {progress.epoch}"
     logger.warning("Step %s skipped (%s): non-finite %s, items %s", progress.step, count, what, names)
     if progress.skipped > patience:
         raise NonFiniteError(
-            f"{count} steps had a non-finite loss or gradient, more than nonfinite_patience "
-            f"{patience}; the last one's items: {names}. Check these items, or lower the "
-            "learning rate or use precision bf16 or fp32"
+            f"{count} steps had a non-finite loss or gradient, more than nonfinite_patience {patience}; items of the "
+            f"last one: {names}. Check these items, lower the learning rate, or use precision bf16 or fp32"
         )
+
+
+def step_record(progress: Progress, result: StepResult, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Build the line of losses.jsonl for a step.
+
+    Parameters
+    ----------
+    progress : Progress
+        Position after the step.
+    result : StepResult
+    groups : sequence of mapping
+        Groups of the optimiser, with `pattern` and `lr`.
+
+    Returns
+    -------
+    dict
+        step, epoch, loss (mean per answer token, nats), lr (the highest), grad_norm (before clipping), tokens (of
+        answers), samples, audio_seconds, input_tokens (audio and text), padding (fraction of the batches' positions),
+        and `groups`: lr and grad_norm of each pattern of `learning_rates`. Over all processes.
+    """
+    rates = {group["pattern"]: group["lr"] for group in groups}
+    norms: list[dict] = [{"grad_norm": norm} for norm in result.group_norms] or [{} for _ in rates]
+    return {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "loss": result.loss / result.tokens if result.tokens else math.nan,
+        "lr": max(rates.values()),
+        "grad_norm": result.grad_norm,
+        "tokens": int(result.tokens),
+        "samples": int(result.samples),
+        "audio_seconds": round(result.audio_seconds, 2),
+        "input_tokens": int(result.input_tokens),
+        "padding": round(1 - result.input_tokens / result.positions, 4),
+        "groups": {pattern: {"lr": rate, **norm} for (pattern, rate), norm in zip(rates.items(), norms)},
+    }

@@ -1,13 +1,12 @@
-"""The train command: one stage of the curriculum, or several in order.
-
-Every recipe's train.py calls `main`. A recipe that differs writes its own.
-"""
+"""The train command: one stage of the curriculum, or several in order. The train.py of a recipe calls `main`."""
 
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.start import start_run
 from audiolm_lite.distributed import processes
-from audiolm_lite.training.build import align_projection, build_datasets, build_model
+from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.build import build_datasets, build_model
 from audiolm_lite.training.handover import is_finished
+from audiolm_lite.training.initialization import initialize_adapter
 from audiolm_lite.training.stages import stage_commands
 
 
@@ -17,19 +16,31 @@ def main(argv: list[str]) -> None:
         train_stage(command)
 
 
-def train_stage(argv: list[str]) -> None:
-    """Train a stage and export its best model; do nothing where this very stage is trained already."""
+def train_stage(argv: list[str]) -> AudioLMBrain | None:
+    """Train a stage and export its best model.
+
+    Parameters
+    ----------
+    argv : list of str
+        YAML file of the stage and options.
+
+    Returns
+    -------
+    AudioLMBrain or None
+        The Brain after training; None if this stage is already trained with the same settings.
+    """
     hparams, run_opts, resolved = load_experiment(argv)
     if device := processes.start_process_group(run_opts.get("device")):
         run_opts["device"] = device
     start_run(hparams, resolved, processes.is_main())
     if is_finished(hparams, run_opts):
-        return
+        return None
     model, tokenizer = build_model(hparams)
     datasets = build_datasets(hparams, model, tokenizer)
     brain = hparams["brain"](model, hparams, run_opts)
     brain.print_parts()
     brain.load_previous_stage()
-    align_projection(hparams, model, datasets["train"], tokenizer)
+    initialize_adapter(hparams, model, datasets["train"], tokenizer)
     brain.fit_stage(datasets["train"], datasets["valid"])
     brain.export(hparams["output_folder"])
+    return brain

@@ -1,45 +1,46 @@
-"""Ending a run early and cleanly, when a cluster's time is up or a user asks for it."""
+"""Signals that end a run cleanly: from a cluster's scheduler when the time is up, or from the user."""
 
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
-# What a shell sees of a run that saved and stopped: EX_TEMPFAIL, "try again later". The same command goes on.
+# Exit status of a run that has saved and stopped: EX_TEMPFAIL of sysexits.h. The same command continues the run.
 STOPPED = 75
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, has saved, and exits with code 75."""
+    """The run has received a signal and saved a checkpoint; the process exits with status 75."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(STOPPED)
 
 
 class StopSignals:
-    """While active, SIGTERM and SIGUSR1 ask for a stop between two steps in place of ending the process at once.
+    """While active, SIGTERM and SIGUSR1 request a stop between two steps and do not end the process at once.
 
     Attributes
     ----------
     requested : str
-        Name of the signal that came; empty where none did.
+        Name of the signal that was received; empty if none was.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = ""
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        """Take over the signals; other threads than the main one may not, and need not."""
+        """Install the handlers; only the main thread can, and only it needs to."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self._before = {number: signal.signal(number, self._record) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
+        """Restore the handlers that were installed before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self.requested = signal.Signals(number).name

@@ -1,8 +1,8 @@
-"""Soft text: what an audio token should look like to an LLM, from a clip's timed words and labels.
+"""Soft text: target embeddings for the audio tokens of a clip, from its timed words and labels.
 
-The token at a moment is the average of the word embeddings spoken there, plus a share of the embeddings of the clip's
-labels (gender, sound class, ...). Two things are made of it: an LLM that learns to read stretched, noisy text in the
-audio slot before it has heard any audio, and the closed-form start of an adapter's projection (`alignment_init`).
+The target of an audio token is the mean of the embeddings of the words spoken in its time, plus the weighted embeddings
+of the clip's labels (gender, sound class, ...). It has two uses: an LLM is pretrained on prompts with soft text in the
+audio slot, and the projection of an adapter is initialised to output soft text (`alignment_init`).
 """
 
 from dataclasses import dataclass
@@ -50,22 +50,22 @@ def soft_text(
     tokenizer: PreTrainedTokenizerBase,
     onset: str = ",",
 ) -> SoftText:
-    """Weights for a clip of `tokens` audio tokens of `token_seconds` each.
+    """Compute the weights of vocabulary entries at the audio tokens of a clip.
 
     Parameters
     ----------
     words : list of (str, float, float)
-        Word, start and end in seconds. A word of several pieces spreads them evenly over its time.
+        Word, start and end in seconds. The pieces of a word are spread evenly over its time.
     labels : list of str
-        Present at every token with `LABEL_WEIGHT`; pieces of one label share it.
+        Have a weight of `LABEL_WEIGHT` at each token, which is split evenly between the pieces of a label.
     tokens : int
         Number of audio tokens N.
     token_seconds : float
-        Duration of one of them.
+        Duration of an audio token.
     tokenizer : PreTrainedTokenizerBase
         The LLM's.
     onset : str
-        Text whose embedding marks the token in which a word begins, so that a word said twice is not read once.
+        Text whose embedding marks the token in which a word begins, so that a repeated word differs from a long one.
     """
     entries: dict[tuple[int, int], float] = {}
 

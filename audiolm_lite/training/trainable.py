@@ -1,23 +1,22 @@
-"""Which parameters train, at which rate, and the table that says so before the first step.
+"""Selects the parameters that train, assigns their learning rates, and describes both in a table.
 
-Parameters are named by glob patterns over their full names, e.g. `adapter.projection.*`, `llm.*lora_*`, `encoder.*`.
+Parameters are selected by glob patterns on their full names, e.g. `adapter.projection.*`, `llm.*lora_*`, `encoder.*`.
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, did_you_mean
 from audiolm_lite.config.keys import SCHEDULES
 
-# AdamW keeps two float32 moments a parameter.
-OPTIMISER_BYTES = 8
+OPTIMIZER_BYTES = 8  # AdamW stores two float32 moments per parameter
+LEAST_SIMILARITY = 0.3  # of a suggested name: a pattern differs from the names that it matches, too
 
 
 def select_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Make exactly the parameters that match a pattern trainable, and freeze the others.
+    """Make the parameters that match a pattern trainable, and freeze all others.
 
     Returns
     -------
@@ -27,16 +26,26 @@ def select_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises
     ------
     ConfigError
-        A pattern matches nothing, or it matches a parameter that cannot have a gradient (a quantised weight).
+        A pattern matches nothing, or it matches a quantised weight, which cannot have a gradient.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> model = nn.ModuleDict({"adapter": nn.Linear(2, 2), "llm": nn.Linear(2, 2)})
+    >>> select_trainable(model, ["adapter.*"])
+    ['adapter.weight', 'adapter.bias']
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
         if not _matching(parameters, pattern):
-            raise ConfigError(f"trainable: pattern {pattern!r} matches no parameter{_nearest(pattern, parameters)}")
+            raise ConfigError(
+                f"trainable: pattern {pattern!r} matches no parameter"
+                + did_you_mean(pattern, parameters, LEAST_SIMILARITY)
+            )
     for name, parameter in parameters.items():
         train = any(fnmatchcase(name, pattern) for pattern in patterns)
         if train and not parameter.is_floating_point():
-            raise ConfigError(f"trainable: {name} is stored as {parameter.dtype} and cannot train; use LoRA on it")
+            raise ConfigError(f"trainable: {name} is stored as {parameter.dtype} and cannot train; train a LoRA on it")
         parameter.requires_grad_(train)
         parameter.grad = None
     return trainable_names(model)
@@ -50,28 +59,29 @@ def trainable_names(model: nn.Module) -> list[str]:
 def parameter_groups(
     model: nn.Module, learning_rates: Mapping[str, float | Mapping], defaults: Mapping[str, object]
 ) -> list[dict]:
-    """Optimiser groups: a parameter takes the rate of the first pattern it matches; vectors have no weight decay.
+    """Group the trainable parameters for the optimiser, by the first pattern that they match.
+
+    Vectors (biases, norms) are in groups of their own, without weight decay.
 
     Parameters
     ----------
     model : nn.Module
     learning_rates : mapping
-        Pattern -> peak learning rate, or `{lr, weight_decay, schedule, warmup_steps}` of which all but `lr` may be left
-        out.
+        Pattern -> peak learning rate, or `{lr, weight_decay, schedule, warmup_steps}`, of which only `lr` is required.
     defaults : mapping
-        `weight_decay`, `schedule` and `warmup_steps` of the patterns that do not give them.
+        `weight_decay`, `schedule` and `warmup_steps` of the patterns that do not set them.
 
     Returns
     -------
     list of dict
-        `pattern`, `params`, `names`, `lr`, `initial_lr` (the peak, which the schedule scales), `weight_decay`,
-        `schedule` and `warmup_steps`.
+        `pattern`, `params`, `names`, `lr`, `initial_lr` (the peak learning rate), `weight_decay`, `schedule` and
+        `warmup_steps`.
 
     Raises
     ------
     ConfigError
-        A trainable parameter matches no pattern, a pattern is the first match of none, or its entries are not those
-        above.
+        A trainable parameter matches no pattern, a pattern is the first match of no parameter, or an entry of a pattern
+        is unknown or wrong.
     """
     rates = {pattern: _rate(pattern, value, defaults) for pattern, value in learning_rates.items()}
     groups: dict[tuple[str, bool], dict] = {}
@@ -98,19 +108,19 @@ def parameter_groups(
     for pattern in rates:
         if not any(used == pattern for used, _ in groups):
             raise ConfigError(
-                f"learning_rates: pattern {pattern!r} applies to no trainable parameter"
-                f"{_nearest(pattern, trainable_names(model))}; remove it, or add it to trainable"
+                f"learning_rates: {pattern!r} is the first match of no trainable parameter: remove it, or train some"
+                + did_you_mean(pattern, trainable_names(model), LEAST_SIMILARITY)
             )
     return list(groups.values())
 
 
 def _rate(pattern: str, value: float | Mapping, defaults: Mapping[str, object]) -> dict:
-    """Entries of one pattern's groups, checked."""
+    """Complete and check the entries of a pattern."""
     given = dict(value) if isinstance(value, Mapping) else {"lr": value}
     unknown = [name for name in given if name not in ("lr", *defaults)]
     if unknown or "lr" not in given:
         wrong = f"unknown entry {unknown[0]!r}" if unknown else "lr is missing"
-        raise ConfigError(f"learning_rates, {pattern!r}: {wrong}; it takes lr, {', '.join(defaults)}")
+        raise ConfigError(f"learning_rates, {pattern!r}: {wrong}; its entries are lr, {', '.join(defaults)}")
     rate = {**defaults, **given}
     if rate["schedule"] not in SCHEDULES:
         raise ConfigError(
@@ -127,10 +137,10 @@ def _rate(pattern: str, value: float | Mapping, defaults: Mapping[str, object]) 
         raise ConfigError(f"learning_rates, {pattern!r}: {error}; write numbers") from error
 
 
-def parts_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
-    """Describe the model before training: part | parameters | trainable | lr | dtype | memory.
+def parameter_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
+    """Describe the parts of a model in a table: part | parameters | trainable | lr | dtype | memory.
 
-    Memory is that of weights, gradients and AdamW's moments; activations come on top.
+    Memory is that of weights, gradients and AdamW's moments, without activations.
     """
     rates = {name: group["initial_lr"] for group in groups for name in group["names"]}
     rows: dict[str, list[tuple[str, nn.Parameter]]] = {}
@@ -140,7 +150,7 @@ def parts_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
     for part, members in [*rows.items(), ("total", [pair for pairs in rows.values() for pair in pairs])]:
         training = [parameter for _, parameter in members if parameter.requires_grad]
         size = sum(p.numel() * p.element_size() for _, p in members)
-        size += sum(p.numel() * (p.element_size() + OPTIMISER_BYTES) for p in training)
+        size += sum(p.numel() * (p.element_size() + OPTIMIZER_BYTES) for p in training)
         table.append(
             (
                 part,
@@ -157,12 +167,12 @@ def parts_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
 
 
 def audio_token_rate(adapter: nn.Module, frame_seconds: float, seconds: float = 10.0) -> float:
-    """Audio tokens that the LLM reads for each second of a clip of `seconds`, whose frames last `frame_seconds`."""
+    """Audio tokens per second of a clip of `seconds`, whose frames have a duration of `frame_seconds`."""
     return adapter.num_tokens(round(seconds / frame_seconds)) / seconds
 
 
 def _part(name: str) -> str:
-    """Row of the table: the adapter by its blocks, the LLM with its LoRA apart."""
+    """Name of a parameter's part: the adapter's blocks and the LoRA of the LLM are parts of their own."""
     top, _, rest = name.partition(".")
     if "lora_" in name:
         return f"{top} LoRA"
@@ -171,8 +181,3 @@ def _part(name: str) -> str:
 
 def _matching(names: Mapping[str, object], pattern: str) -> list[str]:
     return [name for name in names if fnmatchcase(name, pattern)]
-
-
-def _nearest(pattern: str, names: Sequence[str] | Mapping) -> str:
-    match = get_close_matches(pattern, list(names), n=1, cutoff=0.3)
-    return f"; the nearest name is {match[0]!r}" if match else ""

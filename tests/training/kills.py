@@ -1,4 +1,4 @@
-"""A run that kills itself at a moment that is named, or at any line between two steps: what test_resume.py starts."""
+"""Runs that kill their own process at a named moment, or at any call between two steps; test_resume.py starts them."""
 
 import os
 import signal
@@ -12,36 +12,37 @@ from audiolm_lite.data.mixing import Mixture
 from audiolm_lite.training import brain, checkpoint
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.checkpoint import CheckpointFolder
+from audiolm_lite.training.engines import torch_engine
 from audiolm_lite.training.logging.training_log import TrainingLog
 from tests.training.toy import ToyData, make_brain, make_model
 
 EPOCHS = 3
-# Of an optimiser step, in the order in which they come ...
+# Moments of an optimiser step, in their order: (owner of a function, its name, whether after its call) ...
 STEP = {
     "before the step": (AudioLMBrain, "fit_batch", False),
     "between the batches of a window": (AudioLMBrain, "compute_objectives", True),
-    "with gradients": (brain, "average_and_clip", True),
+    "with gradients": (torch_engine, "average_and_clip", True),
     "with new weights": (torch.optim.AdamW, "step", True),
     "before its line in losses.jsonl": (TrainingLog, "step", False),
     "before saving": (CheckpointFolder, "save", False),
     "tensors half written": (checkpoint, "save_tensors", False),
     "tensors without state": (checkpoint, "save_tensors", True),
-    "state without hashes": (checkpoint, "file_hash", False),
-    "not yet renamed": (os, "rename", False),
+    "state without hashes": (checkpoint, "sha256_of", False),
+    "not yet renamed": (os, "replace", False),
     "renamed, nothing removed": (CheckpointFolder, "_names", False),
     "about to remove": (CheckpointFolder, "_remove", False),
     "removed": (CheckpointFolder, "_remove", True),
     "saved": (CheckpointFolder, "save", True),
 }
-# ... and those that only the end of an epoch has.
+# ... and those that only occur at the end of an epoch.
 VALIDATION = {
     "in validation": (AudioLMBrain, "compute_forward", True),
-    "validated, nothing noted": (TrainingLog, "epoch", False),
-    "noted, not saved": (TrainingLog, "epoch", True),
+    "validated, not logged": (TrainingLog, "epoch", False),
+    "logged, not saved": (TrainingLog, "epoch", True),
 }
 MOMENTS = STEP | VALIDATION
 
-make_model()  # the first LoRA has libraries compile hundreds of patterns: before processes are forked, not in each
+make_model()  # the first LoRA compiles hundreds of patterns: once before processes are forked, not in each of them
 
 
 def train_until(folder: Path, step: int | None = None, moment: str = "", events: int = 0) -> None:
@@ -51,11 +52,11 @@ def train_until(folder: Path, step: int | None = None, moment: str = "", events:
     ----------
     folder : Path
     step : int, optional
-        The process kills itself once so many steps have been taken in all; None: never.
+        Step after which the process kills itself; None: never.
     moment : str
-        Which of `MOMENTS`, the first time it comes then; "": after `events` of the interpreter's calls and returns,
-        those into C among them.
+        Which of `MOMENTS`, at its next occurrence; "": after `events`.
     events : int
+        Calls and returns of the interpreter, those of C functions included.
     """
     torch.set_num_threads(1)
     if step is not None:
@@ -74,7 +75,7 @@ def train(folder: Path) -> AudioLMBrain:
 
 
 def kill_after(step: int, armed: Callable[[], None]) -> None:
-    """Call `armed`, once, when the run has taken `step` steps or more and is about to take the next one."""
+    """Call `armed` once, before the first step after step number `step`."""
     fit_batch = AudioLMBrain.fit_batch
 
     def watched(self, window):
@@ -87,7 +88,7 @@ def kill_after(step: int, armed: Callable[[], None]) -> None:
 
 
 def arm(moment: str, events: int) -> None:
-    """From now on the first such moment, or the last of `events`, is the end of this process."""
+    """End this process at the next occurrence of a moment, or after `events`."""
     if moment == "before the step":
         die()
     elif moment:
@@ -98,7 +99,7 @@ def arm(moment: str, events: int) -> None:
 
 
 def watch(moment: str) -> None:
-    """Die before or after the next call of a moment's function."""
+    """End this process before or after the next call of a moment's function."""
     owner, name, after = MOMENTS[moment]
     function = getattr(owner, name)
 
@@ -116,14 +117,14 @@ def watch(moment: str) -> None:
 
 
 def die() -> None:
-    """As by `kill -9`, or when memory has run out."""
+    """End this process like `kill -9`, or like the system when memory has run out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def events_of_steps(folder: Path) -> list[int]:
-    """How many events each step of a run has, with what comes before the next one: saving, perhaps validation."""
+    """Count the events of each step of a run up to the next step: saving and validation are included."""
     torch.set_num_threads(1)
-    count, found = 0, []
+    count, counts = 0, []
     fit_batch = AudioLMBrain.fit_batch
 
     def counted(*_):
@@ -131,7 +132,7 @@ def events_of_steps(folder: Path) -> list[int]:
         count += 1
 
     def watched(self, window):
-        found.append(count)
+        counts.append(count)
         sys.setprofile(counted)
         return fit_batch(self, window)
 
@@ -141,4 +142,4 @@ def events_of_steps(folder: Path) -> list[int]:
     finally:
         sys.setprofile(None)
         AudioLMBrain.fit_batch = fit_batch
-    return [after - before for before, after in zip(found, [*found[1:], count])]
+    return [after - before for before, after in zip(counts, [*counts[1:], count])]

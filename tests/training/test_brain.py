@@ -1,4 +1,4 @@
-"""The training loop: exact windows, bad steps, resume without a trace, stage by stage exactly the named parameters."""
+"""Tests of the training loop: exact accumulation, skipped steps, exact resume, consecutive stages."""
 
 import copy
 import json
@@ -30,19 +30,19 @@ from tests.training.toy import (
 )
 
 
-class DyingBrain(AudioLMBrain):
-    """Dies before its optimiser step number `dies_at`."""
+class InterruptedBrain(AudioLMBrain):
+    """Raises KeyboardInterrupt before optimiser step number `interrupted_at`."""
 
-    dies_at = 0
+    interrupted_at = 0
 
     def fit_batch(self, window):
-        if self.progress.step == self.dies_at:
+        if self.progress.step == self.interrupted_at:
             raise KeyboardInterrupt
         return super().fit_batch(window)
 
 
-class DyingInValidation(AudioLMBrain):
-    """Dies in its first validation."""
+class InterruptedInValidation(AudioLMBrain):
+    """Raises KeyboardInterrupt in its first validation."""
 
     def validate(self, dataset):
         raise KeyboardInterrupt
@@ -51,26 +51,26 @@ class DyingInValidation(AudioLMBrain):
 # --- one step -------------------------------------------------------------------------------------------------------
 
 
-def test_a_window_of_batches_steps_like_one_batch(tmp_path):
-    """Accumulation is exact although the batches hold different numbers of answer tokens."""
+def test_a_window_of_batches_equals_one_batch(tmp_path):
+    """Accumulation is exact although the batches have different numbers of answer tokens."""
     data = ToyData(7)
-    windows = {"whole": [data.items], "parts": [data.items[:1], data.items[1:5], data.items[5:]]}
+    windows = {"one": [data.items], "three": [data.items[:1], data.items[1:5], data.items[5:]]}
     models = {}
-    for name, parts in windows.items():
+    for name, batches in windows.items():
         brain = make_brain(tmp_path / name, make_model(dropout=0.0))
         brain.total_steps = 10
         models[name] = brain.model
-        record = brain.fit_batch([collate(items) for items in parts])
+        record = brain.fit_batch([collate(items) for items in batches])
         assert record["tokens"] == sum(label != -100 for item in data.items for label in item.labels)
-    # Adam divides by the gradient's size, so nothing but exact weights would give nearly equal parameters
-    for first, second in zip(models["whole"].parameters(), models["parts"].parameters(), strict=True):
+    # Adam divides by the gradient's size, so that only exact weights result in nearly equal parameters
+    for first, second in zip(models["one"].parameters(), models["three"].parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=2e-4)
 
 
 def test_the_last_incomplete_window_is_used(tmp_path):
     brain = train(tmp_path, grad_accumulation_factor=3, epochs=1)
-    windows = brain._feed(ToyData(20), shuffle=True).windows(1)
-    assert 0 < len(windows[-1]) < 3, "the case under test needs an incomplete window"
+    windows = brain._loader(ToyData(20), training=True).windows(1)
+    assert 0 < len(windows[-1]) < 3, "the test needs an incomplete window"
     records = losses_of(brain)
     assert len(records) == len(windows)
     assert sum(record["samples"] for record in records) == 20
@@ -78,23 +78,23 @@ def test_the_last_incomplete_window_is_used(tmp_path):
 
 def test_all_groups_are_clipped_together(tmp_path):
     brain = make_brain(tmp_path, max_grad_norm=1e-3)
-    seen = {}
-    brain.optimizer.step = lambda *_, **__: seen.update({n: p.grad.clone() for n, p in brain.trained.items()})
+    clipped = {}
+    brain.optimizer.step = lambda *_, **__: clipped.update({n: p.grad.clone() for n, p in brain.trained.items()})
     brain.total_steps = 10
     record = brain.fit_batch([collate(ToyData(4).items)])
-    norm = torch.stack([grad.norm() for grad in seen.values()]).norm().item()
+    norm = torch.stack([grad.norm() for grad in clipped.values()]).norm().item()
     assert len(brain.optimizer.param_groups) == 3  # adapter matrices, adapter vectors, LoRA
     assert record["grad_norm"] > 1e-2 and norm == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_learning_rate_follows_the_schedule_step_by_step(tmp_path):
+def test_learning_rates_follow_the_schedule(tmp_path):
     rates = [record["lr"] for record in losses_of(train(tmp_path))]
     rest = len(rates) - 2
     expected = [0.5e-2, 1e-2] + [1e-2 * (1 - done / rest) for done in range(rest)]
     assert rates == pytest.approx(expected)
 
 
-def test_a_bad_step_changes_nothing_and_names_its_items(tmp_path, caplog):
+def test_a_nonfinite_step_is_skipped_and_its_items_are_logged(tmp_path, caplog):
     brain = make_brain(tmp_path)
     brain.total_steps = 10
     before = copy.deepcopy(brain.model.state_dict())
@@ -118,14 +118,14 @@ def test_a_bad_step_changes_nothing_and_names_its_items(tmp_path, caplog):
 # --- a run ----------------------------------------------------------------------------------------------------------
 
 
-def test_training_learns_and_keeps_the_best_and_the_last(tmp_path):
+def test_training_reduces_the_loss_and_keeps_the_best_checkpoint(tmp_path):
     brain = train(tmp_path, epochs=6)
     records = losses_of(brain)
     assert records[-1]["loss"] < 0.9 * records[0]["loss"]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     log = (brain.folder / "train_log.txt").read_text().splitlines()
     assert len(log) == 6 and "epoch: 6" in log[-1] and "train loss" in log[-1] and "valid accuracy" in log[-1]
-    infos = [json.loads(p.read_text()) for p in brain.checkpoints.folder.glob("step_*/checkpoint.json")]
+    infos = [json.loads(p.read_text()) for p in brain.state.checkpoints.folder.glob("step_*/checkpoint.json")]
     assert max(info["step"] for info in infos) == len(records)
     best = brain.validate(ToyData(6, seed=1))
     assert best["loss"] == pytest.approx(brain.summary["metrics"]["loss"], rel=1e-6)
@@ -141,63 +141,64 @@ def test_bf16_autocast_trains_float32_parameters(tmp_path):
     assert {parameter.dtype for parameter in brain.trained.values()} == {torch.float32}
 
 
-def test_checkpoints_hold_trainable_tensors_only(tmp_path):
+def test_checkpoints_contain_trainable_tensors_only(tmp_path):
     brain = train(tmp_path, epochs=1)
-    checkpoint = brain.checkpoints.newest()
+    checkpoint = brain.state.checkpoints.newest()
     assert set(checkpoint.tensors) == set(brain.trained)
     assert not any("embed_tokens" in name for name in checkpoint.tensors)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_run_interrupted_again_and_again_ends_bit_for_bit_the_same(tmp_path, accumulation):
+def test_a_run_interrupted_repeatedly_ends_bit_for_bit_the_same(tmp_path, accumulation):
     changes = {"grad_accumulation_factor": accumulation}
-    whole = train(tmp_path / "whole", **changes)
-    steps = len(losses_of(whole))
-    for dies_at in (1, steps // 2 - 1, steps // 2, steps - 1):
-        DyingBrain.dies_at = dies_at
+    expected = train(tmp_path / "uninterrupted", **changes)
+    steps = len(losses_of(expected))
+    for interrupted_at in (1, steps // 2 - 1, steps // 2, steps - 1):
+        InterruptedBrain.interrupted_at = interrupted_at
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "broken", kind=DyingBrain, **changes)
-    broken = train(tmp_path / "broken", **changes)
-    assert_same_weights(whole.model, broken.model)
-    assert losses_of(whole) == losses_of(broken)
-    assert whole.summary["metrics"] == broken.summary["metrics"]
+            train(tmp_path / "interrupted", kind=InterruptedBrain, **changes)
+    resumed = train(tmp_path / "interrupted", **changes)
+    assert_same_weights(expected.model, resumed.model)
+    assert losses_of(expected) == losses_of(resumed)
+    assert expected.summary["metrics"] == resumed.summary["metrics"]
 
 
 def test_a_run_interrupted_in_validation_or_between_checkpoints_ends_the_same(tmp_path):
-    whole = train(tmp_path / "whole")
+    expected = train(tmp_path / "uninterrupted")
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "broken", kind=DyingInValidation, ckpt_interval_minutes=0.0)
-    assert losses_of(make_brain(tmp_path / "broken"))  # steps that no checkpoint knows of
-    broken = train(tmp_path / "broken")
-    assert_same_weights(whole.model, broken.model)
-    assert losses_of(whole) == losses_of(broken)
+        train(tmp_path / "interrupted", kind=InterruptedInValidation, ckpt_interval_minutes=0.0)
+    assert losses_of(make_brain(tmp_path / "interrupted"))  # of steps after the newest checkpoint
+    resumed = train(tmp_path / "interrupted")
+    assert_same_weights(expected.model, resumed.model)
+    assert losses_of(expected) == losses_of(resumed)
 
 
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_path, caplog):
-    whole = train(tmp_path / "whole")
-    DyingBrain.dies_at = 4
+def test_a_damaged_newest_checkpoint_is_logged_and_the_previous_one_used(tmp_path, caplog):
+    expected = train(tmp_path / "uninterrupted")
+    InterruptedBrain.interrupted_at = 4
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "broken", kind=DyingBrain)
-    folder = tmp_path / "broken" / "stage_1" / "checkpoints"
+        train(tmp_path / "interrupted", kind=InterruptedBrain)
+    folder = tmp_path / "interrupted" / "stage_1" / "checkpoints"
     newest = sorted(folder.glob("step_*"))[-1]
     with open(newest / "trained.safetensors", "r+b") as file:
         file.seek(-3, os.SEEK_END)
         file.write(b"xyz")
-    (folder / ".saving-step_00000009").mkdir()  # a save that was killed
+    (folder / ".step_00000009.1234.tmp").mkdir()  # left by a save that was killed
+    (folder / ".removing-step_00000001").mkdir()
     with caplog.at_level(logging.INFO):
-        broken = train(tmp_path / "broken")
-    assert f"{newest} is damaged" in caplog.text and "Going on from step 3" in caplog.text
-    assert not list(folder.glob(".saving*"))
-    assert_same_weights(whole.model, broken.model)
+        resumed = train(tmp_path / "interrupted")
+    assert f"{newest} is damaged" in caplog.text and "Continuing from step 3" in caplog.text
+    assert not list(folder.glob(".*"))
+    assert_same_weights(expected.model, resumed.model)
 
 
-def test_a_run_cannot_go_on_with_other_settings(tmp_path):
+def test_a_run_cannot_continue_with_other_settings(tmp_path):
     train(tmp_path, epochs=1)
     with pytest.raises(ConfigError, match="epochs was 1, is now 3"):
         train(tmp_path, epochs=3)
 
 
-# --- stage after stage ----------------------------------------------------------------------------------------------
+# --- consecutive stages ---------------------------------------------------------------------------------------------
 
 STAGES = {
     1: ["adapter.projection.*"],
@@ -212,11 +213,11 @@ def run_stage(root, stage, **changes):
     brain.load_previous_stage()
     start = copy.deepcopy(brain.model.state_dict())
     brain.fit_stage(ToyData(12), ToyData(6, seed=1))
-    handover.save_stage(brain.model, brain.experiment, brain.run_opts, brain.carried, brain.summary)
+    handover.save_stage(brain.model, brain.experiment, brain.run_opts, brain.inherited, brain.summary)
     return brain, start
 
 
-def test_exactly_the_named_parameters_move_in_each_stage(tmp_path):
+def test_exactly_the_named_parameters_change_in_each_stage(tmp_path):
     before = None
     for stage, expected in {
         1: lambda name: name.startswith("adapter.projection."),
@@ -228,23 +229,25 @@ def test_exactly_the_named_parameters_move_in_each_stage(tmp_path):
             assert torch.equal(tensor, start[name]) != expected(name), f"stage {stage}: {name}"
             if before is not None:
                 assert torch.equal(start[name], before[name]), (
-                    f"stage {stage} did not start with {name} of the one before"
+                    f"stage {stage} did not start with {name} of the previous stage"
                 )
         before = copy.deepcopy(brain.model.state_dict())
 
 
-def test_a_stage_needs_the_one_before(tmp_path):
+def test_a_stage_needs_the_previous_one(tmp_path):
     with pytest.raises(ConfigError, match=rf"python train.py hparams/stage_1.yaml --output_root {tmp_path}"):
         run_stage(tmp_path, 2)
     run_stage(tmp_path, 1, epochs=1)
-    with pytest.raises(ConfigError, match="adapter: .*tltr.* there, .*other.* here.*stage_1.yaml"):
+    with pytest.raises(
+        ConfigError, match="adapter is .*tltr.* in the previous stage and .*other.* in this one.*stage_1.yaml"
+    ):
         run_stage(tmp_path, 2, adapter={"type": "other"})
     wide = AudioLanguageModel(TLTR(feature_dim=16, num_layers=LAYERS, llm_dim=HIDDEN, layer_heads=2), make_model().llm)
-    with pytest.raises(ConfigError, match=r"holds adapter\..* of shape"):
+    with pytest.raises(ConfigError, match=r"contains adapter\..* of shape"):
         run_stage(tmp_path, 2, model=wide)
 
 
-def test_a_finished_stage_says_so_unless_something_changed(tmp_path, caplog):
+def test_a_finished_stage_is_recognised_unless_something_changed(tmp_path, caplog):
     hparams = make_hparams(tmp_path, stage=1, trainable=STAGES[1], learning_rates={STAGES[1][0]: 1e-2}, epochs=1)
     assert not handover.is_finished(hparams, {})
     run_stage(tmp_path, 1, epochs=1)
@@ -261,5 +264,5 @@ def test_a_finished_stage_says_so_unless_something_changed(tmp_path, caplog):
     assert handover.is_finished(make_hparams(tmp_path, **second), {})
     shutil.rmtree(tmp_path / "stage_1")
     run_stage(tmp_path, 1, epochs=1, seed=3)
-    with pytest.raises(ConfigError, match="stage_1 was trained anew since"):
+    with pytest.raises(ConfigError, match="stage_1 was trained again since"):
         handover.is_finished(make_hparams(tmp_path, **second), {})

@@ -1,4 +1,4 @@
-"""A train script's whole way on a tiny model: YAML, manifests, features or live audio, three stages, the export."""
+"""Tests of a training run on a tiny model: YAML file, manifests, features or live audio, three stages, export."""
 
 import json
 import sys
@@ -21,17 +21,16 @@ from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.registry import build
 from audiolm_lite.config.settings import settings
+from audiolm_lite.config.start import seed_everything
 from audiolm_lite.data.manifest import read_manifest, write_manifest
 from audiolm_lite.features.extract import extract
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.training.build import (
     _require_encoder,
-    align_projection,
     build_dataset,
-    build_datasets,
     build_model,
 )
-from audiolm_lite.training.handover import is_finished
+from audiolm_lite.training.run import train_stage as train
 
 WORDS = ["<s>", "</s>", "<unk>", ",", "what", "is", "heard", "?", "a", "low", "high", "tone", ":"]
 YAML = """
@@ -58,29 +57,13 @@ warmup_steps: 1
 """
 
 
-def train(argv):
-    """What a recipe's train.py does."""
-    hparams, run_opts, _ = load_experiment(argv)
-    if is_finished(hparams, run_opts):
-        return None
-    model, tokenizer = build_model(hparams)
-    datasets = build_datasets(hparams, model, tokenizer)
-    brain = hparams["brain"](model, hparams, run_opts)
-    brain.print_parts()
-    brain.load_previous_stage()
-    align_projection(hparams, model, datasets["train"], tokenizer)
-    brain.fit_stage(datasets["train"], datasets["valid"])
-    brain.export(hparams["output_folder"])
-    return brain
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def make_corpus(root):
-    """Tiny backbones, clips of low and high tones, their features, and a stage's YAML file."""
+    """Write tiny backbones, clips of low and high tones, their features, and the YAML file of a stage."""
     torch.manual_seed(0)
     WhisperModel(
         WhisperConfig(
@@ -148,7 +131,7 @@ def make_corpus(root):
 def test_three_stages_through_the_command_line(corpus, tmp_path, caplog):
     command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu"]
     first = train([*command, "--alignment_init", "{ridge: 1.0, clips: 12}", "--tasks", "[sound_class]"])
-    assert "Closed-form start" in caplog.text and "adapter.projection" in caplog.text
+    assert "Closed-form initialisation" in caplog.text and "adapter.projection" in caplog.text
     assert first.model.encoder is None  # features come from the store
     more = ["--trainable", "['adapter.*', 'llm.*lora_*']", "--epochs", "2"]
     train([*command, "--stage", "2", *more])
@@ -163,7 +146,7 @@ def test_three_stages_through_the_command_line(corpus, tmp_path, caplog):
             assert torch.equal(tensor, trained[name]), name
 
 
-def test_debug_takes_two_steps_an_epoch(corpus, tmp_path):
+def test_debug_takes_two_steps_per_epoch(corpus, tmp_path):
     command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu"]
     train([*command, "--debug", "--epochs", "5", "--batch_tokens", "40"])
     records = [json.loads(line) for line in (tmp_path / "stage_1" / "losses.jsonl").read_text().splitlines()]
@@ -173,14 +156,15 @@ def test_debug_takes_two_steps_an_epoch(corpus, tmp_path):
 def test_training_through_the_encoder_on_live_audio(corpus, tmp_path):
     command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu", "--train_encoder", "true"]
     hparams, _, _ = load_experiment(command)
+    seed_everything(hparams["seed"])
     before = build_model(hparams)[0].state_dict()
-    # with augmentation, which changes the clips' lengths and so the prompts
+    # with augmentation, which changes the length of clips and so the prompts
     brain = train([*command, "--trainable", "['adapter.*', 'encoder.model.layers.*']", "--augmentation", "{}"])
-    moved = {name for name, tensor in brain.model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert any(name.startswith("encoder.model.layers.") for name in moved)
-    assert not any(name.startswith(("llm.", "encoder.model.conv")) for name in moved)
-    # a stage on stored features cannot follow: they are of the encoder as it was
-    with pytest.raises(ConfigError, match="holds encoder.model.layers.* does not have"):
+    changed = {name for name, tensor in brain.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any(name.startswith("encoder.model.layers.") for name in changed)
+    assert not any(name.startswith(("llm.", "encoder.model.conv")) for name in changed)
+    # a stage on stored features cannot follow: they were computed by the encoder before its training
+    with pytest.raises(ConfigError, match="contains encoder.model.layers.* does not have"):
         train([str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--stage", "2", "--device", "cpu"])
     bundle = load_model(tmp_path / "stage_1")
     for name, tensor in brain.model.encoder.state_dict().items():
@@ -190,9 +174,9 @@ def test_training_through_the_encoder_on_live_audio(corpus, tmp_path):
 def test_features_of_another_encoder_block_are_refused(corpus, tmp_path):
     command = [str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)]
     for block, message in {
-        "--encoder.pool": "encoder pool 2, the YAML file asks for 4",
-        "--encoder.layers": r"encoder layers \[0, 1\], the YAML file asks for \[1\]",
-        "--encoder.type": r"encoder type 'whisper', the YAML file asks for 'beats'",
+        "--encoder.pool": "encoder pool 2, the YAML file has 4",
+        "--encoder.layers": r"encoder layers \[0, 1\], the YAML file has \[1\]",
+        "--encoder.type": r"encoder type 'whisper', the YAML file has 'beats'",
     }.items():
         value = {"--encoder.pool": "4", "--encoder.layers": "[-1]", "--encoder.type": "beats"}[block]
         hparams, _, _ = load_experiment([*command, block, value])
@@ -200,7 +184,7 @@ def test_features_of_another_encoder_block_are_refused(corpus, tmp_path):
             build_model(hparams)
 
 
-def test_encoders_inside_a_fused_one_are_compared_each():
+def test_each_encoder_of_a_fused_one_is_compared():
     tiny = {"embed_dim": 8, "encoder_layers": 2, "encoder_embed_dim": 8, "encoder_ffn_embed_dim": 8}
     tiny |= {"encoder_attention_heads": 2, "conv_pos": 4, "conv_pos_groups": 2}
     part = {"type": "beats", "source": tiny}
@@ -209,7 +193,7 @@ def test_encoders_inside_a_fused_one_are_compared_each():
     _require_encoder("store", block, made)
     for change, message in (
         ({"align": "linear"}, "encoder align 'nearest'"),
-        ({"encoders": {**block["encoders"], "b": part}}, r"encoder.encoders.b layers \[1\].* asks for \[0, 1\]"),
+        ({"encoders": {**block["encoders"], "b": part}}, r"encoder.encoders.b layers \[1\].* YAML file has \[0, 1\]"),
         ({"encoders": {"a": part, "c": part}}, "encoder encoders"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -225,7 +209,7 @@ def test_validation_data_has_prompts_without_answers(corpus, tmp_path):
         build_dataset(hparams, "test", model, tokenizer)
 
 
-def test_the_library_needs_no_encoder_for_stored_features(corpus, tmp_path, monkeypatch):
+def test_stored_features_need_no_encoder(corpus, tmp_path, monkeypatch):
     hparams, _, _ = load_experiment([str(corpus / "stage.yaml"), "--output_folder", str(tmp_path)])
     monkeypatch.setattr(sys.modules["audiolm_lite.encoders.whisper"], "_load", None)
     model, _ = build_model(hparams)
@@ -248,7 +232,7 @@ def test_weights_temperature_and_question_files_come_from_the_yaml_file(corpus, 
     weighted = build_dataset(load([1, 3]), "train", model, tokenizer)
     assert weighted.mixture.counts == [4, 12] and weighted.mixture.seed == 3
     assert build_dataset(load(None, "--mixing_temperature", "1"), "train", model, tokenizer).mixture.counts == [12, 4]
-    with pytest.raises(ConfigError, match="weights: they are for training alone, and without mixing_temperature"):
+    with pytest.raises(ConfigError, match="weights: only train may have them, and only without mixing_temperature"):
         build_dataset(load([1, 3], "--mixing_temperature", "2"), "train", model, tokenizer)
     # another mixture is another run
     assert settings(load([1, 3])) != settings(load([1, 2])) != settings(load())

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is kept, what is best, and that the random state comes back whole."""
+"""Tests of checkpoint folders: which are kept, which is the best, and restoring the random number generators."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def test_the_best_and_the_two_newest_are_kept(tmp_path, metric, best):
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 
-def test_a_damaged_best_gives_way_to_the_next(tmp_path):
+def test_the_second_best_is_used_if_the_best_is_damaged(tmp_path):
     folder = CheckpointFolder(tmp_path, "loss")
     save(folder, 1, loss=0.5)
     save(folder, 2, loss=0.6)
@@ -38,7 +38,7 @@ def test_a_damaged_best_gives_way_to_the_next(tmp_path):
     assert (tmp_path / "damaged-step_00000001_valid").is_dir()
 
 
-def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
+def test_a_truncated_checkpoint_is_not_used(tmp_path):
     folder = CheckpointFolder(tmp_path, "loss")
     assert folder.newest() is None and folder.best() is None
     save(folder, 1)
@@ -47,7 +47,16 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
     assert folder.newest().info["step"] == 1
 
 
-def test_the_random_state_comes_back_whole(tmp_path):
+def test_a_step_can_be_saved_again(tmp_path):
+    """As at the end of an epoch without a ranked validation, after its last step was saved already."""
+    folder = CheckpointFolder(tmp_path, "loss")
+    save(folder, 1)
+    folder.save({"weight": torch.zeros(2)}, {}, {"step": 1, "metrics": None})
+    assert not folder.newest().tensors["weight"].any()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_random_number_generators_are_restored(tmp_path):
     folder = CheckpointFolder(tmp_path, "loss")
     save(folder, 1)
 
@@ -60,11 +69,11 @@ def test_the_random_state_comes_back_whole(tmp_path):
     assert draw() == first
 
 
-def test_tensors_are_checked_before_any_is_copied():
+def test_all_tensors_are_checked_before_any_is_copied():
     model = torch.nn.Linear(2, 2)
     before = model.bias.clone()
-    with pytest.raises(ConfigError, match=r"stage_1 holds weight of shape \[3\]; here it is \[2, 2\]"):
+    with pytest.raises(ConfigError, match=r"stage_1 contains weight of shape \[3\], and this model has \[2, 2\]"):
         copy_tensors(model, {"bias": torch.zeros(2), "weight": torch.zeros(3)}, "stage_1")
-    with pytest.raises(ConfigError, match="stage_1 holds scale, which this model does not have"):
+    with pytest.raises(ConfigError, match="stage_1 contains scale, which this model does not have"):
         copy_tensors(model, {"bias": torch.zeros(2), "scale": torch.zeros(3)}, "stage_1")
     assert torch.equal(model.bias, before)

@@ -1,4 +1,6 @@
-"""Distillation: the teacher is the LLM reading words, the student the same LLM hearing audio."""
+"""Tests of distillation: the teacher is the LLM that reads text, the student the same LLM that receives audio."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ TEMPLATE = PromptTemplate("{bos}{audio}{instruction}{answer}{eos}")
 
 
 class Letters:
-    """A letter a token."""
+    """A tokenizer with one token per letter."""
 
     bos_token_id, eos_token_id, unk_token_id = 1, 2, None
     all_special_ids = [1, 2]
@@ -26,8 +28,8 @@ class Letters:
         return [3 + ord(letter) - ord("a") for letter in text]
 
 
-class Reads(nn.Module):
-    """An adapter that hears perfectly: its features are word ids, its tokens their embeddings."""
+class PerfectAdapter(nn.Module):
+    """An adapter without errors: its features are token ids, its audio tokens their embeddings."""
 
     def __init__(self, embedding):
         super().__init__()
@@ -37,23 +39,23 @@ class Reads(nn.Module):
         return self.table[features[:, 0, :, 0].long()], frames
 
 
-def make_batch(*spoken, heard=None):
+def make_batch(*spoken, audio=None):
     items = []
     for number, text in enumerate(spoken):
         row = {"id": f"row-{number}", "transcript": text, "instruction": "ab", "target": "cd" * (number + 1)}
-        features = torch.tensor(Letters().encode(heard or text), dtype=torch.float32).view(1, -1, 1)
+        features = torch.tensor(Letters().encode(audio or text), dtype=torch.float32).view(1, -1, 1)
         items.append(Item(row, *TEMPLATE.encode(row, Letters(), features.shape[1]), features=features))
     return collate(items)
 
 
 def make_student(**options):
     model = make_model(dropout=0.0, **options)
-    model.adapter = Reads(model.embedding)
+    model.adapter = PerfectAdapter(model.embedding)
     select_trainable(model, ["adapter.*", "llm.*lora_*"])
     return model
 
 
-def test_who_hears_perfectly_has_nothing_to_learn():
+def test_a_perfect_adapter_has_no_loss():
     model, batch = make_student(), make_batch("hello", "dog")
     loss = model(batch, Distillation(TEMPLATE, Letters(), "transcript"))
     assert loss.total.item() == pytest.approx(0, abs=1e-5)
@@ -61,8 +63,8 @@ def test_who_hears_perfectly_has_nothing_to_learn():
 
 
 @pytest.mark.parametrize("chunk", [0, 2])
-def test_the_objective_is_hintons(chunk):
-    model, batch = make_student(), make_batch("hello", "dog", heard="xxxx")
+def test_the_objective_is_that_of_hinton(chunk):
+    model, batch = make_student(), make_batch("hello", "dog", audio="xxxx")
     model.loss_chunk = chunk
     distillation = Distillation(TEMPLATE, Letters(), "transcript", weight=0.25, temperature=3.0)
     loss = model(batch, distillation)
@@ -77,7 +79,7 @@ def test_the_objective_is_hintons(chunk):
     torch.testing.assert_close(model.adapter.table.grad, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_the_teacher_has_no_lora_and_trainable_stays_what_it_was():
+def test_the_teacher_has_no_lora_and_trainable_parameters_stay_the_same():
     model, batch = make_student(), make_batch("hello")
     text = Distillation(TEMPLATE, Letters(), "transcript").text_batch(batch)
     before = model.supervised(text)[0]
@@ -94,7 +96,7 @@ def test_the_teacher_has_no_lora_and_trainable_stays_what_it_was():
 
 def test_a_run_learns_from_the_teacher(tmp_path):
     class Data(list):
-        template, tokenizer = TEMPLATE, Letters()
+        prompt = SimpleNamespace(template=TEMPLATE, tokenizer=Letters())
         mixture = None
 
         @property
@@ -118,7 +120,7 @@ def test_a_run_learns_from_the_teacher(tmp_path):
     assert brain.model(collate(list(train)), brain.distillation).total.item() < 0.8 * first
 
 
-def test_what_cannot_teach_is_named():
+def test_errors_name_what_cannot_teach():
     with pytest.raises(ConfigError, match='row "row-0" has no text in its field "caption"'):
         make_student()(make_batch("hello"), Distillation(TEMPLATE, Letters(), "caption"))
     with pytest.raises(ConfigError, match="weight is 2"):
@@ -126,6 +128,8 @@ def test_what_cannot_teach_is_named():
     model = make_model(lora=False)
     require_frozen_llm(model.requires_grad_(False))
     model.embedding.weight.requires_grad_(True)
-    with pytest.raises(ConfigError, match="llm.model.embed_tokens.weight is trainable; use LoRA"):
+    with pytest.raises(
+        ConfigError, match="llm.model.embed_tokens.weight is trainable, and the teacher must not change; use LoRA"
+    ):
         require_frozen_llm(model)
     assert VOCABULARY >= 3 + 26

@@ -1,4 +1,4 @@
-"""Soft text and the closed-form start of a projection."""
+"""Tests of soft text and of the closed-form initialisation of a projection."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ class Words:
         return [ord(c) - ord("a") if c != "," else 26 for c in text]
 
 
-def test_a_word_fills_the_tokens_it_is_spoken_in():
+def test_a_word_covers_the_tokens_in_which_it_is_spoken():
     soft = soft_text([("a", 0.2, 0.5)], [], tokens=4, token_seconds=0.2, tokenizer=Words())
     table = torch.eye(27)
     expected = torch.zeros(4, 27)
@@ -23,19 +23,19 @@ def test_a_word_fills_the_tokens_it_is_spoken_in():
     torch.testing.assert_close(soft.embed(table), expected)
 
 
-def test_pieces_share_a_word_and_labels_share_every_token():
+def test_pieces_split_a_word_and_labels_cover_every_token():
     soft = soft_text([("ab", 0.0, 0.4)], ["cd"], tokens=2, token_seconds=0.2, tokenizer=Words())
     out = soft.embed(torch.eye(27))
     assert out[0, 0] == pytest.approx(1.0) and out[1, 1] == pytest.approx(1.0)
     assert out[:, 2:4].numpy() == pytest.approx(np.full((2, 2), LABEL_WEIGHT / 2))
 
 
-def test_words_past_the_end_are_left_out_and_silence_is_zero():
+def test_words_after_the_end_are_ignored_and_silence_is_zero():
     soft = soft_text([("a", 0.9, 1.2)], [], tokens=3, token_seconds=0.2, tokenizer=Words())
     assert soft.embed(torch.eye(27)).abs().sum() == 0
 
 
-def test_the_closed_form_recovers_a_linear_map():
+def test_the_closed_form_solution_recovers_a_linear_map():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(500, 8, generator=generator, dtype=torch.float64)
     true = torch.nn.Linear(8, 5).double()

@@ -1,4 +1,4 @@
-"""`--stages` trains what separate commands train, frees each model, goes on where it stopped, and checks beforehand."""
+"""Tests of `--stages`: the same result as separate commands, freed memory, resume, and checks before training."""
 
 import gc
 import importlib.util
@@ -21,7 +21,7 @@ MORE = """trainable: ["adapter.*", "llm.*lora_*"]\nepochs: 2\n"""
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Three stages' files; dropout shows whether each begins with its own random numbers."""
+    """YAML files of three stages; dropout shows whether each starts with its own random numbers."""
     root = make_corpus(tmp_path_factory.mktemp("corpus"))
     text = (root / "stage.yaml").read_text().replace("dropout: 0.0", "dropout: 0.2")
     before, _, after = text.partition('trainable: ["adapter.projection.*"]\n')
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def recipe():
-    """A recipe's train.py, and the module of the library that it calls."""
+    """The module of the library that a recipe's train.py calls."""
     spec = importlib.util.spec_from_file_location("recipe_train", RECIPE / "train.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -44,8 +44,8 @@ def trained(folder):
     return [(folder / f"stage_{stage}" / "trained.safetensors").read_bytes() for stage in (1, 2, 3)]
 
 
-def test_one_command_gives_the_weights_of_three(corpus, tmp_path, recipe, monkeypatch):
-    """Also when a signal stops it within the second stage; each model is gone when the next one is built."""
+def test_one_command_trains_the_same_weights_as_three(corpus, tmp_path, recipe, monkeypatch):
+    """Even if a signal stops it in the second stage; each model is freed before the next one is built."""
     for stage in (1, 2, 3):
         recipe.main([str(corpus / f"stage_{stage}.yaml"), "--output_root", str(tmp_path / "three"), "--device", "cpu"])
 
@@ -76,7 +76,7 @@ def test_one_command_gives_the_weights_of_three(corpus, tmp_path, recipe, monkey
     assert trained(tmp_path / "one") == trained(tmp_path / "three")
 
 
-def test_the_file_is_a_pattern(corpus):
+def test_the_other_files_differ_in_their_number(corpus):
     given = ["--lr", "1", str(corpus / "stage_1.yaml"), "--seed", "4"]
     assert list(stage_commands(given)) == [given]
     command = ["--seed", "4", "--stages=2-3", str(corpus / "stage_1.yaml"), "--epochs", "1"]
@@ -87,21 +87,24 @@ def test_the_file_is_a_pattern(corpus):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["stage_1.yaml", "--stages", "1-4"], "--stages 1-4: there is no .*stage_4.yaml"),
-        (["stage_1.yaml", "--stages", "3-1"], "--stages is '3-1': write the first and the last one"),
+        (["stage_1.yaml", "--stages", "1-4"], "--stages 1-4: file not found: .*stage_4.yaml"),
+        (["stage_1.yaml", "--stages", "3-1"], "--stages is '3-1': write the first and the last stage"),
         (["stage_1.yaml", "--stages"], "--stages is ''"),
-        (["stage.yaml", "--stages", "1-3"], "stage.yaml does not end in the number of a stage"),
-        (["stage_1.yaml", "--stages", "1-3", "--stage", "2"], "--stage belongs to one stage"),
-        (["stage_1.yaml", "--stages", "1-3", "--output_folder", "x"], "--output_folder belongs to one stage"),
+        (["stage.yaml", "--stages", "1-3"], "stage.yaml does not end in a stage number"),
+        (["stage_1.yaml", "--stages", "1-3", "--stage", "2"], "--stage cannot be combined with --stages"),
+        (
+            ["stage_1.yaml", "--stages", "1-3", "--output_folder", "x"],
+            "--output_folder cannot be combined with --stages",
+        ),
         (["stage_1.yaml", "--stages", "1-3", "--sede", "2"], "unknown option --sede; did you mean 'seed'"),
     ],
 )
-def test_errors_come_before_anything_trains(corpus, words, message):
+def test_errors_are_reported_before_training(corpus, words, message):
     with pytest.raises(ConfigError, match=message):
         next(stage_commands([str(corpus / words[0]), *words[1:]]))
 
 
-def test_a_mistake_in_the_last_file_comes_before_anything_trains(corpus, tmp_path, recipe):
+def test_a_mistake_in_the_last_file_is_reported_before_training(corpus, tmp_path, recipe):
     for stage in (1, 2):
         text = (corpus / f"stage_{stage}.yaml").read_text().replace(str(corpus), str(tmp_path))
         (tmp_path / f"stage_{stage}.yaml").write_text(text)
@@ -118,7 +121,7 @@ def test_a_mistake_in_the_last_file_comes_before_anything_trains(corpus, tmp_pat
     assert not (tmp_path / "results").exists()
 
 
-def test_help_names_it(capsys):
+def test_help_contains_the_option(capsys):
     with pytest.raises(SystemExit):
         load_experiment(["--help"])
     assert "--stages FIRST-LAST" in capsys.readouterr().out

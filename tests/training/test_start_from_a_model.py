@@ -1,4 +1,4 @@
-"""Training that starts from a model's folder, such as a converted checkpoint, in place of an earlier stage."""
+"""Tests of training that starts from a model folder, such as a converted checkpoint, instead of an earlier stage."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def state(model, *prefixes):
 
 @pytest.fixture
 def saved(sources, make_experiment, make_model):
-    """A model with a LoRA in a folder, and what it was made of."""
+    """A model folder with a LoRA, its experiment, and the saved tensors."""
     experiment = make_experiment(lora=True)
     model = make_model(experiment)
     save_model(model, experiment, sources / "published")
@@ -38,7 +38,7 @@ def test_adapter_and_lora_are_those_of_the_folder(saved, make_model):
     assert set(loaded) == {name for name in before if name.startswith("adapter.") or "lora_" in name}
 
 
-def test_a_new_lora_on_the_adapter_stays_at_its_start(saved, make_model):
+def test_a_new_lora_on_the_adapter_keeps_its_initial_values(saved, make_model):
     folder, experiment, before = saved
     adapted = experiment | {"adapter": experiment["adapter"] | {"lora": LORA}}
     model = make_model(adapted, with_encoder=False)
@@ -51,7 +51,7 @@ def test_a_new_lora_on_the_adapter_stays_at_its_start(saved, make_model):
     assert not any("lora_" in name for name in loaded if name.startswith("adapter."))
 
 
-def test_another_adapter_or_a_lora_without_place_is_refused(saved, make_model):
+def test_another_adapter_or_a_missing_lora_block_is_refused(saved, make_model):
     folder, experiment, _ = saved
     other = experiment | {"adapter": {"type": "tltr", "layer_heads": 4}}
     with pytest.raises(ConfigError, match="another adapter: layer_heads was 2, is now 4"):

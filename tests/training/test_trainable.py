@@ -1,4 +1,4 @@
-"""Trainable parameters by pattern, their optimiser groups, and the table of parts."""
+"""Tests of trainable parameters by pattern, of their optimiser groups, and of the table of parts."""
 
 import importlib.util
 
@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.training.optimizer import OPTIMIZERS, build_optimizer, set_learning_rates
-from audiolm_lite.training.trainable import parameter_groups, parts_table, select_trainable
+from audiolm_lite.config.keys import OPTIMIZERS
+from audiolm_lite.training.optimizer import build_optimizer, set_learning_rates
+from audiolm_lite.training.trainable import parameter_groups, parameter_table, select_trainable
 
 DEFAULTS = {"weight_decay": 0.0, "schedule": "linear", "warmup_steps": 10}
 
@@ -28,7 +29,9 @@ def test_exactly_the_matching_parameters_train(model):
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(model):
-    with pytest.raises(ConfigError, match=r"'adapter.projektion.weight' matches no parameter; .*adapter.projection"):
+    with pytest.raises(
+        ConfigError, match=r"'adapter.projektion.weight' matches no parameter; did you mean 'adapter.projection"
+    ):
         select_trainable(model, ["adapter.projektion.weight"])
 
 
@@ -38,13 +41,13 @@ def test_a_quantised_weight_cannot_train(model):
         select_trainable(model, ["llm.*"])
 
 
-def test_groups_take_the_first_matching_rate_and_spare_vectors_from_decay(model):
+def test_groups_have_the_first_matching_rate_and_vectors_no_decay(model):
     select_trainable(model, ["adapter.*"])
     groups = parameter_groups(
         model, {"adapter.projection.*": 1e-3, "adapter.*": 1e-4}, {**DEFAULTS, "weight_decay": 0.1}
     )
-    found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
-    assert found == {
+    rates = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+    assert rates == {
         "adapter.projection.weight": (1e-3, 0.1),
         "adapter.projection.bias": (1e-3, 0.0),
         "adapter.time_block.weight": (1e-4, 0.1),
@@ -57,14 +60,14 @@ def test_every_trainable_parameter_needs_a_rate(model):
     select_trainable(model, ["adapter.*", "llm.lora_A.*"])
     with pytest.raises(ConfigError, match="no pattern matches llm.lora_A.weight"):
         parameter_groups(model, {"adapter.*": 1e-3}, DEFAULTS)
-    with pytest.raises(ConfigError, match="'llm.base.*' applies to no trainable parameter"):
+    with pytest.raises(ConfigError, match=r"'llm.base.\*' is the first match of no trainable parameter.*remove it"):
         parameter_groups(model, {"adapter.*": 1e-3, "llm.*": 1e-3, "llm.base.*": 1e-3}, DEFAULTS)
 
 
-def test_table_says_what_trains_at_which_rate(model):
+def test_the_table_contains_what_trains_at_which_rate(model):
     select_trainable(model, ["adapter.projection.*", "llm.lora_A.*"])
     groups = parameter_groups(model, {"adapter.*": 1e-3, "llm.*": 2e-4}, DEFAULTS)
-    rows = {line.split("  ")[0]: line.split() for line in parts_table(model, groups).splitlines()}
+    rows = {line.split("  ")[0]: line.split() for line in parameter_table(model, groups).splitlines()}
     assert rows["adapter.time_block"][1:5] == ["20", "0", "-", "float32"]
     assert rows["adapter.projection"][1:5] == ["40", "40", "0.001", "float32"]
     assert rows["llm LoRA"][2:6] == ["16", "16", "0.0002", "float32"]
@@ -75,8 +78,8 @@ def test_a_group_may_have_its_own_decay_and_schedule(model):
     select_trainable(model, ["adapter.*", "llm.lora_A.*"])
     own = {"lr": "1e-3", "weight_decay": 0.2, "schedule": "constant", "warmup_steps": 0}
     groups = parameter_groups(model, {"adapter.*": own, "llm.*": 1e-2}, DEFAULTS)
-    found = [(g["names"][0], g["initial_lr"], g["weight_decay"], g["schedule"], g["warmup_steps"]) for g in groups]
-    assert found == [
+    entries = [(g["names"][0], g["initial_lr"], g["weight_decay"], g["schedule"], g["warmup_steps"]) for g in groups]
+    assert entries == [
         ("adapter.time_block.weight", 1e-3, 0.2, "constant", 0),
         ("adapter.time_block.bias", 1e-3, 0.0, "constant", 0),
         ("llm.lora_A.weight", 1e-2, 0.0, "linear", 10),
@@ -88,7 +91,7 @@ def test_a_group_may_have_its_own_decay_and_schedule(model):
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
-        ({"lr": 1e-3, "decay": 0}, "unknown entry 'decay'; it takes lr, weight_decay, schedule, warmup_steps"),
+        ({"lr": 1e-3, "decay": 0}, "unknown entry 'decay'; its entries are lr, weight_decay, schedule, warmup_steps"),
         ({"weight_decay": 0.1}, "lr is missing"),
         ({"lr": 1e-3, "schedule": "step"}, "schedule is 'step'"),
         ({"lr": "fast"}, "could not convert string to float: 'fast'; write numbers"),
@@ -101,7 +104,7 @@ def test_wrong_entries_of_a_group_are_named(model, rate, message):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS[1:])
-def test_optimisers_of_bitsandbytes_say_what_they_need(name, model, monkeypatch):
+def test_optimisers_of_bitsandbytes_report_what_they_need(name, model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=f"{name} needs an NVIDIA GPU"):
         build_optimizer(name, [{"params": list(model.parameters())}], [0.9, 0.99])

@@ -1,4 +1,4 @@
-"""A tiny model, its data and its settings, which train in a second."""
+"""A tiny model, dataset and settings that train within a second."""
 
 import json
 from pathlib import Path
@@ -18,12 +18,12 @@ from audiolm_lite.training.brain import AudioLMBrain
 
 LAYERS, DIM, HIDDEN, VOCABULARY = 2, 8, 16, 30
 
-# Waiting for the disk guards against power cuts, which no test makes; it takes seconds where others write, too.
+# Waiting for the disk protects against power failures, which no test causes, and takes seconds on a busy machine.
 checkpoint._flush = lambda path: None
 
 
 class ToyData:
-    """Random features with prompts whose answer follows from the audio; same items for the same seed."""
+    """Random features with prompts; the same items for the same seed."""
 
     def __init__(self, items, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -120,7 +120,7 @@ def assert_same_weights(first, second):
 
 
 def train_in(folder):
-    """Train on a mixture of two sets in this process, as a command of its own would."""
+    """Train on a mixture of two sets, as a separate command does."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     data = ToyData(20)
@@ -129,7 +129,7 @@ def train_in(folder):
 
 
 def outcome(folder):
-    """Losses of every step, and the hash of the weights that a finished run ended with."""
+    """Losses of all steps of a finished run, and the hash of its final weights."""
     stage = Path(folder) / "stage_1"
     newest = sorted((stage / "checkpoints").glob("step_*"))[-1]
     hashes = json.loads((newest / "checkpoint.json").read_text())["sha256"]

@@ -1,11 +1,10 @@
-"""Several processes on torch's own engines; how many there are, the launcher says (torchrun, accelerate launch, srun).
+"""Training in several processes with DDP, where each has a full copy of the model, or FSDP2, where each has a shard.
 
-The same lines run in one process, where nothing here communicates. Two engines share the work: DDP, every process with
-the whole model, and FSDP2 (`fully_shard`), every process with a share of each tensor. What is written to disk is always
-whole, so that any number of processes can go on from it. (For DeepSpeed's engine see `zero`.)
+The launcher (torchrun, accelerate launch, srun) sets the number of processes. In one process these functions return
+their input and do not communicate. Files contain unsharded tensors only, so that any number of processes can continue
+from them. For DeepSpeed see `zero`.
 """
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -21,14 +20,30 @@ from torch.nn.parallel import DistributedDataParallel
 from audiolm_lite.distributed import processes
 from audiolm_lite.modeling.transformer_blocks import find_blocks
 
-logger = logging.getLogger(__name__)
+
+def is_sharded_run(parallel: str) -> bool:
+    """Whether each process of a run with this value of `parallel` has only a shard of the model."""
+    return parallel == "deepspeed" or (parallel == "fsdp" and processes.world_size() > 1)
 
 
 def shard_model(model: nn.Module, parallel: str, device: torch.device | str, cpu_offload: bool = False) -> nn.Module:
-    """Prepare a model for training by all processes; returns what to call in place of it.
+    """Prepare a model for training by all processes.
 
-    With "fsdp" the model's parameters become DTensors: their optimiser is told by `adopt`. Processes whose parameters
-    are on the meta device get them from the first one. Weights that are quantised stay whole.
+    Parameters
+    ----------
+    model : AudioLanguageModel
+        With "fsdp" its parameters become DTensors (see `rebind_parameters`), except quantised weights, which stay
+        unsharded. Processes whose parameters are on the meta device receive them from the first process.
+    parallel : str
+        "ddp" or "fsdp".
+    device : torch.device or str
+    cpu_offload : bool
+        With "fsdp": keep shards that are not in use in the host's memory.
+
+    Returns
+    -------
+    nn.Module
+        What to call in place of the model.
     """
     if processes.world_size() == 1:
         return model
@@ -36,7 +51,7 @@ def shard_model(model: nn.Module, parallel: str, device: torch.device | str, cpu
         return DistributedDataParallel(model)
     mesh = init_device_mesh(torch.device(device).type, (processes.world_size(),))
     state = model.state_dict() if processes.is_main() else {}
-    options = {
+    options: dict[str, Any] = {
         "mesh": mesh,
         "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
         "ignored_params": {p for p in model.parameters() if not p.is_floating_point()},
@@ -53,7 +68,7 @@ def shard_model(model: nn.Module, parallel: str, device: torch.device | str, cpu
 
 @contextmanager
 def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
-    """Around forward and backward of a batch: gradients are averaged over processes with a window's last batch only."""
+    """Context of a batch's forward and backward pass; the window's last batch averages gradients over processes."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
     with module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext():
@@ -61,16 +76,16 @@ def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process has but its share of a tensor, by FSDP2 or ZeRO-3."""
+    """Whether this process has only a shard of a tensor, by FSDP2 or ZeRO-3."""
     return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be shared out among processes, whole and without gradient; all of them must ask."""
+    """Return a tensor unsharded and without gradient; a collective call if it is sharded."""
     if isinstance(tensor, DTensor):
-        return tensor.detach().full_tensor()
+        return tensor.detach().full_tensor()  # type: ignore[attr-defined]
     if is_sharded(tensor):
-        from deepspeed.runtime.zero import GatheredParameters  # optional, and here in use
+        from deepspeed.runtime.zero import GatheredParameters  # optional; installed where ZeRO-3 has sharded a tensor
 
         with GatheredParameters([tensor]):
             return tensor.detach().clone()
@@ -78,7 +93,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def unshard_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Replace parameters that are shared out by whole ones; the model is not called after that."""
+    """Replace sharded parameters by unsharded ones; the model cannot be called afterwards."""
     for name in names:
         path, _, last = name.rpartition(".")
         module = model.get_submodule(path)
@@ -88,14 +103,14 @@ def unshard_parameters(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def rebind_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Point an optimiser without state to the model's present parameters, by name."""
+    """Replace the parameters of an optimiser without state by the model's current ones of the same names."""
     parameters = dict(model.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [parameters[name] for name in group["names"]]
 
 
 def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict:
-    """State of an optimiser with whole tensors, the same for any number of processes."""
+    """State of an optimiser with unsharded tensors, the same for any number of processes."""
     state = optimizer.state_dict()
     moments = {
         index: {name: full_tensor(value) if isinstance(value, Tensor) else value for name, value in entries.items()}
@@ -105,17 +120,17 @@ def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict:
 
 
 def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Take over what `optimizer_state` gave; every process keeps its share."""
+    """Load what `full_optimizer_state` returned; each process keeps its shard."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def shared_out(parameter: Tensor, value: Any) -> Any:
+    def shard(parameter: Tensor, value: Any) -> Any:
         if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
             return value
         value = value.to(parameter.to_local().device)
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
     moments = {
-        index: {name: shared_out(parameters[index], value) for name, value in entries.items()}
+        index: {name: shard(parameters[index], value) for name, value in entries.items()}
         for index, entries in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})

@@ -1,51 +1,50 @@
-"""What a run shows while it goes: a progress bar, losses.jsonl, validation.jsonl, train_log.txt, boards, pictures."""
+"""The log of a run: progress bar, losses.jsonl, validation.jsonl, train_log.txt, loggers, and curves.png."""
 
 import json
 import math
-import os
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from speechbrain.utils.train_logger import FileTrainLogger
 from tqdm import tqdm
 
 from audiolm_lite.evaluation.validation import Sample
+from audiolm_lite.storage.atomic import write_text
 from audiolm_lite.training.logging.curves import draw_curves
-from audiolm_lite.training.logging.loggers import open_boards
-from audiolm_lite.training.optimizer_step import Progress
+from audiolm_lite.training.logging.loggers import Logger, open_loggers
+from audiolm_lite.training.progress import Progress
 
-# What a rate per second is taken over: long enough to be steady, short enough to follow a change.
-STEPS_OF_A_RATE = 50
+RATE_STEPS = 50  # over which rates per second are averaged
 RATES = {"samples/s": "samples", "audio s/s": "audio_seconds", "tokens/s": "input_tokens"}
 LOSSES, VALIDATION = "losses.jsonl", "validation.jsonl"
 
 
 class TrainingLog:
-    """The curves of one run, of which the main process alone keeps files.
+    """Logs the steps and epochs of a run; only the main process writes.
 
     Parameters
     ----------
     folder : Path
         The stage's output folder.
     progress : Progress
-        Where the run goes on; what the files have beyond that is about to be repeated and cut off.
+        Position from which the run continues. Later lines of the files are removed, since their steps are repeated.
     total_steps : int
     title : str
-        Of the progress bar.
+        Title of the progress bar and of curves.png.
     quiet : bool
-        No progress bar.
+        Whether to hide the progress bar.
     wandb : mapping, optional
-        Show the run on Weights & Biases, too (see `open_boards`).
+        See `open_loggers`.
     settings : mapping
-        Of the run, to be shown there.
+        Settings of the run, for Weights & Biases.
     active : bool
-        False: keep and show nothing (the other processes of a run).
+        Whether this is the main process.
     """
 
     def __init__(
@@ -55,38 +54,45 @@ class TrainingLog:
         total_steps: int,
         title: str,
         quiet: bool,
-        wandb: Mapping | None,
-        settings: Mapping,
+        wandb: Mapping[str, Any] | None,
+        settings: Mapping[str, Any],
         active: bool = True,
     ):
         self.active, self.folder, self.title = active, folder, title
-        # SpeechBrain's logger makes all processes wait for the one that writes, so each of them has to call it
+        # all processes must call SpeechBrain's logger: it makes them wait for the one that writes
         self.epochs = FileTrainLogger(str(folder / "train_log.txt"), precision=3)
-        self.boards, self.files = [], {}
+        self.loggers: list[Logger] = []
+        self.files: dict[str, TextIO] = {}
         if active:
-            self.boards = open_boards(folder, progress.step, wandb, settings)
+            self.loggers = open_loggers(folder, progress.step, wandb, settings)
             for name, entry, last in ((LOSSES, "step", progress.step), (VALIDATION, "epoch", progress.epoch - 1)):
-                _keep_lines(folder / name, entry, last)
+                _remove_later_lines(folder / name, entry, last)
                 self.files[name] = open(folder / name, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.bar = progress_bar(total_steps, progress.step, title, quiet or not active)
         self.start_epoch()
 
     def __enter__(self) -> "TrainingLog":
-        """For `with`."""
+        """Return the log itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close everything."""
+        """Close the progress bar, the files and the loggers."""
         self.bar.close()
-        for open_thing in (*self.files.values(), *self.boards):
-            open_thing.close()
+        for output in (*self.files.values(), *self.loggers):
+            output.close()
 
     def start_epoch(self) -> None:
-        """Begin to measure rates: the time between epochs does not count."""
-        self.recent: deque[tuple[float, Mapping]] = deque([(time.monotonic(), {})], maxlen=STEPS_OF_A_RATE + 1)
+        """Start to measure rates, which do not include the time between epochs."""
+        self.recent: deque[tuple[float, Mapping]] = deque([(time.monotonic(), {})], maxlen=RATE_STEPS + 1)
 
-    def step(self, record: Mapping) -> None:
-        """Note an optimiser step: what `fit_batch` returns."""
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Log an optimiser step.
+
+        Parameters
+        ----------
+        record : mapping
+            See `step_record`.
+        """
         self.recent.append((time.monotonic(), record))
         measured = {**self._rates(), "memory GB": peak_memory() / 1e9}
         shown = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.1e}", "padding": f"{record['padding']:.0%}"}
@@ -99,21 +105,31 @@ class TrainingLog:
         for pattern, group in record["groups"].items():
             values |= {f"{name} of groups/{pattern}": value for name, value in group.items()}
         values |= {f"throughput/{name}": value for name, value in {**measured, "padding": record["padding"]}.items()}
-        self._show(values, record["step"])
+        self._log_scalars(values, record["step"])
 
-    def epoch(self, where: Mapping, train: Mapping, valid: Mapping) -> None:
-        """Note an epoch: epoch, step and lr; its training statistics; its validation metrics."""
-        self.epochs.log_stats(where, train, valid)
+    def epoch(self, position: Mapping[str, Any], train: Mapping[str, float], valid: Mapping[str, float]) -> None:
+        """Log an epoch.
+
+        Parameters
+        ----------
+        position : mapping
+            epoch, step and lr.
+        train : mapping
+            Statistics of training.
+        valid : mapping
+            Metrics of validation.
+        """
+        self.epochs.log_stats(position, train, valid)
         if self.active:
-            self._write(VALIDATION, {**where, **valid})
-            self._show({f"valid/{name}": value for name, value in valid.items()}, where["step"])
+            self._write(VALIDATION, {**position, **valid})
+            self._log_scalars({f"valid/{name}": value for name, value in valid.items()}, position["step"])
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Show a few answers with their questions, targets and audio."""
-        for board in self.boards:
+        """Log a few answers with their questions, targets and audio."""
+        for logger in self.loggers:
             for number, (row, answer, waveform) in enumerate(samples):
                 text = f"{row['id']}: {row['instruction']}\nanswer: {answer}\ntarget: {row['target']}"
-                board.sample(f"samples/{number}", text, waveform, step)
+                logger.sample(f"samples/{number}", text, waveform, step)
 
     def draw(self) -> None:
         """Draw the curves as curves.png."""
@@ -125,7 +141,7 @@ class TrainingLog:
             draw_curves(steps, epochs, self.title, self.folder / "curves.png")
 
     def _rates(self) -> dict[str, float]:
-        """What the last steps have gone through, per second."""
+        """Samples, seconds of audio and tokens per second, over the last steps."""
         seconds = max(1e-9, self.recent[-1][0] - self.recent[0][0])
         records = [record for _, record in self.recent][1:]
         return {name: sum(record[amount] for record in records) / seconds for name, amount in RATES.items()}
@@ -133,13 +149,13 @@ class TrainingLog:
     def _write(self, name: str, record: Mapping) -> None:
         self.files[name].write(json.dumps(_finite(record)) + "\n")
 
-    def _show(self, values: Mapping[str, float], step: int) -> None:
-        for board in self.boards:
-            board.scalars(values, step)
+    def _log_scalars(self, values: Mapping[str, float], step: int) -> None:
+        for logger in self.loggers:
+            logger.scalars(values, step)
 
 
 def progress_bar(total: int, initial: int, description: str, disable: bool, leave: bool = True) -> tqdm:
-    """A progress bar with time left; where nobody watches a terminal, a line every ten seconds."""
+    """Create a progress bar; without a terminal it prints a line every ten seconds."""
     interval = 0.5 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
@@ -153,21 +169,21 @@ def progress_bar(total: int, initial: int, description: str, disable: bool, leav
 
 
 def peak_memory() -> float:
-    """Bytes at the peak so far: of tensors on the GPU, or of the whole process where there is none."""
+    """Peak of the memory so far, bytes: of the tensors on the GPU, or of the process where none is used."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _finite(value: Any) -> Any:
-    """A record as JSON takes it, which has no NaN."""
+    """Replace NaN and infinities, which JSON does not have, by None."""
     if isinstance(value, Mapping):
         return {name: _finite(entry) for name, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _keep_lines(path: Path, entry: str, last: int) -> None:
-    """Cut a file's lines after those whose `entry` is `last`: what came later, perhaps half written, is repeated."""
+def _remove_later_lines(path: Path, entry: str, last: int) -> None:
+    """Remove a file's lines whose `entry` is above `last`, and an incomplete line: their steps are repeated."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -176,6 +192,4 @@ def _keep_lines(path: Path, entry: str, last: int) -> None:
         except ValueError:
             break
         kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))

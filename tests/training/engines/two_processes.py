@@ -1,9 +1,9 @@
-"""What test_distributed.py starts with torchrun: runs on two processes, whose results it looks at.
+"""Runs on two processes, which test_sharding.py starts with torchrun and whose results it compares.
 
 torchrun --nproc_per_node 2 --max_restarts 1 tests/training/engines/two_processes.py FOLDER
 
-One of them has the launcher stopped, as a cluster does; the same command goes on with that one, and then trains another
-of which the second process is killed, so that the launcher starts both again.
+In one of the runs the launcher is stopped, as by a cluster. The same command continues that run. Then it trains another
+one whose second process is killed, so that the launcher restarts both.
 """
 
 import json
@@ -27,7 +27,7 @@ PLAIN = {"grad_accumulation_factor": 1, "batch_tokens": 40, "epochs": 2, "ckpt_i
 
 
 class Interrupted(AudioLMBrain):
-    """The second process is asked to stop in the third step."""
+    """The second process receives a signal in the third step."""
 
     def fit_batch(self, window):
         if self.progress.step == 2 and processes.rank() == 1:
@@ -36,7 +36,7 @@ class Interrupted(AudioLMBrain):
 
 
 class LauncherStopped(AudioLMBrain):
-    """In the third step the launcher gets SIGTERM, and hands it on to its processes; they have to wait for it."""
+    """The launcher receives SIGTERM in the third step and sends it to its processes, which wait for it."""
 
     def fit_batch(self, window):
         if self.progress.step == 2:
@@ -57,15 +57,15 @@ class Killed(AudioLMBrain):
 
 
 class PlannedForTwo(AudioLMBrain):
-    """Its windows are those of two processes, however many there are."""
+    """Its windows are those of two processes, for any number of processes."""
 
-    def _feed(self, dataset, shuffle):
-        self.ranks = 2
-        return super()._feed(dataset, shuffle)
+    def _loader(self, dataset, training):
+        self.state.ranks = 2
+        return super()._loader(dataset, training)
 
 
 class Unreadable(ToyData):
-    """The last process to ask for item 7 cannot read it."""
+    """Item 7 cannot be read."""
 
     def __getitem__(self, index):
         if index == 7:
@@ -90,7 +90,7 @@ def stopped(root, **changes):
 
 
 def failure(root, data, **changes):
-    """Type and message of the error that each process ends with."""
+    """Type and message of the error with which each process ends."""
     try:
         run(root, data=data, **changes)
     except Exception as error:
@@ -99,7 +99,7 @@ def failure(root, data, **changes):
 
 
 def model_on_meta():
-    """The model of the first process has its weights, that of the other one none yet."""
+    """A model with weights in the first process, and on the meta device in the other one."""
     if processes.rank() == 0:
         return make_model(dropout=0.0, tied=True)
     with init_empty_weights(include_buffers=False):
@@ -109,7 +109,7 @@ def model_on_meta():
 
 
 def curriculum_command(root, file="stage.yaml"):
-    """What all stages have in common; all four items of validation are answered."""
+    """Command line of a stage; all four items of validation are answered."""
     answers = "{metrics: {sound_class: {type: asr, normaliser: none}}}"
     command = [str(root / "corpus" / file), "--output_root", str(root / "curriculum"), "--device", "cpu"]
     command += ["--valid_answers", answers, "--generation", "{max_new_tokens: 4}", "--batch_tokens", "60"]
@@ -117,25 +117,25 @@ def curriculum_command(root, file="stage.yaml"):
 
 
 def curriculum(root):
-    """Two stages by one command, in which only the first process reads the LLM, and a third in which both do."""
+    """Train two stages by one command, in which only the first process reads the LLM, and a third in which both do."""
     command = [*curriculum_command(root, "stage_1.yaml"), "--stages", "1-2", "--parallel", "fsdp"]
     assert all(train(stage) for stage in stage_commands(command))
     assert not any(train(stage) for stage in stage_commands(command))
     train([*curriculum_command(root), "--stage", "3"])
 
 
-# What changes the batches or the loss, by the keys of a YAML file.
+# Options that change the batches or the loss.
 KEYS = {
     "packing": ["--packing", "true"],
     "augmentation": ["--augmentation", "{}"],
     "distillation": ["--distillation", "{text: target, weight: 0.7}"],
 }
 if hasattr(torch.nn.functional, "linear_cross_entropy"):
-    KEYS["kernel beside shares"] = ["--loss_kernel", "torch", "--parallel", "fsdp"]
+    KEYS["kernel with shards"] = ["--loss_kernel", "torch", "--parallel", "fsdp"]
 
 
 def train_with(root, name, folder):
-    """Train on the corpus's features with some of `KEYS`, and windows for two processes."""
+    """Train on the features of the corpus with some of `KEYS` and windows for two processes."""
     command = [str(root / "corpus" / "planned.yaml"), "--output_folder", str(folder / name), "--device", "cpu"]
     command += ["--trainable", "['adapter.*', 'llm.*lora_*']", "--epochs", "2", "--batch_tokens", "60"]
     train([*command, *KEYS[name]])
@@ -144,7 +144,7 @@ def train_with(root, name, folder):
 def main(root):
     torch.set_num_threads(1)
     processes.start_process_group("cpu")
-    if not (root / "found.json").exists():
+    if not (root / "results.json").exists():
         run_all(root)
         processes.any_rank()
     run(root / "launcher stopped", LauncherStopped, dropout=0.1)
@@ -155,24 +155,24 @@ def run_all(root):
     for parallel in ("ddp", "fsdp"):
         run(root / parallel, parallel=parallel)
         stopped(root / f"{parallel} stopped", parallel=parallel)
-        if parallel == "ddp":  # with dropout: the processes' random numbers go on, too
-            run(root / "whole", dropout=0.1)
+        if parallel == "ddp":  # with dropout, so that the random number generators matter
+            run(root / "uninterrupted", dropout=0.1)
             stopped(root / "halves", dropout=0.1)
             run(root / "halves", dropout=0.1)
-        run(root / f"{parallel} from one", parallel=parallel)  # where one process has begun
+        run(root / f"{parallel} from one", parallel=parallel)  # continues a run of one process
     run(root / "tied", model=make_model(dropout=0.0, tied=True))
     run(root / "meta", model=model_on_meta(), parallel="fsdp", gradient_checkpointing=1)
     curriculum(root)
     for name in KEYS:
         train_with(root, name, root)
-    found = {"unreadable": failure(root / "unreadable", Unreadable(20))}
+    results = {"unreadable": failure(root / "unreadable", Unreadable(20))}
     bad = ToyData(20)
     for index in (3, 4, 5):
         bad.items[index].features[:] = torch.nan
-    found["nonfinite"] = failure(root / "nonfinite", bad, parallel="fsdp", nonfinite_patience=0)
-    found["few"] = failure(root / "few", ToyData(1))
+    results["nonfinite"] = failure(root / "nonfinite", bad, parallel="fsdp", nonfinite_patience=0)
+    results["few"] = failure(root / "few", ToyData(1))
     if processes.is_main():
-        (root / "found.json").write_text(json.dumps(found))
+        (root / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

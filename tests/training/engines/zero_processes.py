@@ -1,4 +1,4 @@
-"""What test_zero.py starts with torchrun where DeepSpeed is installed: runs on two processes to look at.
+"""Runs on two processes with DeepSpeed, which test_zero.py starts with torchrun and whose results it compares.
 
 torchrun --nproc_per_node 2 tests/training/engines/zero_processes.py FOLDER
 """
@@ -22,8 +22,8 @@ def engine(root, stage):
     return {"parallel": "deepspeed", "deepspeed_config": str(root / f"zero{stage}.json")}
 
 
-def held(brain):
-    """Elements that this process holds of a frozen matrix, and the matrix whole."""
+def frozen_shard(brain):
+    """Number of elements of a frozen matrix in this process, and the unsharded matrix."""
     tensor = frozen(brain.model)
     return getattr(tensor, "ds_tensor", tensor).numel(), sharding.full_tensor(tensor).tolist()
 
@@ -35,13 +35,13 @@ def frozen(model):
 def main(root):
     torch.set_num_threads(1)
     processes.start_process_group("cpu")
-    found = {"frozen before": frozen(make_model()).tolist()}
+    results = {"frozen before": frozen(make_model()).tolist()}
     run(root / "ddp", grad_accumulation_factor=2)
     run(root / "ddp full", model=make_model(lora=False, tied=True), **FULL)
     for stage in (2, 3):
         options = engine(root, stage)
         brain = run(root / f"zero{stage}", grad_accumulation_factor=2, **options)
-        found[f"frozen {stage}"] = held(brain)
+        results[f"frozen {stage}"] = frozen_shard(brain)
         stopped(root / f"zero{stage} stopped", grad_accumulation_factor=2, **options)
         run(root / f"zero{stage} full", model=make_model(lora=False, tied=True), **FULL, **options)
         run(root / f"zero{stage} dropout", dropout=0.1, **options)
@@ -52,13 +52,13 @@ def main(root):
     for index in (3, 4, 5):
         bad.items[index].features[:] = torch.nan
     for stage in (2, 3):
-        found[f"nonfinite {stage}"] = failure(root / f"bad {stage}", bad, nonfinite_patience=0, **engine(root, stage))
+        results[f"nonfinite {stage}"] = failure(root / f"bad {stage}", bad, nonfinite_patience=0, **engine(root, stage))
     command = [*curriculum_command(root), "--parallel", "deepspeed"]
     for stage, trainable in ((2, "['adapter.*']"), (3, "['adapter.*', 'llm.*lora_*']")):
         options = ["--stage", str(stage - 1), "--trainable", trainable]
         train([*command, *options, "--deepspeed_config", str(root / f"zero{stage}.json")])
     if processes.is_main():
-        (root / "found.json").write_text(json.dumps(found))
+        (root / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""The state of a run between two optimiser steps: saved in checkpoints, and restored to continue exactly.
+
+Besides the trained tensors it consists of the optimiser, the position in the data and the random number generators of
+each process.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.distributed import processes
+from audiolm_lite.training.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    copy_tensors,
+    random_state,
+    seed_process,
+    set_random_state,
+)
+from audiolm_lite.training.engines import sharding
+from audiolm_lite.training.engines.torch_engine import TorchEngine
+from audiolm_lite.training.engines.zero import ZeroEngine, require_layout
+from audiolm_lite.training.handover import difference
+from audiolm_lite.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class RunState:
+    """Saves and restores a run.
+
+    Parameters
+    ----------
+    model : nn.Module
+        AudioLanguageModel; its trainable tensors and the buffers of its adapter are saved.
+    engine : TorchEngine or ZeroEngine
+    folder : Path
+        Output folder of the run.
+    settings : mapping
+        Settings of the run. A run with other settings cannot continue from its checkpoints.
+    items : int
+        Size of the training set, which has to be the same, too.
+    metric : str
+        See `CheckpointFolder`.
+    interval_minutes : float
+        Time between two checkpoints within an epoch; 0: none.
+
+    Attributes
+    ----------
+    checkpoints : CheckpointFolder
+    metric : str
+        Name of the metric that ranks validations, without "min:" or "max:".
+    ranks : int
+        Processes for which the windows of batches are planned: those that the run was started with.
+    saved_step : int
+        Optimiser step of the newest checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        The newest checkpoint was saved with other settings, or not all processes can read it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        engine: TorchEngine | ZeroEngine,
+        folder: Path,
+        settings: Mapping[str, Any],
+        items: int,
+        metric: str,
+        interval_minutes: float,
+    ):
+        self.model, self.engine, self.interval = model, engine, interval_minutes * 60
+        self.info = {"items": items, "settings": settings}
+        self.checkpoints, self._newest = open_checkpoints(folder, metric, {**settings, "items": items})
+        self.metric = self.checkpoints.metric
+        self.ranks = self._newest.state["ranks"] if self._newest else processes.world_size()
+        self.saved_step, self._saved_at = 0, time.monotonic()
+
+    def restore(self, seed: int) -> Progress:
+        """Restore the newest checkpoint, if there is one, and distribute the model over the processes.
+
+        Parameters
+        ----------
+        seed : int
+            Seeds the random number generators where those of the checkpoint cannot be restored.
+
+        Returns
+        -------
+        Progress
+            Where the run continues.
+        """
+        checkpoint, self._newest = self._newest, None
+        progress = Progress()
+        if checkpoint:
+            copy_tensors(self.model, checkpoint.tensors, self.checkpoints.folder)
+            progress = Progress(**checkpoint.state["progress"])
+            self.saved_step = progress.step
+        self.engine.distribute()
+        if checkpoint:
+            require_layout(checkpoint.state.get("deepspeed"), self.engine.layout, checkpoint.folder)
+            self.engine.load(checkpoint.state, checkpoint.folder)
+        generators = checkpoint.state["random"] if checkpoint else []
+        if len(generators) == processes.world_size():
+            set_random_state(generators[processes.rank()])
+        elif checkpoint or processes.world_size() > 1:
+            # each process draws its own dropout; with another number of processes the saved generators do not fit
+            seed_process(seed, progress.step, processes.rank())
+        return progress
+
+    def is_due(self) -> bool:
+        """Whether the time between two checkpoints has passed in this process."""
+        return 0 < self.interval < time.monotonic() - self._saved_at
+
+    def save(self, progress: Progress, metrics: Mapping[str, float] | None = None) -> None:
+        """Write a checkpoint; all processes must call this, between two optimiser steps.
+
+        Parameters
+        ----------
+        progress : Progress
+        metrics : mapping, optional
+            Of a validation of these tensors, by which the checkpoint is ranked.
+        """
+        state = {
+            **self.engine.save(self.checkpoints.shards(progress.step)),
+            "progress": asdict(progress),
+            "ranks": self.ranks,
+            "random": processes.gather(random_state()),
+        }
+        info = {"step": progress.step, "epoch": progress.epoch, "metrics": metrics, **self.info}
+        tensors = {name: sharding.full_tensor(tensor) for name, tensor in tensors_to_save(self.model).items()}
+        error = None
+        if processes.is_main():
+            try:
+                self.checkpoints.save(tensors, state, info)
+            except Exception as raised:
+                error = raised
+        processes.any_rank(error)
+        self.saved_step, self._saved_at = progress.step, time.monotonic()
+
+
+def open_checkpoints(
+    folder: Path, metric: str, settings: Mapping[str, Any]
+) -> tuple[CheckpointFolder, Checkpoint | None]:
+    """Open the checkpoints of a run and read the newest one; the main process first removes what is incomplete.
+
+    Parameters
+    ----------
+    folder : Path
+        Output folder of the run.
+    metric : str
+        See `CheckpointFolder`.
+    settings : mapping
+        Settings of this run and the number of `items` in its training set.
+
+    Raises
+    ------
+    ConfigError
+        The checkpoint was saved with other settings, or not all processes can read it.
+    """
+    for main_process in (True, False):
+        if processes.is_main() == main_process:
+            checkpoints = CheckpointFolder(folder / "checkpoints", metric)
+            checkpoint = checkpoints.newest()
+        processes.any_rank()
+    if len(set(processes.gather(checkpoint and checkpoint.info["step"]))) > 1:
+        raise ConfigError(f"{folder} differs between the processes: set output_folder to a folder on a shared disk")
+    if checkpoint is not None:
+        saved = {**checkpoint.info["settings"], "items": checkpoint.info["items"]}
+        if different := difference(saved, settings):
+            raise ConfigError(
+                f"{checkpoints.folder} contains an unfinished run with other settings: {'; '.join(different)}. "
+                f"Use the same settings, delete {folder} to start from scratch, or choose another --output_folder"
+            )
+    return checkpoints, checkpoint
+
+
+def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters by name, and the buffers of the adapter: training changes those of batch norms, too."""
+    tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return tensors | {name: buffer for name, buffer in model.named_buffers() if name.startswith("adapter.")}
