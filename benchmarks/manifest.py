@@ -75,8 +75,9 @@ def open_reference(file: str) -> Sequence:
 
 def measure(open_rows: Callable[[str], Sequence], file: str) -> dict:
     """Open in this process, which must be fresh, then read random rows with workers."""
-    import audiolm_lite  # noqa: F401  isort: skip
     from torch.utils.data import DataLoader
+
+    import audiolm_lite  # noqa: F401  makes torchaudio importable, which SpeechBrain imports
 
     # imports are no part of opening
     importlib.import_module(

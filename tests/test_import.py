@@ -44,8 +44,7 @@ def test_import_works_without_optional_packages():
 @pytest.mark.parametrize(
     "statement",
     [
-        "import speechbrain.core, torchaudio.functional",
-        "from transformers import WhisperForConditionalGeneration",
+        "from transformers import WhisperForConditionalGeneration; import speechbrain.core, torchaudio.functional",
         "from audiolm_lite import AudioLM",
     ],
 )
