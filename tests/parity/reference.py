@@ -1,4 +1,4 @@
-"""Reference files of published systems, and the pieces that several checks build from them."""
+"""Reference files of published systems, and what several checks build from them."""
 
 import json
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from audiolm_lite.convert.accounting import Converted, check_adapter, require_co
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.batch import Batch
 
-# Absolute tolerances. A relative one on top would hide wrong epsilons of norms.
+# Absolute tolerances. An additional relative tolerance would hide wrong epsilons of norms.
 STATES, LOGITS, LOSS, LOG_MEL, CONFORMER = 2e-5, 5e-5, 1e-5, 5e-5, 1e-5
 
 
 @dataclass
 class Reference:
-    """One file: the publication's hyperparameters, weights, inputs and outputs.
+    """One file: hyperparameters, weights, inputs and outputs of a published module.
 
     Attributes
     ----------
     config : dict
-        Hyperparameters; "case" says which module the file is for.
+        Hyperparameters; "case" names the module.
     state, inputs, outputs : dict of str to Tensor
         By name, without the prefixes `state.`, `input.` and `output.`.
     """
@@ -43,15 +43,15 @@ class Reference:
 
 
 def read_reference(path: Path) -> Reference:
-    """Read a file; what it is for stands in its metadata alone."""
+    """Read a file."""
     with safe_open(path, "pt") as file:
         config = json.loads(file.metadata()["config"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    parts = (
+    groups = (
         {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
         for kind in ("state.", "input.", "output.")
     )
-    return Reference(config, *parts)
+    return Reference(config, *groups)
 
 
 def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def converted_adapter(converted: Converted, num_layers: int = 1, **changes: Any) -> nn.Module:
-    """The adapter of a conversion, with all tensors in their places; `changes` replace entries of its block."""
+    """Adapter with all tensors of a conversion; `changes` replace entries of its block."""
     converted.block |= changes
     converted.sizes["num_layers"] = num_layers
     check_adapter(converted)
@@ -83,7 +83,7 @@ def llama(config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
 
 
 def make_batch(features: Tensor, frames: Tensor, input_ids: Tensor, mask: Tensor, labels: Tensor) -> Batch:
-    """A batch in a publication's own layout, in which every position counts."""
+    """A batch in the layout of a publication, in which padding has positions."""
     count, size = input_ids.shape
     positions = torch.arange(size).expand(count, -1)
     ids = [str(i) for i in range(count)]
@@ -91,5 +91,5 @@ def make_batch(features: Tensor, frames: Tensor, input_ids: Tensor, mask: Tensor
 
 
 def all_logits(model: AudioLanguageModel, batch: Batch) -> Tensor:
-    """Logits [B, S, V] of every position, which the model itself computes for supervised ones only."""
+    """Logits [B, S, V] of all positions; the model itself computes those of supervised positions only."""
     return model.llm.get_output_embeddings()(model.hidden(batch))

@@ -1,7 +1,7 @@
 """Audio tokens in the LLM's sequence, and the loss, in the layouts of the publications.
 
-All of them count padding as positions, which our own layouts do not; `Batch.position_ids` says so. Where a publication
-predicts a token at a padding position, or masks a genuine token, these batches do, too.
+All publications count padding as positions, unlike this library; the batches have `Batch.position_ids` for that. Where
+a publication predicts a token at a padding position, or masks a real token, these batches do the same.
 """
 
 import pytest
@@ -42,9 +42,9 @@ def check_sequence(model: AudioLanguageModel, batch: Batch, outputs: dict[str, T
 
 
 class PublishedSlots(nn.Module):
-    """SLAM-LLM's filling of slots: as many tokens as a row has slots, zeros where the adapter gives fewer.
+    """SLAM-LLM's number of audio tokens: one per slot of a row, with zeros where the adapter computes fewer.
 
-    Our own prompts are laid out from `num_tokens`, so that both always agree, and a difference is an error.
+    In this library the number of slots comes from `num_tokens`, and a difference is an error.
     """
 
     def __init__(self, adapter: nn.Module, slots: Tensor):
@@ -72,11 +72,11 @@ def check_slam(reference: Reference) -> None:
         check_sequence(model, batch, outputs)
         loss = model.loss(batch)
         assert_near((loss.correct / loss.tokens)[None], outputs["acc"], LOSS)
-        # Padding on the outer sides moves all positions of a row alike, so that our own positions give the same.
+        # Padding at the ends shifts all positions of a row by the same number, which does not change the result.
         batch.position_ids = None
         mask = batch.attention_mask
         assert_near(all_logits(model, batch)[mask], outputs["logits"][mask], LOGITS)
-        # With the frames that a row's slots stand for as its own, nothing is filled up: too few are an error.
+        # If a row has the frames of its slots, no zeros are added. Too few frames are an error.
         batch.frames = (slots * config["k"]).clamp(max=features.shape[2])
         model = AudioLanguageModel(adapter, llm).eval()
         if slots.max() > outputs["projected"].shape[1]:
@@ -124,7 +124,7 @@ def check_ltu_as(reference: Reference) -> None:
         inputs, outputs = below(reference.inputs, f"{case}."), below(reference.outputs, f"{case}.")
         features = inputs["audio_embs"]
         audio = features.shape[2]
-        # Labels here are those of the next token; the end token is a target and no input, so it gets a masked column.
+        # Labels are those of the next token. The end token is a target but not an input: it gets a masked column.
         ids = F.pad(_with_audio(inputs["input_ids"], audio), (0, 1))
         mask = _with_mask(inputs["input_ids"] != config["pad"], audio)
         assert_near(mask, outputs["attention_mask"].bool(), 0)
@@ -146,7 +146,7 @@ def check_ltu_as_original(reference: Reference) -> None:
         features = inputs["audio_input"]
         audio = features.shape[2]
         labels = F.pad(inputs["labels"], (audio, 0), value=IGNORE)
-        labels[:, audio] = IGNORE  # the logits of the audio are cut off first, so nothing predicts the first text token
+        labels[:, audio] = IGNORE  # without the logits of the audio, nothing predicts the first text token
         ids = _with_audio(inputs["input_ids"], audio)
         batch = make_batch(features, full(features), ids, inputs["attention_mask"], labels)
         check_sequence(model, batch, outputs, audio)

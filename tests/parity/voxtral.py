@@ -1,4 +1,4 @@
-"""Voxtral: transformers' model under converted names, and our splice of its parts."""
+"""Voxtral: the model of transformers under converted names, and the same computed by this library's modules."""
 
 import torch
 from transformers import VoxtralConfig, VoxtralForConditionalGeneration
@@ -19,7 +19,7 @@ from tests.parity.reference import (
     make_batch,
 )
 
-_NOTES = ("activation_function", "layer_norm_eps", "k_proj_bias")  # in the reference's config for people to read
+_NOTES = ("activation_function", "layer_norm_eps", "k_proj_bias")  # notes in the file's config, not settings
 
 
 def check_voxtral(reference: Reference) -> None:
@@ -54,8 +54,8 @@ def check_voxtral(reference: Reference) -> None:
     batch = make_batch(states[:, None], frames, ids, inputs["attention_mask"], inputs["labels"])
     assert_near(batch.position_ids, outputs["position_ids"], 0)
     assert_near(model.embed(batch), outputs["inputs_embeds"], STATES)
-    for own_positions in (False, True):
-        batch.position_ids = None if own_positions else batch.position_ids
+    for default_positions in (False, True):
+        batch.position_ids = None if default_positions else batch.position_ids
         loss = model.loss(batch)
         assert_near((loss.total / loss.tokens)[None], outputs["loss"], LOSS)
         assert_near(all_logits(model, batch), outputs["logits"], LOGITS)
