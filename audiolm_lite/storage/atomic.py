@@ -1,6 +1,6 @@
 """Atomic writes: a file or folder appears under its name when it is complete, or not at all.
 
-Everything is written next to its final place, under a hidden name that ends in `.tmp`, and renamed at the end. An
+Everything is written next to its final path, under a hidden name that ends in `.tmp`, and renamed at the end. An
 interrupted write leaves what was there before; a temporary file that a killed process leaves is never read.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
-    """Give the temporary path at which to write a file; rename it to `path` at the end.
+    """Yield the temporary path at which to write a file, and rename it to `path` at the end.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     Yields
     ------
     Path
-        Where to write. Processes that write the same file at once get different paths, and the last one wins.
+        Where to write. Processes that write the same file at once get different paths; the last to finish replaces it.
 
     Raises
     ------
@@ -73,14 +73,14 @@ def write_json(path: str | Path, value: Any, **options: Any) -> None:
     Raises
     ------
     TypeError, ValueError
-        `value` cannot be written as JSON; nothing is changed then.
+        `value` cannot be written as JSON; an existing file is then unchanged.
     """
     write_text(path, json.dumps(value, **{"indent": 1, "ensure_ascii": False, **options}) + "\n")
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give the temporary folder to fill; rename it to `path`, which must not exist, at the end.
+    """Yield the temporary folder to fill, and rename it to `path`, which must not exist, at the end.
 
     Yields
     ------
@@ -90,7 +90,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     FileExistsError
-        Something has this name already.
+        `path` exists.
 
     Examples
     --------
