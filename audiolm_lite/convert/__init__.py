@@ -1,5 +1,6 @@
-"""Published checkpoints into this project's folders, and its LLMs outwards: `audiolm-lite convert`.
+"""Conversion of published checkpoints to model folders, and export of LoRAs and LLMs: `audiolm-lite convert`.
 
-One file, one format: `slam_llm`, `salmonn`, `nemo_salm`, `ltu_as`, `voxtral`. Each names every published tensor in a
-list of rules, so that none is lost or misread in silence; `export` is the way outwards.
+One file per format: `slam_llm`, `salmonn`, `nemo_salm`, `ltu_as`, `voxtral`. Each has a list of rules for the names of
+all published tensors, so that none is dropped or misread silently. `export` writes folders that PEFT and transformers
+load.
 """

@@ -1,4 +1,4 @@
-"""LTU-AS: SpeechBrain's `model.ckpt` and `llama3.ckpt`, the original's `.bin`, and AudioSet's TLTR `.pth`."""
+"""LTU-AS: SpeechBrain's `model.ckpt` and `llama3.ckpt`, `.bin` of the original code, AudioSet's TLTR `.pth`."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from audiolm_lite.adapters.tltr import TLTR
-from audiolm_lite.convert.accounting import ConversionError, Converted, Line, Rule, sort_tensors
 from audiolm_lite.convert.llm_names import llm_rules
+from audiolm_lite.convert.tensor_rules import ConversionError, Converted, Rule, TensorStatus, apply_rules
 
 FILES = ("model.ckpt", "llama3.ckpt")
 OPTIONS = {
-    "llm_dim": (int, None, "for AudioSet's TLTR, which has no projection: the LLM's width, for a new random one"),
+    "llm_dim": (int, None, "embedding size of the LLM, for the random projection that AudioSet's TLTR needs"),
 }
 LORA_ALPHA = 16
 TEMPLATE = (
@@ -33,28 +33,28 @@ _RULES = [
 
 
 def convert(tensors: Mapping[str, Tensor], *, llm_dim: int | None = None) -> Converted:
-    """Sort the tensors of one or both files; the number of encoder layers is in none of them.
+    """Convert the tensors of one or both files. They do not contain the number of encoder layers.
 
     Raises
     ------
     ConversionError
-        AudioSet's TLTR without `llm_dim`.
+        The file is AudioSet's TLTR, and `llm_dim` is None.
     """
-    # SpeechBrain holds the LLM in an attribute `model`
-    result = sort_tensors(tensors, _RULES + llm_rules(tensors, r"(?:model\.)?"))
+    # SpeechBrain stores the LLM in an attribute `model`
+    result = apply_rules(tensors, _RULES + llm_rules(tensors, r"(?:model\.)?"))
     adapter = result.adapter
     feature_dim = adapter["time_block.attention_norm.weight"].shape[0]
     if all(name.startswith("at_model.") for name in tensors):
         if llm_dim is None:
             raise ConversionError(
-                "this is AudioSet's TLTR, without a projection to an LLM: give --llm_dim for a new one"
+                "this is AudioSet's TLTR, which has no projection to an LLM; add --llm_dim to create a random one"
             )
         with torch.random.fork_rng():
             torch.manual_seed(0)
             projection = TLTR(feature_dim, 1, llm_dim, layer_heads=1).projection
         for name, tensor in projection.state_dict().items():
             adapter[f"projection.{name}"] = tensor
-            result.lines.append(Line("(none)", "used", f"adapter: projection.{name}, new and random"))
+            result.report.append(TensorStatus("(none)", "used", f"adapter: projection.{name}, new and random"))
     result.block = {"type": "tltr"}
     result.sizes = {"feature_dim": feature_dim, "llm_dim": adapter["projection.weight"].shape[0]}
     return result

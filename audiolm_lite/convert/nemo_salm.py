@@ -1,15 +1,15 @@
-"""NeMo's SALM, a Lightning checkpoint or its Hugging Face folder: Conformer or identity adapter, projection, LoRA."""
+"""NeMo's SALM: Lightning checkpoints and Hugging Face folders with Conformer or identity adapter, projection, LoRA."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from audiolm_lite.convert.accounting import Converted, Rule, Tensors, sort_tensors
 from audiolm_lite.convert.llm_names import llm_rules
+from audiolm_lite.convert.tensor_rules import Converted, Rule, Tensors, apply_rules
 
 FILES = ("model.safetensors", "*.ckpt")
 OPTIONS: dict[str, tuple] = {}
-LORA_ALPHA = None  # differs between models; it stands in their configuration
+LORA_ALPHA = None  # differs between models; their configuration contains it
 TEMPLATE = "{chat}{instruction}{audio}"
 
 _ADAPTER = r"perception\.modality_adapter\."
@@ -17,7 +17,7 @@ _LAYER = _ADAPTER + r"layers\.(\d+)\."
 
 
 def _pointwise(weight: Tensor) -> Tensor:
-    """Kernel [out, in, 1] of a pointwise convolution, as the matrix that it is."""
+    """Kernel [out, in, 1] of a pointwise convolution as a matrix [out, in]."""
     return weight.squeeze(-1)
 
 
@@ -46,14 +46,14 @@ _RULES = [
     Rule(_LAYER + r"norm_out\.(\w+)", "adapter", r"blocks.\1.norm.\2"),
     Rule(r"perception\.proj\.(\w+)", "adapter", r"projection.\1"),
     Rule(r"perception\.preprocessor\..*", "ignored", "window and mel filters, computed"),
-    Rule(r"perception\.encoder\..*", "ignored", "the ASR encoder: NeMo's own, the encoder block has to name one"),
+    Rule(r"perception\.encoder\..*", "ignored", "the ASR encoder of NeMo; the encoder block names the one to use"),
 ]
 
 
 def convert(tensors: Mapping[str, Tensor]) -> Converted:
-    """Sort the tensors of a SALM; its embeddings, which NeMo keeps outside the LLM, go back inside."""
-    inside = {"llm.model.embed_tokens.weight" if n == "embed_tokens.weight" else n: t for n, t in tensors.items()}
-    result = sort_tensors(inside, _RULES + llm_rules(tensors, r"llm\."))
+    """Convert the tensors of a SALM. NeMo stores the embeddings outside the LLM; they become the LLM's again."""
+    renamed = {"llm.model.embed_tokens.weight" if n == "embed_tokens.weight" else n: t for n, t in tensors.items()}
+    result = apply_rules(renamed, _RULES + llm_rules(tensors, r"llm\."))
     adapter = result.adapter
     llm_dim, dim = adapter["projection.weight"].shape
     result.sizes = {"feature_dim": dim, "llm_dim": llm_dim}
@@ -73,7 +73,7 @@ def convert(tensors: Mapping[str, Tensor]) -> Converted:
 
 
 def _subsampling(adapter: Tensors) -> tuple[dict, int]:
-    """Block entries of the subsampling and the encoder's dimension (a multiple of the factor, as encoders' are)."""
+    """Block entries of the subsampling, and the encoder's dimension (assumed to be a multiple of the factor)."""
     if "subsampling.weight" in adapter:
         return {"factor": 1}, adapter["subsampling.weight"].shape[1]
     channels = adapter["subsampling.conv.0.weight"].shape[0]

@@ -1,10 +1,10 @@
-"""Tensor names that SALMONN's and SLAM-LLM's Q-Formers share, both being BERT layers."""
+"""Rules for the BERT layers of the Q-Formers of SALMONN and SLAM-LLM."""
 
-from audiolm_lite.convert.accounting import ConversionError, Rule, Tensors
+from audiolm_lite.convert.tensor_rules import ConversionError, Rule, Tensors
 
 
 def block_rules(prefix: str, inner: str) -> list[Rule]:
-    """Rules for the layers below `prefix` (a regular expression); `inner` is what holds query, key and value."""
+    """Rules for the layers below `prefix` (a regular expression); `inner` is the module with query, key and value."""
     layer = rf"{prefix}encoder\.layer\.(\d+)\."
     rules = []
     for theirs, ours in (("attention", "self"), ("crossattention", "cross")):
@@ -23,10 +23,22 @@ def block_rules(prefix: str, inner: str) -> list[Rule]:
 
 
 def block_sizes(adapter: Tensors, heads: int | None) -> dict[str, int]:
-    """Entries of the YAML block that the tensors tell; heads of 64 unless given, as in BERT."""
+    """Entries of the YAML block that follow from the tensors.
+
+    Parameters
+    ----------
+    adapter : Tensors
+    heads : int or None
+        Attention heads; None: heads of dimension 64, as in BERT.
+
+    Raises
+    ------
+    ConversionError
+        `heads` is None, and the width is not a multiple of 64.
+    """
     queries, dim = adapter["query"].shape
     if heads is None and dim % 64:
-        raise ConversionError(f"the Q-Former is {dim} wide, which is no multiple of BERT's 64 a head: give --heads")
+        raise ConversionError(f"the Q-Former's width {dim} is not a multiple of BERT's head size 64; set --heads")
     return {
         "queries": queries,
         "dim": dim,

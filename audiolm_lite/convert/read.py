@@ -1,4 +1,4 @@
-"""Reading published files without executing anything in them."""
+"""Reading of published files without executing code in them."""
 
 import json
 import pickle
@@ -11,25 +11,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from audiolm_lite.convert.accounting import ConversionError
+from audiolm_lite.convert.tensor_rules import ConversionError
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_CONTAINERS = ("state_dict", "model", "module")  # what trainers wrap a state dict in
+_CONTAINERS = ("state_dict", "model", "module")  # entries in which trainers store the state dict
 
 
 @dataclass
 class Published:
-    """Tensors of a published checkpoint and what was said beside them.
+    """Tensors and configuration of a published checkpoint.
 
     Attributes
     ----------
     tensors : dict of str to Tensor
-        By published name, without what data parallelism and compilation put in front.
+        By published name, without the prefixes that data parallelism and compilation add.
     config : dict
-        The checkpoint's own configuration where it has one, else empty.
+        The checkpoint's own configuration; empty if it has none.
     peft : dict
-        Content of a PEFT folder's `adapter_config.json`, else empty.
+        Content of a PEFT folder's `adapter_config.json`; empty if there is none.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -37,29 +37,32 @@ class Published:
     peft: dict[str, Any] = field(default_factory=dict)
 
 
-def read_published(path: Path, names: Sequence[str], beside: str | None = None) -> Published:
-    """Read a file, or all files of a folder that a format consists of.
+def read_published(path: Path, patterns: Sequence[str], lora_prefix: str | None = None) -> Published:
+    """Read a file, or all files of a folder that belong to a format.
 
     Parameters
     ----------
     path : path
-    names : sequence of str
-        Patterns of the format's files in a folder.
-    beside : str, optional
-        The format may have its LoRA as a PEFT folder in or below a folder; this goes before its tensors' names.
+        File or folder.
+    patterns : sequence of str
+        Glob patterns of the format's files in a folder.
+    lora_prefix : str, optional
+        Also read a LoRA that is stored as a PEFT folder, `path` itself or a folder in it, and put this before the names
+        of its tensors. None: the format has no such LoRA.
 
     Raises
     ------
     ConversionError
-        Nothing to read, a file that is no safetensors and cannot be read as plain tensors, or a name that occurs twice.
+        There is nothing to read, a file is neither safetensors nor a pickle of plain tensors, or a tensor's name occurs
+        twice.
     """
     result = Published()
-    for file in _files(path, names):
+    for file in _files(path, patterns):
         _add(result, file, "")
-    if beside is not None and path.is_dir():
+    if lora_prefix is not None and path.is_dir():
         folders = [folder for folder in (path, *sorted(path.iterdir())) if (folder / PEFT_CONFIG).is_file()]
         for file in [folder / name for folder in folders for name in PEFT_FILES if (folder / name).is_file()]:
-            _add(result, file, beside)
+            _add(result, file, lora_prefix)
     folder = path if path.is_dir() else path.parent
     if (folder / "config.json").is_file():
         result.config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | result.config
@@ -69,50 +72,62 @@ def read_published(path: Path, names: Sequence[str], beside: str | None = None) 
 def _add(result: Published, file: Path, prefix: str) -> None:
     tensors, config = read_file(file)
     named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-    if both := result.tensors.keys() & named.keys():
-        raise ConversionError(f"{file}: {sorted(both)[0]} is in another file as well; name the file that counts")
+    if repeated := result.tensors.keys() & named.keys():
+        raise ConversionError(f"{file}: {min(repeated)} is also in another file; give one file instead of the folder")
     result.tensors |= named
     result.config |= config
     if file.name in PEFT_FILES and (file.parent / PEFT_CONFIG).is_file():
         result.peft = json.loads((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
 
 
-def _files(path: Path, names: Sequence[str]) -> list[Path]:
+def _files(path: Path, patterns: Sequence[str]) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise ConversionError("no such file or folder")
-    found = list(dict.fromkeys(file for name in names for file in sorted(path.glob(name))))
-    if not found:
-        raise ConversionError(f"the folder holds none of {', '.join(names)}; name the checkpoint's file itself")
-    return found
+    files = list(dict.fromkeys(file for pattern in patterns for file in sorted(path.glob(pattern))))
+    if not files:
+        raise ConversionError(f"the folder contains none of {', '.join(patterns)}; give the path of the file")
+    return files
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a file by name, and the configuration stored with them where there is one."""
+    """Read a safetensors file, or a pickle of plain tensors and values.
+
+    Returns
+    -------
+    tensors : dict of str to Tensor
+    config : dict
+        The configuration that is stored with the tensors; empty if there is none.
+
+    Raises
+    ------
+    ConversionError
+        The file is damaged, contains no tensors, or needs code to be unpickled.
+    """
     if path.suffix == ".safetensors":
         try:
             return load_file(path), {}
         except Exception as error:  # safetensors raises its own SafetensorError, a bare Exception
-            raise ConversionError(f"{path}: damaged ({error}); fetch it again") from error
+            raise ConversionError(f"{path}: damaged ({error}); download it again") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConversionError(
-            f"{path}: holds more than tensors and plain values, and reading that would run its code. Where the file "
-            "comes from a source you trust, save its state dict with safetensors in the environment that made it."
+            f"{path}: contains more than tensors and plain values, and reading it would run its code. If you trust the "
+            "source, load it in the environment that wrote it, and save its state dict with safetensors."
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ConversionError(f"{path}: damaged ({error}); fetch it again") from error
+        raise ConversionError(f"{path}: damaged ({error}); download it again") from error
     config: dict[str, Any] = {}
     while isinstance(content, Mapping) and not _is_state(content):
         config = dict(content.get("config") or content.get("hyper_parameters") or config)
         inner = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), None)
         if inner is None:
-            raise ConversionError(f"{path}: holds no tensors, but {', '.join(map(str, list(content)[:5]))}")
+            raise ConversionError(f"{path}: contains no tensors, but {', '.join(map(str, list(content)[:5]))}")
         content = inner
     if not isinstance(content, Mapping):
-        raise ConversionError(f"{path}: holds a {type(content).__name__} in place of named tensors")
+        raise ConversionError(f"{path}: contains a {type(content).__name__}, not tensors by name; save its state dict")
     return _unwrapped(path, content), config
 
 
@@ -126,6 +141,6 @@ def _unwrapped(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         new = (name.removeprefix("module.") if parallel else name).replace("_orig_mod.", "")
         if new in result:
-            raise ConversionError(f"{path}: {name} and another tensor are both called {new} without their wrapper")
+            raise ConversionError(f"{path}: {name} and another tensor are both called {new} without their prefixes")
         result[new] = tensor
     return result

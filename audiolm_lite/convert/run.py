@@ -1,7 +1,7 @@
-"""Convert published checkpoints: audiolm-lite convert <format> <file-or-folder> <out>
+"""Convert published checkpoints, and export LoRAs and LLMs: audiolm-lite convert FORMAT SOURCE OUT
 
-With --encoder and --llm, <out> is a model's folder for `AudioLM.from_pretrained`; without, it holds the adapter (with
-its YAML block) and the LoRA. Outwards: export_lora and export_merged take a model's folder.
+With --encoder and --llm, OUT is a model folder for `AudioLM.from_pretrained`. Otherwise OUT contains the adapter, its
+YAML block and the LoRA. The formats export_lora and export_merged read a model folder.
 """
 
 import argparse
@@ -14,14 +14,9 @@ import yaml
 
 from audiolm_lite.config.errors import ConfigError, UserError
 from audiolm_lite.convert import export
-from audiolm_lite.convert.accounting import (
-    ConversionError,
-    check_adapter,
-    require_complete,
-    table,
-)
 from audiolm_lite.convert.llm_names import check_lora, lora_block
 from audiolm_lite.convert.read import Published, read_published
+from audiolm_lite.convert.tensor_rules import ConversionError, check_adapter, require_complete, status_table
 from audiolm_lite.convert.write import write_folder
 from audiolm_lite.hub.folder import ModelFolderError
 
@@ -39,68 +34,71 @@ def convert(
     template: str | None = None,
     **options: Any,
 ) -> None:
-    """Convert a checkpoint of the format `name`, printing what became of each tensor.
+    """Convert a checkpoint of the format `name`, and print what happened to each tensor.
 
     Parameters
     ----------
     name : str
         One of FORMATS.
     source, out : path
-        The checkpoint; the folder to make.
+        The checkpoint; the folder to write.
     lora_alpha : float, optional
-        The LoRA's alpha, where the checkpoint does not say it.
+        The LoRA's alpha; None: that of the checkpoint, or of the published code.
     encoder, llm : dict, optional
         YAML blocks; see `write_folder`.
     template : str, optional
-        Prompt; the format's published one if None.
+        Prompt; None: the published one.
     **options
-        The format's further options.
+        Further options of the format, its OPTIONS.
 
     Raises
     ------
     ConversionError
-        The checkpoint is not whole, not of this format, or cannot be read without running code.
+        The checkpoint is incomplete, is not of this format, or cannot be read without running code.
+    FileExistsError
+        `out` exists.
     """
-    form = importlib.import_module(f"audiolm_lite.convert.{name}")
-    published = read_published(source, form.FILES, getattr(form, "LORA_BESIDE", None))
-    converted = form.convert(published.tensors, **options)
-    if "lora" in converted.block:  # on the adapter itself; its alpha is not among the tensors
+    module = importlib.import_module(f"audiolm_lite.convert.{name}")
+    published = read_published(source, module.FILES, getattr(module, "LORA_PREFIX", None))
+    converted = module.convert(published.tensors, **options)
+    if "lora" in converted.block:  # a LoRA on the adapter itself; tensors do not contain its alpha
         converted.block["lora"]["alpha"] = _alpha(published, lora_alpha, None)
     if converted.block:
         check_adapter(converted)
     try:
         check_lora(converted)
     finally:
-        print(table(converted.lines))
+        print(status_table(converted.report))
     require_complete(converted)
-    lora, peft = None, None
+    lora, peft_config = None, None
     if name == "voxtral" and converted.lora:
-        peft = form.peft_config(published.peft, converted.lora)
+        peft_config = module.peft_config(published.peft, converted.lora)
     elif converted.lora:
-        lora = lora_block(converted.lora, _alpha(published, lora_alpha, form.LORA_ALPHA))
-    write_folder(converted, out, lora=lora, peft=peft, encoder=encoder, llm=llm, template=template or form.TEMPLATE)
+        lora = lora_block(converted.lora, _alpha(published, lora_alpha, module.LORA_ALPHA))
+    template = template or module.TEMPLATE
+    write_folder(converted, out, lora=lora, peft_config=peft_config, encoder=encoder, llm=llm, template=template)
     print(f"written to {out}")
 
 
-def _alpha(published: Published, given: float | None, usual: float | None) -> float:
-    """Alpha of a LoRA: what was given, or lies beside it, or the checkpoint's configuration says, or is usual."""
+def _alpha(published: Published, requested: float | None, default: float | None) -> float:
+    """Alpha of a LoRA: the requested one, else that of `adapter_config.json` or the checkpoint, else the default."""
     if published.peft.get("use_rslora") or published.peft.get("use_dora"):
-        raise ConversionError("its adapter_config.json asks for rsLoRA or DoRA; plain LoRA is supported")
+        raise ConversionError("its adapter_config.json is that of rsLoRA or DoRA; only plain LoRA is supported")
     config = published.config
     candidates = [
         published.peft,
         *(config.get(name) for name in ("lora", "model")),
         (config.get("cfg") or {}).get("lora"),
     ]
-    stated = [block["lora_alpha"] for block in candidates if isinstance(block, dict) and "lora_alpha" in block]
-    for alpha in (given, *stated, usual):
+    recorded = [block["lora_alpha"] for block in candidates if isinstance(block, dict) and "lora_alpha" in block]
+    for alpha in (requested, *recorded, default):
         if alpha is not None:
             return alpha
-    raise ConversionError("the checkpoint does not say its LoRA's alpha: give --lora_alpha")
+    raise ConversionError("the checkpoint does not contain the alpha of its LoRA; set --lora_alpha")
 
 
 def _block(text: str | None) -> dict[str, Any] | None:
-    """A YAML file's block, or one with only a source."""
+    """Block of a YAML file, or a block with only a source."""
     if text is None:
         return None
     if text.endswith((".yaml", ".yml")):
@@ -112,30 +110,38 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="audiolm-lite convert", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="format", required=True, metavar="|".join((*FORMATS, "export_*")))
     for name in FORMATS:
-        form = importlib.import_module(f"audiolm_lite.convert.{name}")
-        command = commands.add_parser(name, help=(form.__doc__ or "").splitlines()[0])
-        command.add_argument("source", type=Path, help="file or folder")
-        command.add_argument("out", type=Path, help="folder to make")
-        command.add_argument("--encoder", metavar="BLOCK.yaml", help="encoder's block, as in hparams/encoders")
-        command.add_argument("--llm", metavar="SOURCE|BLOCK.yaml", help="LLM's name, folder or block")
-        command.add_argument("--template", help="prompt; default: the published one")
-        if hasattr(form, "LORA_ALPHA"):
-            command.add_argument(
-                "--lora_alpha", type=float, help=f"the LoRA's; default: as the checkpoint says, or {form.LORA_ALPHA}"
-            )
-        for option, (kind, default, text) in form.OPTIONS.items():
+        module = importlib.import_module(f"audiolm_lite.convert.{name}")
+        command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        command.add_argument("source", type=Path, help="file or folder of the checkpoint")
+        command.add_argument("out", type=Path, help="folder to write; it must not exist")
+        command.add_argument("--encoder", metavar="BLOCK.yaml", help="block of the encoder, as in hparams/encoders")
+        command.add_argument("--llm", metavar="SOURCE|BLOCK.yaml", help="name or folder of the LLM, or its block")
+        command.add_argument("--template", help="prompt (default: the published one)")
+        if hasattr(module, "LORA_ALPHA"):
+            fallback = "" if module.LORA_ALPHA is None else f", or {module.LORA_ALPHA} if it has none"
+            text = f"alpha of the LoRA (default: the checkpoint's{fallback})"
+            command.add_argument("--lora_alpha", type=float, help=text)
+        for option, (kind, default, text) in module.OPTIONS.items():
             command.add_argument(f"--{option}", type=kind, default=default, help=text)
     for name in ("export_lora", "export_merged"):
         command = commands.add_parser(name, help=getattr(export, name).__doc__.splitlines()[0])
-        command.add_argument("source", type=Path, help="a model's folder")
-        command.add_argument("out", type=Path, help="folder to make")
+        command.add_argument("source", type=Path, help="model folder")
+        command.add_argument("out", type=Path, help="folder to write; it must not exist")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run one command; an error is one line, and nothing is written."""
+    """Run one conversion or export; after an error nothing is written.
+
+    Raises
+    ------
+    UserError
+        The checkpoint or model folder cannot be converted, or the output folder exists.
+    """
     options = vars(_parser().parse_args(argv))
     name, source, out = options.pop("format"), options.pop("source"), options.pop("out")
+    if out.exists():
+        raise UserError(f"{out} exists; choose a folder that does not exist")
     try:
         if name in FORMATS:
             blocks: dict[str, Any] = {part: _block(options.pop(part)) for part in ("encoder", "llm")}
@@ -143,6 +149,6 @@ def main(argv: Sequence[str]) -> None:
         else:
             getattr(export, name)(source, out)
     except (ConversionError, ModelFolderError, ConfigError) as error:
-        if lines := getattr(error, "lines", ()):
-            print(table(lines))
+        if report := getattr(error, "report", ()):
+            print(status_table(report))
         raise UserError(f"{source}: {error}") from error

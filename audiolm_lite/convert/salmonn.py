@@ -1,17 +1,17 @@
-"""SALMONN's `.pth`: LayerNorms, query, window Q-Former, projection and LoRA; also files of the light recipe."""
+"""SALMONN's `.pth`, also of its light recipe: LayerNorms, query, window Q-Former, projection and LoRA."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from audiolm_lite.convert.accounting import Converted, Rule, sort_tensors
 from audiolm_lite.convert.llm_names import llm_rules
 from audiolm_lite.convert.qformer_names import block_rules, block_sizes
+from audiolm_lite.convert.tensor_rules import Converted, Rule, apply_rules
 
 FILES = ("*.pth",)
 OPTIONS = {
-    "window": (int, 17, "frames of a window; default: 17"),
-    "heads": (int, None, "attention heads of the Q-Former; default: its width / 64"),
+    "window": (int, 17, "frames per window (default: 17)"),
+    "heads": (int, None, "attention heads of the Q-Former (default: its width / 64)"),
 }
 LORA_ALPHA = 32
 TEMPLATE = "{bos}USER: <Speech>{audio}</Speech> {instruction}\nASSISTANT:{answer}{eos}"
@@ -22,16 +22,16 @@ _RULES = [
     Rule(r"ln_audio\.(\w+)", "adapter", r"stream_norms.1.\1"),
     Rule(r"speech_query_tokens", "adapter", "query", lambda query: query.squeeze(0)),
     Rule(_BERT + r"embeddings\.LayerNorm\.(\w+)", "adapter", r"query_norm.\1"),
-    Rule(_BERT + r"embeddings\.position_ids", "ignored", "numbers positions, which queries have none of"),
+    Rule(_BERT + r"embeddings\.position_ids", "ignored", "position numbers, which queries do not use"),
     *block_rules(_BERT, "self"),
     Rule(r"speech_llama_proj\.(\w+)", "adapter", r"projection.\1"),
-    Rule(r"beats\..*", "ignored", "BEATs itself, pretrained and frozen: the encoder's source has it"),
+    Rule(r"beats\..*", "ignored", "BEATs itself, pretrained and frozen; it has its own source"),
 ]
 
 
 def convert(tensors: Mapping[str, Tensor], *, window: int = 17, heads: int | None = None) -> Converted:
-    """Sort the tensors of a `.pth`; the block keeps SALMONN's dropped tail, with which it was trained."""
-    result = sort_tensors(tensors, _RULES + llm_rules(tensors, r"llama_model\."))
+    """Convert the tensors of a `.pth`. The block drops the frames of an incomplete window, as in SALMONN's training."""
+    result = apply_rules(tensors, _RULES + llm_rules(tensors, r"llama_model\."))
     adapter = result.adapter
     streams = [len(adapter[f"stream_norms.{i}.weight"]) for i in (0, 1) if i == 0 or "stream_norms.1.weight" in adapter]
     sizes = block_sizes(adapter, heads)

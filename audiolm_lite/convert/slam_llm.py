@@ -1,25 +1,25 @@
-"""SLAM-LLM's `model.pt`: the projector (linear, "cov1d" or Q-Former) and, where one was trained, the LoRA."""
+"""SLAM-LLM's `model.pt`: the projector (linear, "cov1d" or Q-Former) and the LoRA, if one was trained."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from audiolm_lite.convert.accounting import Converted, Rule, sort_tensors
 from audiolm_lite.convert.llm_names import llm_rules
 from audiolm_lite.convert.qformer_names import block_rules, block_sizes
+from audiolm_lite.convert.tensor_rules import Converted, Rule, apply_rules
 
 FILES = ("model.pt", "pytorch_model.bin")
-LORA_BESIDE = "llm."  # a PEFT folder beside the file, its names below the LLM's
+LORA_PREFIX = "llm."  # prefix for the names of a LoRA that is stored as a PEFT folder next to the file
 OPTIONS = {
-    "stride": (int, 5, "frames a token of the linear projector (encoder_projector_ds_rate); default: 5"),
-    "heads": (int, None, "attention heads of the Q-Former; default: its width / 64"),
+    "stride": (int, 5, "frames per token of the linear projector, encoder_projector_ds_rate (default: 5)"),
+    "heads": (int, None, "attention heads of the Q-Former (default: its width / 64)"),
 }
 LORA_ALPHA = 32
 TEMPLATE = "{audio}{bos}USER: {instruction}\n ASSISTANT:{answer}{eos}"
 
 _PROJECTOR = r"encoder_projector\."
 _RULES = [
-    # [D, D, k] over channels and time to [D, k * D], since concatenated frames come one after the other
+    # [D, D, k] over channels and time to [D, k * D]: the adapter concatenates frames one after the other
     Rule(_PROJECTOR + r"conv1d\.weight", "adapter", "conv.weight", lambda weight: weight.permute(0, 2, 1).flatten(1)),
     Rule(_PROJECTOR + r"conv1d\.bias", "adapter", "conv.bias"),
     Rule(_PROJECTOR + r"linear1\.(\w+)", "adapter", r"stacked.\1"),
@@ -32,8 +32,8 @@ _RULES = [
 
 
 def convert(tensors: Mapping[str, Tensor], *, stride: int = 5, heads: int | None = None) -> Converted:
-    """Sort the tensors of a `model.pt`; raises ConversionError where they tell no sizes."""
-    result = sort_tensors(tensors, _RULES + llm_rules(tensors, r"llm\."))
+    """Convert the tensors of a `model.pt`; raises ConversionError if sizes do not follow from them."""
+    result = apply_rules(tensors, _RULES + llm_rules(tensors, r"llm\."))
     adapter = result.adapter
     if "query" in adapter:
         crossed = sorted({int(name.split(".")[1]) for name in adapter if ".cross_norm.weight" in name})

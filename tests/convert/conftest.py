@@ -1,4 +1,4 @@
-"""A tiny LLM with a LoRA, and running the command."""
+"""Fixtures of the conversion tests: a tiny LLM with a LoRA, and calls of `audiolm-lite convert`."""
 
 import pytest
 import torch
@@ -22,13 +22,13 @@ def lora_llm(sources):
 
 @pytest.fixture
 def lora(lora_llm):
-    """Its LoRA's tensors by the names that they have in the model."""
+    """Tensors of the LoRA of `lora_llm`, by their names in the model."""
     return {name: tensor.clone() for name, tensor in lora_llm.state_dict().items() if "lora_" in name}
 
 
 @pytest.fixture
 def run(capsys):
-    """Call `audiolm-lite convert` with these arguments; gives what it prints."""
+    """Call `audiolm-lite convert` with arguments; returns what it prints."""
 
     def call(*arguments):
         main([str(argument) for argument in arguments])
@@ -39,7 +39,7 @@ def run(capsys):
 
 @pytest.fixture
 def refused(run, tmp_path):
-    """Expect the command to fail with a message, and to leave nothing behind."""
+    """Expect the command to fail with a message, and to write nothing."""
 
     def call(message, name, source, *arguments):
         out = tmp_path / "refused"

@@ -1,4 +1,4 @@
-"""Tiny checkpoints under published names: our adapters' tensors, renamed by hand-written tables."""
+"""Tiny checkpoints with published names: tensors of this project's adapters, renamed by tables."""
 
 import re
 
@@ -6,7 +6,7 @@ import torch
 
 from audiolm_lite.config.registry import build
 
-DIM = 16  # of the tiny encoder's frames and of the tiny LLM
+DIM = 16  # dimension of the tiny encoder's frames and of the tiny LLM's embeddings
 
 _BLOCKS = [
     (r"blocks\.(\d+)\.self_attention\.out", r"encoder.layer.\1.attention.output.dense"),
@@ -47,7 +47,7 @@ def make_adapter(block, num_layers=1):
 
 
 def rename(state, rules):
-    """Apply to every name the first rule whose pattern it starts with."""
+    """Apply to each name the first rule whose pattern matches its beginning."""
     renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in rules:

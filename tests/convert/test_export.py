@@ -1,4 +1,4 @@
-"""Outwards: the LoRA for PEFT, the merged LLM for transformers."""
+"""Export of a model folder: the LoRA for PEFT, the merged LLM for transformers."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def model_folder(sources, make_experiment, make_model):
     return make
 
 
-def test_the_lora_is_a_peft_folder(model_folder, sources, tmp_path):
+def test_exported_lora_is_a_peft_folder(model_folder, sources, tmp_path):
     folder = model_folder(lora=True)
     main(["export_lora", str(folder), str(tmp_path / "lora")])
     llm = load_model(folder).model.llm
@@ -39,7 +39,7 @@ def test_the_lora_is_a_peft_folder(model_folder, sources, tmp_path):
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_the_merged_llm_loads_in_transformers(model_folder, sources, tmp_path, lora):
+def test_merged_llm_loads_in_transformers(model_folder, sources, tmp_path, lora):
     folder = model_folder(lora=lora)
     expected = load_model(folder).model.llm(input_ids=IDS).logits
     main(["export_merged", str(folder), str(tmp_path / "llm")])
@@ -50,7 +50,7 @@ def test_the_merged_llm_loads_in_transformers(model_folder, sources, tmp_path, l
     assert (plain(input_ids=IDS).logits - expected).abs().max() > 0.01
 
 
-def test_refusals(model_folder, tmp_path):
+def test_refused_exports(model_folder, tmp_path):
     folder = model_folder(lora=False)
     with pytest.raises(UserError, match="no LoRA"):
         main(["export_lora", str(folder), str(tmp_path / "lora")])
@@ -59,3 +59,4 @@ def test_refusals(model_folder, tmp_path):
             main([command, str(folder), str(folder)])
         with pytest.raises(UserError, match="no audiolm_lite.json"):
             main([command, str(tmp_path), str(tmp_path / "new")])
+    assert not list(tmp_path.glob(".*.tmp"))

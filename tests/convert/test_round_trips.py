@@ -1,4 +1,4 @@
-"""Published checkpoints, made from tiny models, become folders that load and compute the same."""
+"""Published checkpoints, built from tiny models, become model folders that compute the same."""
 
 import json
 
@@ -18,7 +18,7 @@ CONFORMER = {"type": "conformer", "dim": 24, "heads": 3, "kernel": 5, "expansion
 
 @pytest.fixture
 def encoder(sources, tmp_path):
-    """A YAML block of the tiny encoder, its last layer or, by an argument, all."""
+    """Write a YAML block of the tiny encoder with these layers; None: all layers."""
 
     def write(layers):
         path = tmp_path / "encoder.yaml"
@@ -31,7 +31,7 @@ def encoder(sources, tmp_path):
 
 @pytest.fixture
 def check(run, sources, encoder, tmp_path, lora_llm):
-    """Convert a file or folder into a model's folder and compare its parts with the originals."""
+    """Convert a file or folder to a model folder; compare its adapter and LLM with the originals."""
 
     def compare(name, source, adapter, *arguments, alpha=None, layers=1):
         out = tmp_path / "model"
@@ -61,7 +61,7 @@ def test_slam_llm_linear(check, tmp_path, conv):
 
 
 @pytest.mark.parametrize("wrapped", ["prefix", "entry"])
-def test_slam_llm_from_deepspeed_with_a_lora_inside(check, tmp_path, lora, wrapped):
+def test_slam_llm_from_deepspeed_with_a_lora_in_the_file(check, tmp_path, lora, wrapped):
     adapter = published.make_adapter({"type": "linear"})
     tensors = published.slam_linear(adapter) | {f"llm.{name}": tensor for name, tensor in lora.items()}
     if wrapped == "prefix":
@@ -71,7 +71,7 @@ def test_slam_llm_from_deepspeed_with_a_lora_inside(check, tmp_path, lora, wrapp
     check("slam_llm", tmp_path / "model.pt", adapter, alpha=32)
 
 
-def test_slam_llm_qformer_with_a_lora_beside(check, tmp_path, lora_llm):
+def test_slam_llm_qformer_with_a_lora_in_a_peft_folder(check, tmp_path, lora_llm):
     adapter = published.make_adapter({"type": "qformer", **QFORMER, "blocks": 3, "cross_every": 2})
     folder = tmp_path / "checkpoint"
     lora_llm.save_pretrained(folder / "lora", save_embedding_layers=False)
@@ -126,7 +126,7 @@ def test_nemo_salm_from_lightning(check, tmp_path, lora, changes):
     assert "5 ignored" in check("nemo_salm", tmp_path / "step=10.ckpt", adapter, alpha=10)
 
 
-def test_nemo_successor_from_hugging_face(check, tmp_path, lora):
+def test_nemo_salm_from_hugging_face(check, tmp_path, lora):
     adapter = published.make_adapter({"type": "identity"})
     state = {f"perception.proj.{name.split('.')[1]}": tensor.clone() for name, tensor in adapter.state_dict().items()}
     folder = tmp_path / "salm"
@@ -137,7 +137,7 @@ def test_nemo_successor_from_hugging_face(check, tmp_path, lora):
 
 
 def test_nemo_salm_with_a_fine_tuned_llm(run, sources, encoder, tmp_path):
-    """Without a LoRA the LLM was trained itself (SFT), and its embeddings, which NeMo keeps outside, with it."""
+    """Without a LoRA all of the LLM was trained (SFT), including its embeddings, which NeMo stores outside it."""
     llm = AutoModelForCausalLM.from_pretrained(sources / "llama")
     for parameter in llm.parameters():
         parameter.data += 0.1
@@ -165,7 +165,7 @@ def test_ltu_as_from_speechbrain(check, tmp_path, lora):
     assert "1 ignored" in check("ltu_as", folder, adapter, alpha=16, layers=2)
 
 
-def test_ltu_as_of_the_original_code(check, tmp_path, lora):
+def test_ltu_as_from_the_original_code(check, tmp_path, lora):
     adapter = published.make_adapter({"type": "tltr"}, num_layers=2)
     prefix = "base_model.model.model."
     tensors = published.ltu_as(adapter, tltr=f"{prefix}audio_encoder.", projection=f"{prefix}audio_proj.1")
@@ -174,7 +174,7 @@ def test_ltu_as_of_the_original_code(check, tmp_path, lora):
     check("ltu_as", tmp_path / "ltuas.bin", adapter, "--lora_alpha", 5, alpha=5, layers=2)
 
 
-def test_audiosets_tltr_gets_a_new_projection(run, refused, tmp_path):
+def test_tltr_of_audioset_gets_a_random_projection(run, refused, tmp_path):
     adapter = published.make_adapter({"type": "tltr"}, num_layers=2)
     tensors = published.ltu_as(adapter, tltr="module.at_model.", projection="module.out")
     tensors = {name: tensor for name, tensor in tensors.items() if "out." not in name or "attn.out" in name}
@@ -187,7 +187,7 @@ def test_audiosets_tltr_gets_a_new_projection(run, refused, tmp_path):
         assert torch.equal(state[name], tensor)
 
 
-def test_without_sources_the_parts_are_written(run, tmp_path, sources, lora_llm, lora):
+def test_without_sources_adapter_and_lora_are_written(run, tmp_path, sources, lora_llm, lora):
     adapter = published.make_adapter({"type": "linear"})
     torch.save(published.slam_linear(adapter) | {f"llm.{n}": t for n, t in lora.items()}, tmp_path / "model.pt")
     run("slam_llm", tmp_path / "model.pt", tmp_path / "out", "--lora_alpha", 6)

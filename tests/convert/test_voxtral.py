@@ -1,4 +1,4 @@
-"""Voxtral's PEFT folders in both module layouts, and its projector out of a whole model."""
+"""Voxtral's PEFT folders in both module layouts, and the projector of a complete model."""
 
 import json
 
@@ -36,7 +36,7 @@ def logits(model):
 
 @pytest.fixture
 def adapted():
-    """A tiny Voxtral with a LoRA on the projector's and one text layer's linear maps, as PEFT makes it."""
+    """A tiny Voxtral with PEFT's LoRA on the projector and on one linear layer of the LLM."""
     model = make_voxtral()
     projector = rename(PROJECTOR, installed_layout())
     text = rename("language_model.model.layers.0.self_attn.q_proj", installed_layout())
@@ -49,7 +49,7 @@ def adapted():
 
 
 def write_layout(model, folder, layout):
-    """A PEFT folder as the transformers of this layout would have written it."""
+    """Write the PEFT folder that the version of transformers with this layout writes."""
     model.save_pretrained(folder)
     prefix = "base_model.model."
     path = folder / "adapter_model.safetensors"
@@ -60,7 +60,7 @@ def write_layout(model, folder, layout):
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
-def test_names_go_both_ways():
+def test_names_are_converted_in_both_directions():
     old = ["language_model.lm_head.weight", "language_model.model.layers.0.mlp.up_proj.weight",
            "audio_tower.conv1.bias", "multi_modal_projector.linear_1.weight"]  # fmt: skip
     new = ["lm_head.weight", "model.language_model.layers.0.mlp.up_proj.weight", "model.audio_tower.conv1.bias",
@@ -73,7 +73,7 @@ def test_names_go_both_ways():
 
 
 @pytest.mark.parametrize("layout", ["old", "new"])
-def test_a_lora_of_either_layout_acts(run, tmp_path, adapted, layout):
+def test_lora_of_either_layout_has_its_effect(run, tmp_path, adapted, layout):
     write_layout(adapted, tmp_path / "peft", layout)
     assert "6 used" in run("voxtral", tmp_path / "peft", tmp_path / "out")
     loaded = PeftModel.from_pretrained(make_voxtral(), tmp_path / "out" / "lora").eval()
@@ -82,7 +82,7 @@ def test_a_lora_of_either_layout_acts(run, tmp_path, adapted, layout):
     assert (logits(loaded) - logits(make_voxtral())).abs().max() > 1e-3
 
 
-def test_the_layout_can_be_chosen(run, tmp_path, adapted):
+def test_requested_layout_is_written(run, tmp_path, adapted):
     write_layout(adapted, tmp_path / "peft", "new")
     run("voxtral", tmp_path / "peft", tmp_path / "out", "--layout", "old")
     names = list(load_file(tmp_path / "out" / "lora" / "adapter_model.safetensors"))
@@ -91,7 +91,7 @@ def test_the_layout_can_be_chosen(run, tmp_path, adapted):
     assert f"{PROJECTOR}.linear_1" in config["target_modules"] and config["r"] == 2 and config["lora_alpha"] == 4
 
 
-def test_a_projector_becomes_an_adapter(run, tmp_path):
+def test_projector_becomes_an_adapter(run, tmp_path):
     model = make_voxtral()
     model.save_pretrained(tmp_path / "voxtral")
     run("voxtral", tmp_path / "voxtral", tmp_path / "out")
@@ -104,7 +104,7 @@ def test_a_projector_becomes_an_adapter(run, tmp_path):
     torch.testing.assert_close(adapter(features, torch.tensor([8]))[0], projector(features.reshape(1, 2, 32)))
 
 
-def test_a_projector_with_its_lora_becomes_an_adapter(run, refused, tmp_path):
+def test_projector_with_its_lora_becomes_an_adapter(run, refused, tmp_path):
     model = make_voxtral()
     model.save_pretrained(tmp_path / "voxtral")
     projector = rename(PROJECTOR, installed_layout())
@@ -137,7 +137,7 @@ def edit(folder, change, file="adapter_config.json"):
         save_file(content, path)
 
 
-def test_what_is_not_a_plain_and_acting_lora_is_refused(refused, tmp_path, adapted):
+def test_only_a_plain_lora_with_an_effect_is_accepted(refused, tmp_path, adapted):
     folder, tensors = tmp_path / "peft", "adapter_model.safetensors"
     for message, change, file in [
         ("every lora_B", lambda t: [x.zero_() for n, x in t.items() if "lora_B" in n], tensors),
@@ -145,7 +145,7 @@ def test_what_is_not_a_plain_and_acting_lora_is_refused(refused, tmp_path, adapt
         ("lora_A.weight is missing", lambda t: t.pop(next(n for n in t if "lora_A" in n)), tensors),
         ("plain LORA", lambda c: c.update(peft_type="IA3"), "adapter_config.json"),
         ("plain LORA", lambda c: c.update(use_dora=True), "adapter_config.json"),
-        ("ranks", lambda c: c.update(rank_pattern={"linear_1": 3}), "adapter_config.json"),
+        ("rank_pattern", lambda c: c.update(rank_pattern={"linear_1": 3}), "adapter_config.json"),
     ]:
         adapted.save_pretrained(folder)
         edit(folder, change, file)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.adapters.build import build_adapter
-from audiolm_lite.convert.accounting import Converted, check_adapter, require_complete
+from audiolm_lite.convert.tensor_rules import Converted, check_adapter, require_complete
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.batch import Batch
 
