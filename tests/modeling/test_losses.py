@@ -150,5 +150,7 @@ def test_loss_kernels_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="loss_kernel torch needs torch 2.13, and this is"):
         check_loss_kernel("torch", nn.Linear(4, 8, bias=False))
     hparams = make_hparams(tmp_path, distillation={"text": "transcript"}, loss_kernel="torch")
-    with pytest.raises(ConfigError, match="loss_kernel torch computes no logits, which distillation needs: use chunked"):
+    with pytest.raises(
+        ConfigError, match="loss_kernel torch computes no logits, which distillation needs: use chunked"
+    ):
         build_model(hparams)
