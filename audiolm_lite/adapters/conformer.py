@@ -241,4 +241,4 @@ class Convolution(nn.Module):
         return self.reduce(F.silu(x))
 
 
-PART = ConformerAdapter
+COMPONENT = ConformerAdapter

@@ -37,4 +37,4 @@ class Identity(nn.Module):
         return self.projection(self.hidden(features, frames)), self.num_tokens(frames)
 
 
-PART = Identity
+COMPONENT = Identity

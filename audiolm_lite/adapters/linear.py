@@ -64,4 +64,4 @@ class LinearStack(nn.Module):
         return self.projection(self.hidden(features, frames)), self.num_tokens(frames)
 
 
-PART = LinearStack
+COMPONENT = LinearStack

@@ -71,4 +71,4 @@ class MLPPooling(nn.Module):
         return self.projection(self.hidden(features, frames)), self.num_tokens(frames)
 
 
-PART = MLPPooling
+COMPONENT = MLPPooling

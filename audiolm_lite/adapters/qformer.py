@@ -74,4 +74,4 @@ class QFormer(nn.Module):
         return self.norm(self.linear(self.query_states(features, frames))), self.num_tokens(frames)
 
 
-PART = QFormer
+COMPONENT = QFormer

@@ -91,4 +91,4 @@ class TLTR(nn.Module):
         return self.projection(self.hidden(features, frames)), self.num_tokens(frames)
 
 
-PART = TLTR
+COMPONENT = TLTR

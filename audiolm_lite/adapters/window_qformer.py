@@ -106,4 +106,4 @@ class WindowQFormer(nn.Module):
         return self.projection(self.hidden(features, frames)), self.num_tokens(frames)
 
 
-PART = WindowQFormer
+COMPONENT = WindowQFormer

@@ -1,6 +1,6 @@
-"""What `accelerate launch --config_file FILE` asks for, as keys of this library.
+"""Settings of `accelerate launch --config_file FILE`, as keys of this library.
 
-Accelerate starts the processes as torchrun does and says in environment variables how they should share the work.
+Accelerate starts the processes as torchrun does, and passes its settings in environment variables.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from audiolm_lite.config.errors import ConfigError
 
 
 def accelerate_options(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Keys that the configuration file of `accelerate launch` decides on; none without it.
+    """Return the keys that the configuration file of `accelerate launch` sets; none without such a file.
 
     Parameters
     ----------
@@ -25,29 +25,29 @@ def accelerate_options(environment: Mapping[str, str]) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        It asks for an engine or a precision that is not here.
+        The file requests an engine or a precision that is not supported.
     """
 
-    def asked(name: str) -> bool:
+    def requested(name: str) -> bool:
         return environment.get(name, "false").lower() in ("true", "1")
 
-    if asked("ACCELERATE_USE_MEGATRON_LM"):
-        raise ConfigError("accelerate: there is no Megatron-LM here; set distributed_type to FSDP or DEEPSPEED")
+    if requested("ACCELERATE_USE_MEGATRON_LM"):
+        raise ConfigError("accelerate: Megatron-LM is not supported; set distributed_type to FSDP or DEEPSPEED")
     options: dict[str, Any] = {}
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16", "fp16"):
-        raise ConfigError(f"accelerate: mixed_precision {precision} is not here; set it to bf16, fp16 or no")
+        raise ConfigError(f"accelerate: mixed_precision {precision} is not supported; set it to bf16, fp16 or no")
     if precision != "no":
         options["precision"] = precision
     if environment.get("ACCELERATE_DYNAMO_BACKEND", "NO") != "NO":
         options["compile"] = True
-    if asked("ACCELERATE_USE_FSDP"):
+    if requested("ACCELERATE_USE_FSDP"):
         options["parallel"] = "fsdp"
-        if asked("FSDP_OFFLOAD_PARAMS"):
+        if requested("FSDP_OFFLOAD_PARAMS"):
             options["cpu_offload"] = True
-        if asked("FSDP_ACTIVATION_CHECKPOINTING"):
+        if requested("FSDP_ACTIVATION_CHECKPOINTING"):
             options["gradient_checkpointing"] = 1
-    if asked("ACCELERATE_USE_DEEPSPEED"):
+    if requested("ACCELERATE_USE_DEEPSPEED"):
         options["parallel"] = "deepspeed"
         file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         if file.lower() == "none":

@@ -7,18 +7,23 @@ from audiolm_lite.config.errors import ConfigError
 
 
 def split_entries(entries: Sequence[str | Mapping[str, Any]]) -> tuple[list[str], list[float] | None]:
-    """Paths and weights of a YAML list of manifests, whose entries are paths or `{path: ..., weight: ...}`.
+    """Split a YAML list of manifests into paths and weights; an entry is a path or `{path: ..., weight: ...}`.
 
     Returns
     -------
     paths : list of str
     weights : list of float or None
-        None where no entry has one.
+        None if no entry has a weight.
 
     Raises
     ------
     ConfigError
-        An entry has another form, or some have a weight and others none.
+        An entry has another form, or only some entries have a weight.
+
+    Examples
+    --------
+    >>> split_entries([{"path": "a.jsonl", "weight": 2}, {"path": "b.jsonl", "weight": 1}])
+    (['a.jsonl', 'b.jsonl'], [2.0, 1.0])
     """
     paths, weights = [], []
     for entry in entries:
@@ -29,8 +34,8 @@ def split_entries(entries: Sequence[str | Mapping[str, Any]]) -> tuple[list[str]
             weights.append(float(weight))
             entry = entry["path"]
         if not isinstance(entry, str):
-            raise ConfigError(f"manifests: {entry!r} is no path; write a path, or {{path: ..., weight: 2}}.")
+            raise ConfigError(f"manifests: {entry!r} is not a path; write a path, or {{path: ..., weight: 2}}.")
         paths.append(entry)
     if weights and len(weights) < len(paths):
-        raise ConfigError("manifests: some have a weight and others none; give each one its weight, or none of them.")
+        raise ConfigError("manifests: only some have a weight; give every manifest a weight, or none.")
     return paths, weights or None

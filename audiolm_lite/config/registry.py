@@ -1,8 +1,8 @@
-"""Build a part of the system (encoder, adapter, ...) from the plain dictionary that names it.
+"""Registry of encoders and adapters: builds one from the plain dictionary that names it.
 
-A part is one file of a room of this package, `audiolm_lite/<room>/<type>.py`, whose constant `PART` is its class.
-Configurations are data: they choose among the files that are there and can name no other code, so a downloaded model's
-configuration never decides what runs.
+A component is one file of a package, `audiolm_lite/<package>/<type>.py`, whose constant `COMPONENT` is its class. A
+configuration is data: it selects one of these files and cannot name other code, so the configuration of a downloaded
+model never decides what is executed.
 """
 
 import importlib
@@ -15,28 +15,34 @@ from typing import Any
 from audiolm_lite.config.errors import ConfigError, did_you_mean
 
 
-def part_types(room: str) -> list[str]:
-    """Sorted names of the parts in `room`, which are the possible values of "type" there."""
-    files = (Path(__file__).parent.parent / room).glob("*.py")
-    return sorted(f.stem for f in files if re.search(r"^PART\b", f.read_text(encoding="utf-8"), re.MULTILINE))
+def component_types(package: str) -> list[str]:
+    """Sorted names of the components in `package`, which are the possible values of "type".
+
+    Examples
+    --------
+    >>> "tltr" in component_types("adapters")
+    True
+    """
+    files = (Path(__file__).parent.parent / package).glob("*.py")
+    return sorted(f.stem for f in files if re.search(r"^COMPONENT\b", f.read_text(encoding="utf-8"), re.MULTILINE))
 
 
-def build(room: str, config: dict[str, Any], **extra: Any) -> Any:
-    """Build the part that `config` describes.
+def build(package: str, config: dict[str, Any], **extra: Any) -> Any:
+    """Build the component that `config` describes.
 
     Parameters
     ----------
-    room : str
-        Folder of this package, for example "encoders".
+    package : str
+        Package of audiolm_lite, for example "encoders".
     config : dict
-        "type" names a file of the room; every other entry is an argument of its class.
+        "type" names a file of the package; every other entry is an argument of its class.
     **extra
-        What only the program knows (for example `feature_dim`); a part gets those that it has an argument for.
+        Arguments that only the program knows (for example `feature_dim`). A component gets those that its class has.
 
     Returns
     -------
     object
-        An instance of the part's class.
+        An instance of the component's class.
 
     Raises
     ------
@@ -44,38 +50,53 @@ def build(room: str, config: dict[str, Any], **extra: Any) -> Any:
         Unknown type, or an argument that is unknown, missing or set by the program.
     """
     if not isinstance(config, dict) or not isinstance(config.get("type"), str):
-        raise ConfigError(f'{room}: expected a mapping with an entry "type", one of {part_types(room)}; got {config!r}')
-    kind = config["type"]
-    if kind not in part_types(room):
-        raise ConfigError(f"{room}: unknown type {kind!r}{did_you_mean(kind, part_types(room))}")
-    part = importlib.import_module(f"audiolm_lite.{room}.{kind}").PART
-    parameters = inspect.signature(part).parameters
-    arguments = {name: value for name, value in config.items() if name != "type"}
-    offered = {name: value for name, value in extra.items() if name in parameters}
+        known = component_types(package)
+        raise ConfigError(f'{package}: expected a mapping with an entry "type", one of {known}; got {config!r}')
+    name = config["type"]
+    if name not in component_types(package):
+        raise ConfigError(f"{package}: unknown type {name!r}{did_you_mean(name, component_types(package))}")
+    component = importlib.import_module(f"audiolm_lite.{package}.{name}").COMPONENT
+    parameters = inspect.signature(component).parameters
+    arguments = {argument: value for argument, value in config.items() if argument != "type"}
+    set_by_program = {argument: value for argument, value in extra.items() if argument in parameters}
 
-    where, free = f"{room}, type {kind!r}", [name for name in parameters if name not in offered]
-    for name in arguments:
-        if name in offered:
-            raise ConfigError(f"{where}: argument {name!r} is set by the program; remove it from the configuration")
-        if name not in parameters:
-            raise ConfigError(f"{where}: unknown argument {name!r}{did_you_mean(name, free)}")
-    for name in free:
-        if parameters[name].default is inspect.Parameter.empty and name not in arguments:
-            raise ConfigError(f"{where}: argument {name!r} is missing; it takes {free}")
-    return part(**arguments, **offered)
+    where = f"{package}, type {name!r}"
+    accepted = [argument for argument in parameters if argument not in set_by_program]
+    for argument in arguments:
+        if argument in set_by_program:
+            raise ConfigError(f"{where}: argument {argument!r} is set by the program; remove it from the configuration")
+        if argument not in parameters:
+            raise ConfigError(f"{where}: unknown argument {argument!r}{did_you_mean(argument, accepted)}")
+    for argument in accepted:
+        if parameters[argument].default is inspect.Parameter.empty and argument not in arguments:
+            raise ConfigError(f"{where}: argument {argument!r} is missing; it takes {accepted}")
+    return component(**arguments, **set_by_program)
 
 
-def with_defaults(room: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A part's configuration with the defaults of the arguments that it leaves out."""
-    part = importlib.import_module(f"audiolm_lite.{room}.{config['type']}").PART
-    parameters = inspect.signature(part).parameters.values()
+def with_defaults(package: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a component's configuration with the defaults of the arguments that it leaves out."""
+    component = importlib.import_module(f"audiolm_lite.{package}.{config['type']}").COMPONENT
+    parameters = inspect.signature(component).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty} | dict(config)
 
 
 def map_sources(config: Mapping[str, Any], change: Callable[[str, str], str], where: str) -> dict[str, Any]:
-    """Copy a part's configuration with every pretrained model that it names, also inside parts of it, changed.
+    """Copy a component's configuration and change every pretrained model that it names, at any depth.
 
-    `change` gets a `source` and the path of the mapping that has it ("encoder", "encoder/encoders/speech").
+    Parameters
+    ----------
+    config : mapping
+        The configuration; pretrained models are the entries `source`.
+    change : callable
+        Gets a `source` and the path of the mapping that has it ("encoder", "encoder/encoders/speech"); returns the new
+        `source`.
+    where : str
+        Path of `config` itself.
+
+    Examples
+    --------
+    >>> map_sources({"type": "whisper", "source": "tiny"}, lambda source, where: f"openai/whisper-{source}", "encoder")
+    {'type': 'whisper', 'source': 'openai/whisper-tiny'}
     """
     changed = dict(config)
     for name, value in config.items():
@@ -87,12 +108,12 @@ def map_sources(config: Mapping[str, Any], change: Callable[[str, str], str], wh
 
 
 def sources(config: Mapping[str, Any]) -> list[str]:
-    """Every pretrained model that a part's configuration names."""
-    found: list[str] = []
+    """List every pretrained model that a component's configuration names."""
+    named: list[str] = []
 
     def keep(source: str, _: str) -> str:
-        found.append(source)
+        named.append(source)
         return source
 
     map_sources(config, keep, "")
-    return found
+    return named

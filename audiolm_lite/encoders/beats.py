@@ -261,4 +261,4 @@ class _Block(nn.Module):
         return self.final_layer_norm(self.alpha * x + self.fc2(F.gelu(self.fc1(x))))
 
 
-PART = BEATsEncoder
+COMPONENT = BEATsEncoder

@@ -152,4 +152,4 @@ def _take(features: Tensor, index: Tensor) -> Tensor:
     return features.gather(1, index[..., None].expand(-1, -1, features.shape[2]))
 
 
-PART = Fused
+COMPONENT = Fused

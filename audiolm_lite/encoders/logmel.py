@@ -136,4 +136,4 @@ class LogMel(nn.Module):
         return mel.transpose(1, 2)[:, None], frames
 
 
-PART = LogMel
+COMPONENT = LogMel

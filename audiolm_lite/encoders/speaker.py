@@ -150,4 +150,4 @@ class SpeakerEncoder(nn.Module):
         return features[:, None], frames
 
 
-PART = SpeakerEncoder
+COMPONENT = SpeakerEncoder

@@ -266,4 +266,4 @@ def _load(
     return model, transformers.Wav2Vec2FeatureExtractor.from_pretrained(source)
 
 
-PART = SSLEncoder
+COMPONENT = SSLEncoder

@@ -300,4 +300,4 @@ def _load_openai(source: str) -> tuple[nn.Module, transformers.WhisperFeatureExt
     return encoder, transformers.WhisperFeatureExtractor(feature_size=dims.n_mels)
 
 
-PART = WhisperEncoder
+COMPONENT = WhisperEncoder

@@ -4,8 +4,8 @@ import pytest
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.experiment import load_experiment
-from audiolm_lite.config.settings import settings
 from audiolm_lite.config.keys import REQUIRED, TRAINING_KEYS, Key
+from audiolm_lite.config.settings import settings
 from audiolm_lite.config.start import start_run
 
 KEYS = {

@@ -48,7 +48,7 @@ def test_all_that_a_file_may_ask_for():
 @pytest.mark.parametrize(
     "asked, message",
     [
-        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "no Megatron-LM"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "bf16, fp16 or no"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "None"}, "deepspeed_config_file"),
     ],

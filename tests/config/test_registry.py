@@ -3,12 +3,12 @@
 import pytest
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.registry import build, part_types
+from audiolm_lite.config.registry import build, component_types
 
 
 def test_types_are_the_files_that_define_a_part():
-    assert "whisper" in part_types("encoders")
-    assert "pooling" not in part_types("encoders")
+    assert "whisper" in component_types("encoders")
+    assert "pooling" not in component_types("encoders")
 
 
 def test_program_arguments_reach_only_the_parts_that_take_them():

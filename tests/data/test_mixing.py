@@ -72,10 +72,10 @@ def test_entries_are_paths_or_paths_with_weights():
     assert split_entries(["a", "b"]) == (["a", "b"], None)
     assert split_entries([{"path": "a", "weight": 2}, {"path": "b", "weight": 0.5}]) == (["a", "b"], [2.0, 0.5])
     for entries, message in {
-        "mixed": (["a", {"path": "b", "weight": 1}], "some have a weight and others none"),
+        "mixed": (["a", {"path": "b", "weight": 1}], "only some have a weight"),
         "form": ([{"path": "a", "weights": 1}], "write a path, or {path: ..., weight: 2}"),
         "type": ([{"path": "a", "weight": "1"}], "write a path, or {path: ..., weight: 2}"),
-        "number": ([3], "3 is no path"),
+        "number": ([3], "3 is not a path"),
     }.values():
         with pytest.raises(ConfigError, match=message):
             split_entries(entries)
