@@ -15,10 +15,10 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.settings import settings
+from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.distributed import processes
 from audiolm_lite.evaluation.validation import AnswerValidation
 from audiolm_lite.hub.save import save_model
@@ -26,7 +26,7 @@ from audiolm_lite.modeling.audio_language_model import Loss
 from audiolm_lite.modeling.batch import Batch
 from audiolm_lite.training import handover
 from audiolm_lite.training.build import configure_model
-from audiolm_lite.training.checkpoint import copy_tensors
+from audiolm_lite.training.checkpoint import DamagedCheckpointError, copy_tensors
 from audiolm_lite.training.data_loader import WindowLoader, raise_in_all_processes
 from audiolm_lite.training.distillation import Distillation, require_frozen_llm
 from audiolm_lite.training.engines import sharding
@@ -99,7 +99,7 @@ class AudioLMBrain(sb.Brain):
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def fit_stage(self, train: Dataset, valid: Dataset) -> None:
+    def fit_stage(self, train: AudioTextDataset, valid: AudioTextDataset) -> None:
         """Train all epochs, continuing from the newest checkpoint; the model then has the best checkpoint's tensors.
 
         Raises
@@ -148,7 +148,7 @@ class AudioLMBrain(sb.Brain):
         """
         set_learning_rates(self.optimizer.param_groups, self.progress.step, self.total_steps)
         self.engine.start_window(window)
-        sums = []
+        batch_sums = []
         for number, batch in enumerate(window, start=1):
             batch = batch.to(self.device)
             with self.engine.accumulate(last=number == len(window)):
@@ -156,8 +156,8 @@ class AudioLMBrain(sb.Brain):
                     loss = self.compute_forward(batch, sb.Stage.TRAIN)
                     objective = self.compute_objectives(loss, batch, sb.Stage.TRAIN)
                 self.engine.backward(objective)
-            sums.append(torch.stack([objective.detach(), loss.tokens]))
-        sums = torch.stack(sums)  # [W, 2] float32
+            batch_sums.append(torch.stack([objective.detach(), loss.tokens]))
+        sums = torch.stack(batch_sums)  # [W, 2] float32
         result = self.engine.step(sum_window(sums, window))
         count_step(self.progress, result)
         if not result.finite and not result.overflow:
@@ -173,7 +173,7 @@ class AudioLMBrain(sb.Brain):
         return predictions.total
 
     @torch.no_grad()
-    def validate(self, dataset: Dataset) -> dict[str, float]:
+    def validate(self, dataset: AudioTextDataset) -> dict[str, float]:
         """Compute the teacher-forced loss (nats per answer token) and token accuracy of a dataset in all processes.
 
         Raises
@@ -191,6 +191,7 @@ class AudioLMBrain(sb.Brain):
                     batch = batch.to(self.device)
                     with self.evaluation_ctx:
                         loss = self.compute_forward(batch, sb.Stage.VALID)
+                    assert loss.correct is not None  # only a `loss_kernel` of training steps does not count them
                     sums += torch.stack([loss.total, loss.tokens, loss.correct])
                 bar.update()
                 self._save_if_needed()
@@ -244,16 +245,23 @@ class AudioLMBrain(sb.Brain):
             return ZeroEngine(self.model, optimizer, hparams, device)
         return TorchEngine(self.model, optimizer, hparams, device, self.scaler)
 
-    def _prepare(self, train: Dataset, valid: Dataset, epochs: int) -> tuple[WindowLoader, AnswerValidation | None]:
-        """Restore the newest checkpoint and distribute the model; build what reads and what answers."""
+    def _prepare(
+        self, train: AudioTextDataset, valid: AudioTextDataset, epochs: int
+    ) -> tuple[WindowLoader, AnswerValidation | None]:
+        """Restore the newest checkpoint and distribute the model; build the loader and the validation by answers."""
         if self.hparams.distillation is not None:
             require_frozen_llm(self.model)
             prompt = train.prompt
             self.distillation = Distillation(prompt.template, prompt.tokenizer, **self.hparams.distillation)
         hparams = self.hparams
-        run = {"folder": self.folder, "settings": self._settings(), "items": len(train)}
         self.state = RunState(
-            self.model, self.engine, **run, metric=hparams.valid_metric, interval_minutes=self.ckpt_interval_minutes
+            self.model,
+            self.engine,
+            self.folder,
+            settings=self._settings(),
+            items=len(train),
+            metric=hparams.valid_metric,
+            interval_minutes=self.ckpt_interval_minutes,
         )
         loader = self._loader(train, training=True)
         self.total_steps = sum(len(loader.windows(epoch)) for epoch in range(1, epochs + 1))
@@ -268,7 +276,7 @@ class AudioLMBrain(sb.Brain):
             answers = AnswerValidation(self.model, valid, self.experiment, sharded, limit)
         return loader, answers
 
-    def _loader(self, dataset: Dataset, training: bool) -> WindowLoader:
+    def _loader(self, dataset: AudioTextDataset, training: bool) -> WindowLoader:
         """Load shuffled batches for training, or batches sorted by length for validation."""
         accumulation, ranks = processes.world_size(), 1
         if training:
@@ -334,6 +342,8 @@ class AudioLMBrain(sb.Brain):
             count, metric = self.progress.stale, self.hparams.valid_metric
             logger.info("Stopped early: %d validations in a row without a better %s", count, metric)
         best = self.state.checkpoints.best()
+        if best is None:
+            raise DamagedCheckpointError(f"{self.state.checkpoints.folder}: no validated checkpoint can be read")
         sharding.unshard_parameters(self.model, handover.handed_over_names(self.model, self.inherited))
         copy_tensors(self.model, best.tensors, self.state.checkpoints.folder)
         self.summary = {name: best.info[name] for name in ("step", "metrics")}

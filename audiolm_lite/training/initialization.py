@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from audiolm_lite.data.clip_sources import FeatureSource
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.training.alignment_init import align_projection
@@ -18,7 +19,9 @@ from audiolm_lite.training.build import frame_seconds
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, Callable[..., str]] = {"alignment_init": align_projection}  # by their keys in the YAML file
+METHODS: dict[str, Callable[..., str]] = {
+    "alignment_init": align_projection,
+}  # by their keys in the YAML file
 _MANY_FRAMES = 10_000  # of a long clip, whose audio tokens give their mean duration
 
 
@@ -39,7 +42,7 @@ def initialize_adapter(
     """
     if model.embedding.weight.is_meta:
         return
-    source = model.encoder if model.encoder is not None else dataset.source.store
+    source = dataset.source.store if isinstance(dataset.source, FeatureSource) else model.encoder
     token_seconds = frame_seconds(source) * _MANY_FRAMES / model.adapter.num_tokens(_MANY_FRAMES)
     for key, method in METHODS.items():
         if hparams[key] is not None:

@@ -91,11 +91,10 @@ def read_result(totals: Tensor, norms: Tensor, loss_scale: float = 1.0) -> StepR
     loss_scale : float
         Factor of the loss in float16 training.
     """
-    values = torch.cat([totals, norms]).tolist()
-    loss, norm, group_norms = values[0], values[6], values[7:]
+    loss, tokens, samples, seconds, inputs, positions, norm, *group_norms = torch.cat([totals, norms]).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm)
     overflow = not finite and math.isfinite(loss) and loss_scale > 1
-    return StepResult(*values[:6], norm, group_norms, finite, overflow)
+    return StepResult(loss, tokens, samples, seconds, inputs, positions, norm, group_norms, finite, overflow)
 
 
 def count_step(progress: Progress, result: StepResult) -> None:

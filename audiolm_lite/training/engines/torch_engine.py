@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,9 @@ def average_and_clip(groups: Sequence[Sequence[Tensor]], tokens: Tensor, max_nor
     Tensor
         Norms [1 + groups] float32 before clipping, of all and of each group, the same in every process.
     """
-    groups = [[parameter for parameter in group if parameter.grad is not None] for group in groups]
-    parameters = [parameter for group in groups for parameter in group]
-    for parameter in parameters:
-        parameter.grad.div_((tokens / processes.world_size()).to(parameter.grad.device))
-    norms = [nn.utils.get_total_norm([parameter.grad for parameter in group]) for group in groups]
-    norms.insert(0, nn.utils.clip_grad_norm_(parameters, max_norm))
+    gradients = [[parameter.grad for parameter in group if parameter.grad is not None] for group in groups]
+    for gradient in chain.from_iterable(gradients):
+        gradient.div_((tokens / processes.world_size()).to(gradient.device))
+    norms = [nn.utils.get_total_norm(group) for group in gradients]
+    norms.insert(0, nn.utils.clip_grad_norm_(list(chain.from_iterable(groups)), max_norm))
     return torch.stack([sharding.full_tensor(norm).float().to(tokens.device) for norm in norms])

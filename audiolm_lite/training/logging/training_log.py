@@ -78,8 +78,10 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         """Close the progress bar, the files and the loggers."""
         self.bar.close()
-        for output in (*self.files.values(), *self.loggers):
-            output.close()
+        for file in self.files.values():
+            file.close()
+        for logger in self.loggers:
+            logger.close()
 
     def start_epoch(self) -> None:
         """Start to measure rates, which do not include the time between epochs."""
