@@ -40,7 +40,7 @@ from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 from audiolm_lite.modeling.quantization import bitsandbytes_config
 from audiolm_lite.modeling.transformer_blocks import compile_blocks
-from audiolm_lite.plan.measure import RETURN_MEMORY, reset_resident_peak, resident
+from audiolm_lite.plan.measure import MALLOC_SETTINGS, process_memory, reset_resident_peak
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.checkpoint import CheckpointFolder, random_state
 
@@ -225,14 +225,14 @@ def peak_memory(name: str, options: argparse.Namespace, device: str) -> int:
         largest = sorted(range(len(batches)), key=tokens.__getitem__)[-3:]
         for index in largest:
             side.step(batches[index])
-    return resident("VmHWM") - before if device == "cpu" else torch.cuda.max_memory_allocated()
+    return process_memory("VmHWM") - before if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 def _peak_elsewhere(name: str, options: argparse.Namespace) -> int:
     command = [sys.executable, __file__, "--peak_of", name, "--geometry", options.geometry]
     command += ["--items", str(options.items), "--batch_items", str(options.batch_items)]
     command += ["--quantised"] if options.quantised else []
-    done = subprocess.run(command, env={**os.environ, **RETURN_MEMORY}, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env={**os.environ, **MALLOC_SETTINGS}, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])["peak"]
 
 

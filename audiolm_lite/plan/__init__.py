@@ -1,5 +1,5 @@
-"""Memory of a training step before any weight is read: audiolm-lite plan hparams/stage_3.yaml --vram 8
+"""Estimate of a training step's memory before any weight is read: audiolm-lite plan hparams/stage_3.yaml --vram 8
 
-The step itself runs, on tensors that have shapes and no content (`simulate`), so there is no formula to go wrong: what
-the model, its adapter or its loss allocate is what is counted.
+`simulate` runs the real step on tensors with shapes and without content, and counts every allocation. So there are no
+formulas for activations that could differ from what the model, the adapter or the loss allocate.
 """

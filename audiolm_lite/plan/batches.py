@@ -1,4 +1,4 @@
-"""The batches that need most memory: as many items as the token budget allows, all but one equally long."""
+"""The batches that need most memory: as many items as the token budget allows, all but one of equal length."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,11 +18,11 @@ from audiolm_lite.training.build import build_dataset
 
 
 def bucket_items(hparams: Mapping, model: AudioLanguageModel, tokenizer: Any) -> dict[str, Item]:
-    """The longest, the middle and the shortest item of the training set: the ends of the length buckets."""
+    """The longest, the middle and the shortest item of the training set, which stand for its length buckets."""
     dataset = build_dataset(hparams, "train", model, tokenizer)
     order = np.argsort(dataset.lengths, kind="stable").tolist()
-    places = {"longest": order[-1], "middle": order[len(order) // 2], "shortest": order[0]}
-    return {name: dataset[place] for name, place in places.items()}
+    indices = {"longest": order[-1], "middle": order[len(order) // 2], "shortest": order[0]}
+    return {name: dataset[index] for name, index in indices.items()}
 
 
 def assumed_item(
@@ -32,7 +32,7 @@ def assumed_item(
     text_tokens: int,
     answer_tokens: int,
 ) -> Item:
-    """An item of given lengths, for data that is not prepared yet; what it holds is zero."""
+    """An item of these lengths, filled with zeros, for data that is not prepared yet."""
     samples = round(audio_seconds * SAMPLE_RATE)
     if isinstance(source, FeatureStore):
         frames = max(1, round(audio_seconds / source.fingerprint["frame_seconds"]))
@@ -46,24 +46,24 @@ def assumed_item(
     return Item({"id": "assumed"}, ids, labels, features=features)
 
 
-def fullest_batch(item: Item, batch_tokens: int) -> Batch:
-    """As many copies of an item as fit into the budget; the last one lacks a token, since padding takes a mask.
+def largest_batch(item: Item, batch_tokens: int) -> Batch:
+    """As many copies of an item as the token budget allows.
 
     Raises
     ------
     ConfigError
-        Not even one does.
+        The budget is smaller than one item.
     """
-    rows = batch_tokens // len(item.input_ids)
-    if rows < 1:
+    size = batch_tokens // len(item.input_ids)
+    if size < 1:
         raise ConfigError(
-            f"batch_tokens is {batch_tokens}, and item {item.row['id']} alone has {len(item.input_ids)} tokens: "
-            "raise batch_tokens, or leave out items that are so long"
+            f"batch_tokens is {batch_tokens}, but item {item.row['id']} has {len(item.input_ids)} tokens; "
+            "raise batch_tokens, or set max_tokens to leave out long items"
         )
-    return padded_rows(item, rows)
+    return padded_batch(item, size)
 
 
-def padded_rows(item: Item, rows: int) -> Batch:
-    """`rows` copies of an item; the last of several lacks its last token."""
+def padded_batch(item: Item, size: int) -> Batch:
+    """`size` copies of an item. The last of several lacks its last token, since batches with padding need a mask."""
     shorter = replace(item, input_ids=item.input_ids[:-1], labels=item.labels[:-1])
-    return collate([*[item] * (rows - 1), shorter if rows > 1 else item])
+    return collate([*[item] * (size - 1), shorter if size > 1 else item])

@@ -1,4 +1,4 @@
-"""The same batches through the real step: what it takes, and on a GPU the largest budget that is safe."""
+"""Real training steps on the planned batches: the memory they take and, on a GPU, the largest safe token budget."""
 
 import gc
 import os
@@ -12,38 +12,37 @@ import torch
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import Item
 from audiolm_lite.modeling.batch import Batch
-from audiolm_lite.plan.batches import padded_rows
+from audiolm_lite.plan.batches import padded_batch
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.build import build_model
 
-# The C library gives memory back at once where a block has its own mapping: so the process's size follows its tensors.
-RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# With these glibc maps larger blocks separately and returns them at once, so that resident memory follows the tensors.
+MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def restart_to_measure(argv: Sequence[str]) -> None:
-    """Start this program anew with `RETURN_MEMORY` in its environment, which the C library reads at its start only."""
-    if any(os.environ.get(name) != value for name, value in RETURN_MEMORY.items()):
+def restart_with_malloc_settings(argv: Sequence[str]) -> None:
+    """Restart this process with `MALLOC_SETTINGS` in its environment: glibc reads them only when a process starts."""
+    if any(os.environ.get(name) != value for name, value in MALLOC_SETTINGS.items()):
         command = [sys.executable, "-m", "audiolm_lite", "plan", *argv]
-        os.execve(sys.executable, command, {**os.environ, **RETURN_MEMORY})
+        os.execve(sys.executable, command, {**os.environ, **MALLOC_SETTINGS})
 
 
-def real_brain(hparams: Mapping, run_opts: Mapping) -> AudioLMBrain:
-    """The experiment's model with its weights and training loop, ready to take steps."""
+def build_brain(hparams: Mapping, run_opts: Mapping) -> AudioLMBrain:
+    """Build the experiment's training loop, with weights, ready for `fit_batch`."""
     model, _ = build_model(hparams)
     brain = hparams["brain"](model, dict(hparams), {**run_opts, "noprogressbar": True})
-    brain.total_steps = 1
     brain.modules.train()
     return brain
 
 
-def step_growth(brain: AudioLMBrain, item: Item, batch: Batch) -> int:
-    """Bytes by which memory grows during an optimiser step on `batch`, at its worst; weights and moments not included.
+def measure_step(brain: AudioLMBrain, item: Item, batch: Batch) -> int:
+    """Bytes by which memory grows at most during an optimiser step on `batch`, without weights and AdamW's moments.
 
-    On a GPU torch's own count; on the CPU the process's resident memory, of which Linux keeps the maximum.
-    A step on one item comes first, so that moments and the libraries' own buffers exist.
+    On a GPU by torch's statistics, on the CPU by the resident memory of the process. A step on one item comes first, so
+    that the moments and the buffers of libraries exist.
     """
     window = [batch] * brain.grad_accumulation_factor
-    brain.fit_batch([padded_rows(item, 1)])
+    brain.fit_batch([padded_batch(item, 1)])
     gc.collect()
     if brain.device_type == "cuda":
         torch.cuda.reset_peak_memory_stats(brain.device)
@@ -52,30 +51,37 @@ def step_growth(brain: AudioLMBrain, item: Item, batch: Batch) -> int:
         return torch.cuda.max_memory_allocated(brain.device) - before
     before = reset_resident_peak()
     brain.fit_batch(window)
-    return resident("VmHWM") - before
+    return process_memory("VmHWM") - before
 
 
-def largest_rows(brain: AudioLMBrain, item: Item, limit: float) -> tuple[int, int]:
-    """Most copies of an item that a step on the GPU takes within `limit` bytes, and what torch reserved for them.
+def largest_batch_size(brain: AudioLMBrain, item: Item, limit: float) -> tuple[int, int]:
+    """Find how many copies of an item a step on the GPU processes within `limit` bytes.
 
-    Doubles the rows until they do not fit, then halves the interval.
+    Doubles the number until it does not fit, then bisects.
+
+    Returns
+    -------
+    size : int
+        0 if not even one item fits.
+    reserved : int
+        Bytes that torch reserved for a step on so many items.
     """
     fitting, reserved, failing = 0, 0, None
-    rows = 1
+    size = 1
     while failing is None or failing - fitting > max(1, fitting // 16):
-        used = _reserved(brain, padded_rows(item, rows))
+        used = _reserved_bytes(brain, padded_batch(item, size))
         if used is not None and used <= limit:
-            fitting, reserved = rows, used
+            fitting, reserved = size, used
         else:
-            failing = rows
-        rows = 2 * fitting if failing is None else (fitting + failing) // 2
-        if rows == fitting:
+            failing = size
+        size = 2 * fitting if failing is None else (fitting + failing) // 2
+        if size == fitting:
             break
     return fitting, reserved
 
 
-def _reserved(brain: AudioLMBrain, batch: Batch) -> int | None:
-    """Bytes that torch reserved on the GPU for a step, None where they were not there."""
+def _reserved_bytes(brain: AudioLMBrain, batch: Batch) -> int | None:
+    """Bytes that torch reserves on the GPU for a step, None if the GPU has too little memory."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(brain.device)
     try:
@@ -86,19 +92,19 @@ def _reserved(brain: AudioLMBrain, batch: Batch) -> int | None:
     return torch.cuda.max_memory_reserved(brain.device)
 
 
-def resident(entry: str) -> int:
-    """Bytes of an entry of /proc/self/status."""
+def process_memory(entry: str) -> int:
+    """Bytes of an entry of /proc/self/status: VmRSS, the resident memory, or VmHWM, its maximum."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(rf"^{entry}:\s+(\d+) kB", text, re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{entry}:\s+(\d+) kB", text, re.MULTILINE)
+    if match is None:
         raise KeyError(entry)
-    return int(found[1]) * 1024
+    return int(match[1]) * 1024
 
 
 def reset_resident_peak() -> int:
-    """Make VmHWM the present resident size, and return it."""
+    """Set VmHWM to the current resident memory, and return that in bytes."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--measure on the CPU needs Linux's /proc/self/clear_refs: {error}") from error
-    return resident("VmRSS")
+        raise ConfigError(f"--measure on the CPU needs /proc/self/clear_refs of Linux: {error}") from error
+    return process_memory("VmRSS")

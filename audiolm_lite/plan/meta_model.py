@@ -1,4 +1,4 @@
-"""The model of an experiment file in shapes alone: from `config.json` and YAML, no weight is read or made."""
+"""The model of an experiment file on the meta device: shapes from YAML and `config.json`, no weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,38 +16,37 @@ from audiolm_lite.language.llm import load_llm
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.quantization import check_quantization
 from audiolm_lite.modeling.transformer_blocks import checkpoint_activations
-from audiolm_lite.plan.processes import exchanged_bytes, share_of
+from audiolm_lite.plan.process_memory import communication_buffers, sharded_fraction
 from audiolm_lite.training.build import open_store
 from audiolm_lite.training.trainable import select_trainable
 
-# Bytes a weight takes as bitsandbytes stores it. 8 bits: a byte, and a float32 scale for each row, which is little.
-# NF4 with double quantisation: half a byte, a byte for 64 weights, a float32 for 256 of these.
-QUANTISED = {"8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
+# Bytes per weight as bitsandbytes stores it. 8 bits: one byte, and a float32 scale per row, which is negligible.
+# NF4 with double quantisation: half a byte, one byte per 64 weights, and a float32 per 256 of these bytes.
+QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
 
 
-def outline_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokenizerBase, Any]:
-    """Build the model on the meta device, with what trains and what is recomputed as the experiment says.
+def build_meta_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTokenizerBase, Any]:
+    """Build the model on the meta device, with the trainable parameters and recomputed blocks of the experiment.
 
     Returns
     -------
     model : AudioLanguageModel
-        Not quantised: `weight_bytes` tells what its weights will take.
+        Not quantised; `weight_bytes` computes the size of quantised weights.
     tokenizer : PreTrainedTokenizerBase
-        The LLM's.
     source : FeatureStore or nn.Module
-        What gives features in training; the encoder on the meta device, too, where the store is not there yet.
+        Source of the features in training. Before the store exists: the encoder, on the meta device.
 
     Raises
     ------
     ConfigError
-        A block is wrong, or an encoder's shapes are not in a `config.json`.
+        A block is invalid, or an encoder's shapes are not in a `config.json`.
     """
     for name in ("llm", "encoder"):
         check_quantization(name, hparams[name].get("quantization"))
     llm, tokenizer = load_llm({**hparams["llm"], "quantization": None}, on_meta=True)
     folder = hparams["feature_folder"]
     stored = not hparams["train_encoder"] and folder is not None and (Path(folder) / "store.json").is_file()
-    source = open_store(hparams) if stored else outline_encoder(hparams["encoder"])
+    source = open_store(hparams) if stored else build_meta_encoder(hparams["encoder"])
     with torch.device("meta"):
         adapter = build_adapter(
             hparams["adapter"],
@@ -64,14 +63,14 @@ def outline_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedToken
     return model.train(), tokenizer, source
 
 
-def outline_encoder(block: Mapping) -> nn.Module:
-    """Build an encoder on the meta device from its block, reading only the JSON files of the models it names."""
+def build_meta_encoder(block: Mapping) -> nn.Module:
+    """Build an encoder on the meta device from its block, reading only the JSON files of its pretrained models."""
 
     def configuration(source: str, where: str) -> Any:
         if source.endswith(".pt"):
             raise ConfigError(
-                f"{where}: the shapes of {source} are inside it, and planning reads no weights: extract the features "
-                "first, so that the store tells them, or name a model with a config.json"
+                f"{where}: {source} stores its shapes with its weights, which the planner does not read; extract the "
+                "features first, or use a model with a config.json"
             )
         if "/" not in source and not Path(source).is_dir():  # openai-whisper's names
             source = f"openai/whisper-{source}"
@@ -91,29 +90,29 @@ def _unquantised(block: Any) -> Any:
 
 
 def weight_bytes(model: AudioLanguageModel, hparams: Mapping) -> dict[str, int]:
-    """Bytes of the weights by part that a process keeps: encoder, adapter, LLM and its LoRA."""
-    quantised = _quantised(model, hparams)
-    share = share_of(hparams)
+    """Bytes of the weights that a process keeps, by part: encoder, adapter, LLM and LoRA."""
+    quantised = _quantised_weights(model, hparams)
+    fraction = sharded_fraction(hparams)
     sizes: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
-        each = quantised[name] if name in quantised else share * parameter.element_size()
-        row = "LoRA" if "lora_" in name else {"llm": "LLM"}.get(part, part)
-        sizes[row] = sizes.get(row, 0) + parameter.numel() * each
-    return {row: round(size) for row, size in sizes.items()}
+        element_size = quantised[name] if name in quantised else fraction * parameter.element_size()
+        label = "LoRA" if "lora_" in name else {"llm": "LLM"}.get(part, part)
+        sizes[label] = sizes.get(label, 0) + parameter.numel() * element_size
+    return {label: round(size) for label, size in sizes.items()}
 
 
-def exchange_bytes(model: AudioLanguageModel, hparams: Mapping) -> int:
-    """Bytes of what processes gather from each other or reduce; quantised weights stay whole in each."""
-    quantised = _quantised(model, hparams)
-    return exchanged_bytes(model, hparams, lambda name, p: 0 if name in quantised else p.nbytes)
+def communication_bytes(model: AudioLanguageModel, hparams: Mapping) -> int:
+    """Bytes of a process's communication buffers. Quantised weights are not sharded, so they need none."""
+    quantised = _quantised_weights(model, hparams)
+    return communication_buffers(model, hparams, lambda name, p: 0 if name in quantised else p.nbytes)
 
 
-def _quantised(model: AudioLanguageModel, hparams: Mapping) -> dict[str, float]:
-    """Bytes of each weight of the parameters that are quantised, by name."""
+def _quantised_weights(model: AudioLanguageModel, hparams: Mapping) -> dict[str, float]:
+    """Bytes per element of each parameter that is quantised, by name."""
     bits = {"llm": hparams["llm"].get("quantization"), "encoder": hparams["encoder"].get("quantization")}
     return {
-        f"{name}.weight": QUANTISED[bits[name.split(".")[0]]]
+        f"{name}.weight": QUANTISED_BYTES[bits[name.split(".")[0]]]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and bits.get(name.split(".")[0])
@@ -123,9 +122,9 @@ def _quantised(model: AudioLanguageModel, hparams: Mapping) -> dict[str, float]:
 
 
 def optimizer_bytes(model: AudioLanguageModel, optimizer: str) -> int:
-    """Bytes of AdamW's two moments: in the parameter's own format, or in 8 bits with a float32 for 256 of them."""
+    """Bytes of AdamW's two moments: in the parameter's dtype, or in 8 bits with a float32 per 256 elements."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not optimizer.endswith("8bit"):
         return sum(2 * parameter.numel() * parameter.element_size() for parameter in trained)
-    # bitsandbytes leaves tensors of less than 4096 entries in 32 bits
+    # bitsandbytes keeps the moments of tensors with less than 4096 elements in 32 bits
     return round(sum(2 * p.numel() * (1 + 4 / 256 if p.numel() >= 4096 else 4) for p in trained))
