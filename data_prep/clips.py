@@ -329,11 +329,11 @@ def hold_out(clips: Iterable[Clip], share: float, split: str, seed: int, stratum
     """
     clips = list(clips)
     groups: dict[str, set[str]] = defaultdict(set)
-    taken: set[str] = set()
+    seen: set[str] = set()
     for clip in clips:
         # A group with several strata (a recording with two sounds) counts in the first one only.
-        if clip.split == "train" and clip.group not in taken:
-            taken.add(clip.group)
+        if clip.split == "train" and clip.group not in seen:
+            seen.add(clip.group)
             groups[stratum(clip)].add(clip.group)
     held = set()
     for name, members in sorted(groups.items()):

@@ -253,13 +253,13 @@ def _checked_duration(clip: Clip, check: Callable[[], Check], filters: Filters, 
 
 def _rows(clip: Clip, seconds: float, output: Path, hparams: dict[str, Any]) -> list[dict[str, Any]]:
     """Manifest rows of a clip; raises CorpusError if there are none."""
-    asked = questions(clip, hparams["seed"], hparams["wordings"])
-    if not asked:
+    rows = questions(clip, hparams["seed"], hparams["wordings"])
+    if not rows:
         raise CorpusError(f"{clip.audio}: it has no annotation to ask about; leave the clip out")
     common = {"audio": _relative(clip.audio.parent, output, clip.audio.name), "start": clip.start}
     common |= {"duration": seconds, "dataset": clip.dataset, "split": clip.split}
     common |= {"language": clip.language, "speaker": clip.speaker}
-    return [{"id": f"{clip.dataset}-{clip.id}-{question.pop('name')}", **common, **question} for question in asked]
+    return [{"id": f"{clip.dataset}-{clip.id}-{row.pop('name')}", **common, **row} for row in rows]
 
 
 def _relative(folder: Path, output: Path, name: str) -> str:

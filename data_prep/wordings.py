@@ -1,8 +1,8 @@
-"""Wordings of questions and answers about real corpora, in variety.
+"""Wordings of questions and answers about real corpora.
 
-`VARIED` is for language models that know English at large; `MINIASQA` are the few that MiniASQA's shipped language
-model has met in its own training. Each maps a task to (question, answer) pairs, in which {label} is what is asked for.
-The form of an answer follows from the form of its question, so that it can be learnt and scored.
+`VARIED` is for pretrained language models; `MINIASQA` has the few wordings that MiniASQA's shipped language model was
+trained on. Each maps a task to (question, answer) pairs, in which {label} stands for the requested value. The question
+determines the form of its answer, so that free-text answers can be learnt and scored.
 """
 
 from data_prep.miniasqa import questions as miniasqa
@@ -119,7 +119,7 @@ _FIRST_SOUND = [
     ("With which sound does the clip start?", "It starts with {label}."),
     ("Name the earliest sound.", "{label}"),
 ]
-# {sound} is the sound asked for.
+# {sound} stands for the sound in question.
 _EVENT_TIME = [
     ("When is {sound} heard?", "{label}"),
     ("At what times does {sound} occur?", "It occurs at {label}."),
@@ -134,8 +134,8 @@ _TIMELINE = [
     ("Give all sound events in order, with start and end in seconds.", "{label}"),
 ]
 
-# What MiniASQA does not ask has one table only.
-_SHARED: dict[str, Forms] = {
+# Tasks that MiniASQA does not have.
+_COMMON: dict[str, Forms] = {
     "sounds": _SOUNDS,
     "sentiment": _SENTIMENT,
     "genre": _GENRE,
@@ -145,24 +145,24 @@ _SHARED: dict[str, Forms] = {
 }
 
 
-def _as_they_are(questions: list[str]) -> Forms:
+def _with_plain_answers(questions: list[str]) -> Forms:
     return [(question, "{label}") for question in questions]
 
 
 MINIASQA: dict[str, Forms] = {
-    **_SHARED,
-    "asr": _as_they_are(miniasqa.ASR),
-    "caption": _as_they_are(miniasqa.CAPTION),
+    **_COMMON,
+    "asr": _with_plain_answers(miniasqa.ASR),
+    "caption": _with_plain_answers(miniasqa.CAPTION),
     "sound_class": miniasqa.SOUND,
     "gender": miniasqa.GENDER,
     "age": miniasqa.AGE,
     "emotion": miniasqa.EMOTION,
 }
 VARIED: dict[str, Forms] = {
-    **_SHARED,
-    "asr": _as_they_are(_ASR),
-    "asr ko": _as_they_are(_ASR_KOREAN),
-    "caption": _as_they_are(_CAPTION),
+    **_COMMON,
+    "asr": _with_plain_answers(_ASR),
+    "asr ko": _with_plain_answers(_ASR_KOREAN),
+    "caption": _with_plain_answers(_CAPTION),
     "sound_class": _SOUND,
     "gender": _GENDER,
     "age": _AGE,

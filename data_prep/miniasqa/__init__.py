@@ -1,9 +1,8 @@
-"""MiniASQA: a small Open-ASQA made on the spot from synthesised speech and synthesised sounds.
+"""MiniASQA: a small Open-ASQA of synthetic speech (espeak-ng) and synthetic sounds (NumPy).
 
-Everything here is synthetic: espeak-ng speaks, NumPy makes the sounds. The corpus exists so that every path of the
-toolkit runs, learns and can be measured on a machine without any download; no figure measured on it says anything
-about real speech.
+With it, all parts of the toolkit can be run, trained and measured without any download. Results on it are not
+predictive of results on real speech.
 """
 
-# Raised whenever the same seed would give other bytes; written into every manifest row.
+# Increased whenever the same seed gives other bytes; stored in every manifest row.
 VERSION = 1

@@ -1,8 +1,7 @@
 """Planning and rendering of MiniASQA's clips.
 
-A plan is drawn from a seed alone; rendering turns plans into samples, shard by shard, each shard in a fresh process
-(espeak-ng keeps state between utterances), so that the bytes do not depend on how many processes work or on where an
-interrupted run stopped.
+A plan depends on the seed only. Rendering converts plans to samples, shard by shard, each shard in a new process
+(espeak-ng keeps state between utterances). So the bytes do not depend on the number of processes or on interruptions.
 """
 
 import sys
@@ -15,15 +14,15 @@ from typing import Any
 import numpy as np
 import soxr
 
+from data_prep.miniasqa.acoustics import add_at_snr, coloured_noise, reverberate
 from data_prep.miniasqa.espeak import Espeak, Style
-from data_prep.miniasqa.rooms import add_at_snr, coloured_noise, reverberate
 from data_prep.miniasqa.sentences import make_sentence, split_of
 from data_prep.miniasqa.sounds import SOUNDS, TREND, SoundEvent, synthesise
 from data_prep.miniasqa.voices import Speaker, make_speakers
 
 RATE = 16000
 SHARD = 100
-# Prosody standing for emotion; espeak's pitch, range, volume and a factor on the rate.
+# Prosody of each emotion: espeak's pitch, range and volume, and a factor on the rate.
 STYLES = {
     "neutral": Style(50, 50, 100, 1.0),
     "happy": Style(72, 99, 100, 1.1),
@@ -34,7 +33,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One clip before it is rendered: `speaker` and `text` are None without speech, `sound` is None without sound."""
+    """One clip before it is rendered; `speaker` and `text` are None without speech, `sound` is None without sound."""
 
     name: str
     split: str
@@ -55,7 +54,7 @@ class Plan:
 
 @dataclass
 class Clip:
-    """A rendered plan: int16 samples [S] at 16 kHz, and the words and phonemes with start and end in seconds."""
+    """A rendered plan: int16 samples [S] at 16 kHz, and words and phonemes with start and end in seconds."""
 
     plan: Plan
     samples: np.ndarray
@@ -69,11 +68,16 @@ def make_plans(seed: int, split: str, speech: int, sound: int, mixture: int) -> 
     Parameters
     ----------
     seed : int
-        Corpora of different seeds share speakers and grammar but no draw.
+        Corpora with different seeds have the same speakers and grammar, but independent clips.
     split : str
-        Speakers and sentences are those of this split alone.
+        No speaker and no sentence is in two splits.
     speech, sound, mixture : int
         Number of clips of each kind.
+
+    Returns
+    -------
+    list of Plan
+        Speech first, then sounds, then mixtures.
     """
     speakers = make_speakers(split)
     kinds = ["speech"] * speech + ["sound"] * sound + ["mixture"] * mixture
@@ -98,14 +102,21 @@ def make_plans(seed: int, split: str, speech: int, sound: int, mixture: int) -> 
 
 
 def render(plans: list[Plan], finish: Callable[[list[Clip]], Any], processes: int) -> Iterator[Any]:
-    """Render all plans in shards of `SHARD`, and yield `finish(clips)` of every shard in order.
+    """Render all plans in shards of `SHARD` clips, and yield `finish(clips)` of every shard in order.
 
-    `finish` runs in the rendering process and must be picklable.
+    Parameters
+    ----------
+    plans : list of Plan
+        The clips.
+    finish : callable
+        Called with the clips of a shard in the rendering process; must be picklable.
+    processes : int
+        Number of rendering processes.
     """
     shards = [plans[i : i + SHARD] for i in range(0, len(plans), SHARD)]
-    # Each worker is forked from a server that has imported everything once and has never spoken. What to import is
-    # named, because the server forgets the main module (https://github.com/python/cpython/issues/137996), and workers
-    # would spend longer on its imports than on a shard.
+    # Each worker is forked from a server process that has imported all modules and has not synthesised any speech. The
+    # modules are named because the server does not import the main module
+    # (https://github.com/python/cpython/issues/137996), and importing them takes longer than rendering a shard.
     context = get_context("forkserver")
     own = ("audiolm_lite", "data_prep")
     context.set_forkserver_preload([name for name in sys.modules if name.split(".")[0] in own])
@@ -118,7 +129,7 @@ def _render_and_finish(plans: list[Plan], finish: Callable[[list[Clip]], Any]) -
 
 
 def render_shard(plans: list[Plan]) -> list[Clip]:
-    """Render plans in this process, which must not have spoken before where the exact bytes matter."""
+    """Render plans in this process. For reproducible bytes, the process must not have synthesised speech before."""
     speakers = {plan.speaker.name: plan.speaker for plan in plans if plan.speaker}
     espeak = Espeak(list(speakers.values())) if speakers else None
     return [_render_one(plan, espeak) for plan in plans]
@@ -132,19 +143,19 @@ def _render_one(plan: Plan, espeak: Espeak | None) -> Clip:
     else:
         utterance = espeak.say(plan.speaker, plan.spoken, STYLES[plan.emotion])
         samples = soxr.resample(utterance.samples.astype(np.float64) / 32768, utterance.rate, RATE)
-        if plan.emotion == "angry":  # a pressed voice: more harmonics at the same pitch
+        if plan.emotion == "angry":  # more harmonics at the same pitch, as in a pressed voice
             samples = 0.5 * np.tanh(samples * 6)
         lead = float(np.round(rng.uniform(0.05, 0.35), 2))
         samples = np.concatenate([np.zeros(int(lead * RATE)), samples])
-        # espeak spells some words as we pronounce them; the labels are the words as written.
+        # The text given to espeak respells some words; the labels are the words as written.
         written = plan.text.split(" ")
         words = [
             (w, round(a + lead, 3), round(b + lead, 3)) for w, (_, a, b) in zip(written, utterance.words, strict=True)
         ]
         phonemes = [(p, round(a + lead, 3), round(b + lead, 3)) for p, a, b in utterance.phonemes]
         if plan.sound is not None:
-            behind = SoundEvent(plan.sound.label, plan.sound.fast, plan.sound.trend, len(samples) / RATE)
-            other = np.resize(synthesise(behind, rng).astype(np.float64), len(samples))
+            background = SoundEvent(plan.sound.label, plan.sound.fast, plan.sound.trend, len(samples) / RATE)
+            other = np.resize(synthesise(background, rng).astype(np.float64), len(samples))
             samples = add_at_snr(samples, other, rng.uniform(0, 12))
     if rng.random() < 0.5:
         samples = reverberate(samples, rng, rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5))

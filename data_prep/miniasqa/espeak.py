@@ -1,7 +1,7 @@
 """Speech from the espeak-ng library, with the time of every word and phoneme.
 
-The library keeps state from one utterance to the next, so the bytes of an utterance depend on what was said before
-it. Whoever wants reproducible bytes starts a fresh process and speaks in a fixed order (see `corpus.render_shard`).
+The library keeps state between utterances, so the bytes of an utterance depend on those before it. For reproducible
+bytes, start a new process and synthesise in a fixed order (see `corpus.render_shard`).
 """
 
 import ctypes
@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Style:
-    """How an utterance is spoken: espeak-ng's pitch, range and volume, and a factor on the speaker's rate."""
+    """Prosody of an utterance: espeak-ng's pitch, range and volume, and a factor on the speaker's rate."""
 
     pitch: int
     range: int
@@ -54,7 +55,9 @@ class Utterance:
     Attributes
     ----------
     samples : ndarray of int16, [S]
-        At `rate` Hz.
+        Samples at `rate` Hz.
+    rate : int
+        Sample rate in Hz.
     words, phonemes : list of (str, float, float)
         Label, start and end in seconds; pauses have no entry.
     """
@@ -66,12 +69,12 @@ class Utterance:
 
 
 class Espeak:
-    """The espeak-ng library with the voices of `speakers` installed in a private data folder.
+    """The espeak-ng library, with the voices of `speakers` in a temporary data folder.
 
     Raises
     ------
     RuntimeError
-        When the library cannot be started or does not know an accent.
+        The library cannot be initialised.
     """
 
     def __init__(self, speakers: list[Speaker]):
@@ -92,13 +95,13 @@ class Espeak:
         self._library = ctypes.cdll.LoadLibrary(espeakng_loader.get_library_path())
         self.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _PHONEME_EVENTS_IPA | _DONT_EXIT)
         if self.rate <= 0:
-            raise RuntimeError(f"espeak-ng does not start with its data in {source}; reinstall espeakng-loader")
+            raise RuntimeError(f"espeak-ng cannot be initialised with its data in {source}; reinstall espeakng-loader")
         self._pieces: list[np.ndarray] = []
         self._events: list[tuple[int, int, int, int, str]] = []
-        self._callback = _Callback(self._receive)  # kept: the library holds only a pointer to it
+        self._callback = _Callback(self._receive)  # the library keeps only a pointer to it
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, samples, count, events) -> int:
+    def _receive(self, samples: Any, count: int, events: Any) -> int:
         if samples and count:
             self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         i = 0
@@ -110,12 +113,18 @@ class Espeak:
         return 0
 
     def say(self, speaker: Speaker, text: str, style: Style) -> Utterance:
-        """Speak plain ASCII `text`; words are split at spaces."""
+        """Synthesise `text`, which must be ASCII with words separated by spaces.
+
+        Raises
+        ------
+        RuntimeError
+            The library has no such accent.
+        """
         self._pieces.clear()
         self._events.clear()
         voice = f"{speaker.accent}+{speaker.name}"
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise RuntimeError(f"espeak-ng has no voice {voice}")
+            raise RuntimeError(f"espeak-ng has no voice {voice}; reinstall espeakng-loader")
         settings = {_RATE: int(speaker.rate * style.rate), _VOLUME: style.volume}
         settings |= {_PITCH: style.pitch, _RANGE: style.range}
         for parameter, value in settings.items():
@@ -126,7 +135,7 @@ class Espeak:
         samples = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.int16)
         return Utterance(samples, self.rate, *self._alignment(text, len(samples)))
 
-    def _alignment(self, text: str, total: int):
+    def _alignment(self, text: str, total: int) -> tuple[list[tuple], list[tuple]]:
         phonemes, starts = [], []
         for kind, sample, position, _, label in self._events:
             if kind == _PHONEME:
@@ -136,11 +145,11 @@ class Espeak:
             elif kind == _WORD:
                 starts.append((position - 1, sample))
         spoken = [p for p in phonemes if p[0] and not p[0].startswith("_")]
-        offsets, at = [], 0
+        offsets, position = [], 0
         for word in text.split(" "):
-            offsets.append((at, word))
-            at += len(word) + 1
-        # espeak may report one event for several written words ("to the"); those share the interval evenly.
+            offsets.append((position, word))
+            position += len(word) + 1
+        # espeak may report one event for several written words ("to the"): its interval is divided evenly.
         marks = dict(starts)
         groups: list[tuple[int, list[str]]] = []
         for offset, word in offsets:

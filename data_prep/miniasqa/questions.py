@@ -1,6 +1,6 @@
 """Questions and answers about MiniASQA's clips: the tasks of LTU-AS on synthetic audio.
 
-The form of an answer follows from the form of its question, so that a free-text answer can be learnt and scored.
+The question determines the form of its answer, so that free-text answers can be learnt and scored.
 """
 
 import numpy as np
@@ -58,7 +58,7 @@ PRESENT = [
     ("can {sound} be heard while somebody speaks?", "{label}"),
 ]
 
-# Five ways to tell of each sound; every clip's reference captions use all of them.
+# Five descriptions of each sound; the reference captions of every clip use all of them.
 PHRASES = {
     "dog": ["a dog barks", "a dog is barking", "somewhere a dog barks", "the bark of a dog", "a dog gives a bark"],
     "rain": ["rain falls", "rain is falling", "it is raining", "the sound of rain", "rain drops on the ground"],
@@ -132,9 +132,9 @@ _TREND = {
 
 
 def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3) -> list[dict]:
-    """Questions about a clip: fields task, instruction, target, references and, where it has one, label.
+    """Questions about a clip: fields task, instruction, target, references and, for closed questions, label.
 
-    Of the three about the voice (gender, emotion, age), `voice_questions` are drawn.
+    `voice_questions` of the three about the voice (gender, emotion, age) are drawn at random.
     """
     rows = []
     if plan.text is not None:
@@ -157,13 +157,13 @@ def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3) -> 
 
 
 def spoken_labels(plan: Plan) -> list[str]:
-    """What is true of a clip, in the words that the answers use for it."""
+    """Labels of a clip, in the words that the answers use."""
     labels = []
     if plan.speaker is not None:
         labels += [plan.speaker.gender, plan.emotion, str(5 * round(plan.speaker.age / 5))]
     if plan.sound is not None:
         labels.append(plan.sound.label)
-    if plan.kind == "sound":  # tempo and trend of a sound behind a voice are asked nowhere
+    if plan.kind == "sound":  # no question asks for tempo and trend of a background sound
         labels.append("quickly" if plan.sound.fast else "slowly")
         labels += {"steady": [], "rising": ["louder"], "fading": ["away"]}[plan.sound.trend]
     return labels
@@ -196,18 +196,20 @@ def _row(task: str, instruction: str, target: str) -> dict:
     return {"task": task, "instruction": instruction, "target": target, "references": [target]}
 
 
-def _labelled(task: str, forms: list, label: str, labels: list[str] | None, rng: np.random.Generator) -> dict:
+def _labelled(
+    task: str, forms: list[tuple[str, str]], label: str, labels: list[str] | None, rng: np.random.Generator
+) -> dict:
     question, answer = forms[int(rng.integers(len(forms)))]
     row = _row(task, question, answer.format(label=label)) | {"label": label}
     return row if labels is None else row | {"labels": labels}
 
 
 def _present(sound: str, rng: np.random.Generator) -> dict:
-    """A yes-or-no question, half of the time about a sound that is not there."""
-    there = bool(rng.random() < 0.5)
+    """A yes-or-no question; half of them are about a sound that is not in the clip."""
+    present = bool(rng.random() < 0.5)
     others = [name for name in SOUNDS if name != sound]
-    asked = sound if there else others[int(rng.integers(len(others)))]
+    queried = sound if present else others[int(rng.integers(len(others)))]
     question, _ = PRESENT[int(rng.integers(len(PRESENT)))]
-    label = "yes" if there else "no"
-    answer = "yes" if there else f"no, there is {sound}"
-    return _row("qa", question.format(sound=asked), answer) | {"label": label, "labels": ["yes", "no"]}
+    label = "yes" if present else "no"
+    answer = "yes" if present else f"no, there is {sound}"
+    return _row("qa", question.format(sound=queried), answer) | {"label": label, "labels": ["yes", "no"]}

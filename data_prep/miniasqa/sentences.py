@@ -1,7 +1,7 @@
-"""Sentences of MiniASQA: a small grammar over some 500 words, spelled words, numbers and dates among them.
+"""Sentences of MiniASQA: a small grammar with about 500 words, which also has spelled words, numbers and dates.
 
-Which split a sentence belongs to is decided by its hash, so a test sentence cannot appear in any training set made
-with this grammar, whatever its size and seed; the backbones' pretraining included.
+The hash of a sentence decides its split. So no test sentence is in a training set made with this grammar, whatever its
+size and seed, including that of the backbones.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ def make_sentence(rng: np.random.Generator) -> tuple[str, str]:
     Returns
     -------
     text, spoken : str
-        Lower-case words separated by single spaces, and the same number of words spelled so that espeak-ng
-        pronounces them as meant (the letter "a" as "ay").
+        Lower-case words separated by single spaces, and the same number of words spelled so that espeak-ng pronounces
+        them correctly (the letter "a" as "ay").
     """
     form = FORMS[int(rng.choice(len(FORMS), p=_WEIGHTS))]
     words = form(_Draw(rng)).split()
@@ -59,13 +59,13 @@ def make_sentence(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def split_of(text: str) -> str:
-    """Split a sentence belongs to: one in twelve is for test, one in twelve for validation."""
+    """Split of a sentence: one in twelve is for test, one in twelve for validation."""
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 12
     return {0: "test", 1: "valid"}.get(bucket, "train")
 
 
 class _Draw:
-    """Draws from the word lists by attribute-free calls, so that the forms below read as sentences."""
+    """Random draws; a call draws from word lists, so that the forms below read like sentences."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
@@ -175,7 +175,7 @@ _WEIGHTS /= _WEIGHTS.sum()
 
 
 def vocabulary() -> list[str]:
-    """Every word the grammar can say, sorted; the classes of the encoder's word head."""
+    """All words of the grammar, sorted; the classes of the encoder's word head."""
     rng = np.random.default_rng(0)
     words = {w for value in globals().values() if isinstance(value, list) for w in value}
     words |= {t + "s" for t in THINGS} | {"oh"}

@@ -1,6 +1,6 @@
-"""Synthesised sound events: ESC-10's ten classes and four more, each with a tempo and a loudness trend.
+"""Synthetic sound events: the ten classes of ESC-10 and four more, each with a tempo and a loudness trend.
 
-Every recipe is a function `(rng, seconds, fast) -> samples [S]` at 16 kHz, float64, any scale.
+Every sound is a function `(rng, seconds, fast) -> samples [S]` at 16 kHz, float64, any scale.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def _noise(rng: np.random.Generator, seconds: float, low: float, high: float) ->
 
 
 def _sweep(frequency: np.ndarray, harmonics: tuple[float, ...]) -> np.ndarray:
-    """Harmonic tone following `frequency` [S] in Hz; `harmonics` are the amplitudes of 1 f, 2 f, ..."""
+    """Harmonic tone with the fundamental `frequency` [S] in Hz; `harmonics` are the amplitudes of 1 f, 2 f, ..."""
     phase = 2 * np.pi * np.cumsum(frequency) / RATE
     return sum(a * np.sin((k + 1) * phase) * ((k + 1) * frequency < 7800) for k, a in enumerate(harmonics))
 

@@ -1,8 +1,8 @@
 """Speakers of MiniASQA: a parametric family of espeak-ng voices with known gender and age.
 
-A speaker is an espeak-ng accent plus a voice variant written for it: vocal tract length (formant scale), pitch,
-roughness and flutter follow from gender and age, so that the labels are true of the sound and not only of a file
-name. (espeak-ng's own female variants do not all speak higher than the male ones.)
+A speaker is an accent of espeak-ng and a voice variant. The variant's vocal tract length (formant scale), pitch,
+roughness and flutter depend on gender and age, so that the labels describe the sound. (Not all of espeak-ng's own
+female variants have a higher pitch than the male ones.)
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Speaker:
     gender : str
         ``male`` or ``female``.
     age : int
-        Years; heard as slower, rougher and less steady speech.
+        Age in years; speech becomes slower, rougher and less steady with it.
     accent : str
         espeak-ng voice file.
     pitch : int
@@ -42,9 +42,9 @@ class Speaker:
     formants : int
         Formant frequencies in percent of the default vocal tract.
     rate : int
-        Words a minute in neutral style.
+        Words per minute in neutral style.
     roughness, flutter : int
-        espeak-ng's settings of an unsteady voice. (Its `breath` is drawn from the clock, so it is not used.)
+        espeak-ng's settings of an unsteady voice. (Its `breath` is not used, because it depends on the clock.)
     """
 
     name: str
@@ -72,7 +72,7 @@ class Speaker:
 
 
 def make_speakers(split: str) -> list[Speaker]:
-    """Return the speakers of a split; the same on every machine, none shared between splits."""
+    """Return the speakers of a split. They are the same on every machine, and no speaker is in two splits."""
     offset = list(SPEAKERS).index(split)
     return [_draw(f"{split}{i:03d}", np.random.default_rng([20, offset, i]), i) for i in range(SPEAKERS[split])]
 

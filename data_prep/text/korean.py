@@ -24,7 +24,7 @@ _COUNTERS = "시간|시|개|명|살|마리|잔|권|병|그루|켤레|송이|가�
 # A counter ends here or is followed by a particle: 3개월 and 3시즌 are other words.
 _PARTICLES = "에서|에|의|은|는|이|가|을|를|도|만|으로|로|과|와|씩|쯤|정도|까지|부터|나|랑|반|정각|경|인|예|입|짜리"
 _NUMBER = re.compile(
-    rf"(?P<minus>(?<!\S)-)?(?P<whole>\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?P<decimals>\.\d+)?"
+    rf"(?P<minus>(?<!\S)-)?(?P<integer>\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?P<decimals>\.\d+)?"
     rf"(?:(?P<gap>\s?)(?P<counter>{_COUNTERS})(?=$|[^가-힣]|(?:{_PARTICLES})))?"
 )
 _SYMBOLS = {
@@ -84,14 +84,14 @@ def korean_numbers(text: str) -> str:
 
 
 def _read(match: re.Match) -> str:
-    whole, counter = match["whole"].replace(",", ""), match["counter"]
+    integer, counter = match["integer"].replace(",", ""), match["counter"]
     spoken = match["gap"] + counter if counter else ""
-    value = int(whole) if len(whole) <= 20 else 0
-    native = counter and not match["decimals"] and not match["minus"] and whole[0] != "0"
+    value = int(integer) if len(integer) <= 20 else 0
+    native = counter and not match["decimals"] and not match["minus"] and integer[0] != "0"
     if native and value <= (12 if counter == "시" else 99) and value:
         number, spoken = _native(value), f" {counter}"
-    elif len(whole) > 20 or (len(whole) > 1 and whole[0] == "0"):
-        number = _digit_by_digit(whole)
+    elif len(integer) > 20 or (len(integer) > 1 and integer[0] == "0"):
+        number = _digit_by_digit(integer)
     else:
         number = _sino(value)
     decimals = "점" + "".join(_DIGITS[int(digit)] for digit in match["decimals"][1:]) if match["decimals"] else ""
@@ -115,8 +115,8 @@ def _sino(value: int) -> str:
 
 def _group(digits: str) -> str:
     return "".join(
-        (_DIGITS[int(digit)] if digit != "1" or place == 0 else "") + _SMALL[place]
-        for digit, place in zip(digits, range(len(digits) - 1, -1, -1))
+        (_DIGITS[int(digit)] if digit != "1" or power == 0 else "") + _SMALL[power]
+        for digit, power in zip(digits, range(len(digits) - 1, -1, -1))
         if digit != "0"
     )
 

@@ -1,15 +1,12 @@
-"""MiniASQA: the same bytes from the same seed, labels that are true of the sound, no test data in training."""
+"""MiniASQA: reproducible bytes, labels that describe the sound, no test data in training."""
 
 import hashlib
-import importlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from audiolm_lite.distributed.partition import Partition
-from data_prep.miniasqa import corpus
+from data_prep.miniasqa import corpus, prepare
 from data_prep.miniasqa.corpus import RATE, STYLES, make_plans, render
 from data_prep.miniasqa.questions import PHRASES, captions, rows_for, spoken_labels
 from data_prep.miniasqa.sentences import make_sentence, split_of, vocabulary
@@ -26,8 +23,8 @@ def measures(clips):
 
 
 def fundamental(samples, rate):
-    """Median pitch in Hz by autocorrelation over the voiced, loud windows."""
-    found = []
+    """Median pitch in Hz, by autocorrelation, of the loud and voiced windows."""
+    pitches = []
     for start in range(0, len(samples) - 1024, 512):
         window = samples[start : start + 1024].astype(float)
         if np.sqrt((window**2).mean()) < 1000:
@@ -35,8 +32,8 @@ def fundamental(samples, rate):
         correlation = np.correlate(window, window, "full")[1023:]
         lag = rate // 400 + int(correlation[rate // 400 : rate // 60].argmax())
         if correlation[lag] > 0.5 * correlation[0]:
-            found.append(rate / lag)
-    return float(np.median(found))
+            pitches.append(rate / lag)
+    return float(np.median(pitches))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def test_the_same_seed_gives_the_same_bytes(rendered):
     assert make_plans(6, "test", 12, 4, 4) != plans
 
 
-def test_words_and_phonemes_lie_inside_the_clip_in_order(rendered):
+def test_words_and_phonemes_are_inside_the_clip_and_in_order(rendered):
     for plan, samples, words, phonemes in rendered:
         assert samples.dtype == np.int16 and np.abs(samples).max() > 3000
         assert [word for word, _, _ in words] == (plan.text.split() if plan.text else [])
@@ -62,8 +59,8 @@ def test_words_and_phonemes_lie_inside_the_clip_in_order(rendered):
             assert all(0 <= start <= end <= len(samples) / RATE for _, start, end in timed)
 
 
-def test_gender_is_true_of_the_pitch():
-    """The label holds for the sound itself: neutral male voices are lower than every female one."""
+def test_gender_agrees_with_the_pitch():
+    """The pitch of every neutral male voice is lower than that of every female one."""
     from data_prep.miniasqa.espeak import Espeak
 
     speakers = make_speakers("test")[:16]
@@ -91,7 +88,7 @@ def test_no_test_voice_and_no_test_sentence_is_in_training():
     assert all(split_of(p.text) == "test" for p in test)
 
 
-def test_every_sentence_is_made_of_the_vocabulary():
+def test_every_word_of_a_sentence_is_in_the_vocabulary():
     words, rng = set(vocabulary()), np.random.default_rng(3)
     for _ in range(2000):
         text, spoken = make_sentence(rng)
@@ -129,22 +126,19 @@ def test_every_sound_has_five_phrases():
     assert all(len(set(phrases)) == 5 for phrases in PHRASES.values())
 
 
-def test_shares_render_the_bytes_of_one_run(tmp_path, monkeypatch):
-    """In any order; the run without a share renders what no share has, and returns all rows."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes/MiniASQA/ltu_as"))
-    monkeypatch.delitem(sys.modules, "prepare", raising=False)
-    prepare = importlib.import_module("prepare")
+def test_partitions_render_the_bytes_of_one_run(tmp_path, monkeypatch):
+    """In any order; the run of all clips renders what is missing and returns all rows."""
     monkeypatch.setattr(prepare, "SHARD", 2)
     monkeypatch.setattr(corpus, "SHARD", 2)
     counts = {"speech": 3, "sound": 3, "mixture": 1}
 
-    def render(folder, *shares):
-        for rank, world_size in shares:
-            part = Partition(rank, world_size, finishes=world_size == 1)
-            rows = prepare.render_split(folder, "valid", 1, counts, 1, part)
+    def render(folder, *partitions):
+        for rank, world_size in partitions:
+            partition = Partition(rank, world_size, finishes=world_size == 1)
+            rows = prepare.render_split(folder, "valid", 1, counts, 1, partition)
         return rows, {path.name: path.read_bytes() for path in (folder / "audio/valid").iterdir()}
 
     alone = render(tmp_path / "alone", (0, 1))
     assert len(alone[1]) == 7 + 4
-    assert render(tmp_path / "shared", (1, 2), (0, 2), (0, 1)) == alone
-    assert render(tmp_path / "one missing", (2, 3), (0, 3), (0, 1)) == alone
+    assert render(tmp_path / "all parts", (1, 2), (0, 2), (0, 1)) == alone
+    assert render(tmp_path / "one part is missing", (2, 3), (0, 3), (0, 1)) == alone

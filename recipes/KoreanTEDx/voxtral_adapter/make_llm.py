@@ -1,21 +1,24 @@
-"""Make a small random Llama with one token a byte, which can spell Korean: python make_llm.py data/llm
+"""Create a small random Llama with one token per byte, which can write Korean: python make_llm.py data/llm
 
-Stands for Voxtral's language model where that does not fit; it knows nothing, so it has to learn with the projector.
+It replaces Voxtral's language model on machines that are too small for it. It is not pretrained, so it is trained
+together with the projector.
 """
 
-import sys
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-import audiolm_lite  # noqa: F401  makes torchaudio importable, which the Llama of transformers imports
+# Importing audiolm_lite also makes torchaudio importable, which the Llama of transformers imports.
+from audiolm_lite.config.errors import UserError, run_command
 
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[TRANSCRIBE]"]
 
 
 def main(argv: list[str]) -> None:
+    if len(argv) != 1:
+        raise UserError("give one argument, the folder to write: python make_llm.py data/llm")
     folder = Path(argv[0])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*SPECIAL, *alphabet])}, []))
@@ -33,4 +36,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

@@ -1,4 +1,4 @@
-"""Targets for every encoder frame: the word and phoneme spoken there, where words begin, and the clip's labels."""
+"""Targets of every encoder frame: word, phoneme, beginnings of words, and the labels of the clip."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from data_prep.miniasqa.sounds import SOUNDS, TREND
 IGNORE = -100
 AGE_BINS = list(range(20, 80, 5))
 WORDS = ["", *vocabulary()]
-# Class 0 of every head means "nothing of the kind here".
+# Class 0 of every head stands for no label.
 CLASSES = {
     "gender": ["", "male", "female"],
     "emotion": ["", *STYLES],
@@ -24,7 +24,7 @@ ONSET_SECONDS = 0.08
 
 
 class FrameLabels:
-    """Turns a clip's table row into labels [T] for each head.
+    """Converts a clip's table row to labels [T] of each head.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class FrameLabels:
         return first, min(frames, max(first + 1, self._frame(end)))
 
     def batch(self, rows: list[dict], frames: Tensor) -> dict[str, Tensor]:
-        """Labels [B, T] for each head, `IGNORE` behind a clip's own frames."""
+        """Labels [B, T] of each head, padded with `IGNORE`."""
         longest = int(frames.max())
         out = {head: torch.full((len(rows), longest), IGNORE) for head in self.sizes}
         for i, (row, count) in enumerate(zip(rows, frames.tolist(), strict=True)):
@@ -72,7 +72,7 @@ class FrameLabels:
 
 
 def label_of(row: dict, head: str) -> str:
-    """The clip's class name for a clip-level head, "" where it has none."""
+    """Class of a clip for a clip-level head, or ""."""
     value = row[head]
     if value is None:
         return ""
@@ -82,7 +82,7 @@ def label_of(row: dict, head: str) -> str:
 
 
 def collapse(frames: list[int]) -> list[str]:
-    """Words of a frame-wise best path: runs of one class become one word, runs of a single frame are dropped."""
+    """Words of a frame-wise best path: equal neighbouring frames give one word, single frames are dropped."""
     words, run, previous = [], 0, 0
     for value in [*frames, 0]:
         if value == previous:

@@ -1,25 +1,25 @@
-"""The backbones' own pretraining corpus: rendered clips packed into a few arrays.
+"""The pretraining corpus of the backbones: rendered clips in a few memory-mapped arrays.
 
-The curriculum's corpus is written as WAV files like any other corpus; these tens of thousands of clips are only ever
-read here, as int16 arrays through memory mapping.
+The recipe's corpus is WAV files, like other corpora. These tens of thousands of clips are read only here, so int16
+arrays are enough.
 """
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from audiolm_lite.storage.atomic import atomic_path, write_text
 from data_prep.miniasqa.corpus import SHARD, Clip, Plan, make_plans, render
 
 
 def render_packed(folder: Path, seed: int, split: str, counts: dict[str, int], processes: int) -> "PackedClips":
-    """Render `counts` (speech, sound, mixture) clips of a split into `folder`; finished shards are kept."""
+    """Render `counts` clips of a split (speech, sound, mixture) into `folder`; finished shards are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     plans = make_plans(seed, split, **counts)
-    # The clips come in one order by kind; mixing them spreads the work evenly over the shards.
+    # The plans are sorted by kind; a random order balances the shards.
     plans = [plans[i] for i in np.random.default_rng(seed).permutation(len(plans))]
     shards = [plans[i : i + SHARD] for i in range(0, len(plans), SHARD)]
     missing = [p for shard in shards if not _paths(folder, shard)[1].exists() for p in shard]
@@ -32,7 +32,7 @@ def render_packed(folder: Path, seed: int, split: str, counts: dict[str, int], p
 
 
 def _paths(folder: Path, plans: list[Plan]) -> tuple[Path, Path]:
-    # Kind and number of a shard's first clip name it: they do not change when the corpus grows.
+    # A shard has the name of its first clip, which does not change when the corpus grows.
     return folder / f"{plans[0].name}.npy", folder / f"{plans[0].name}.jsonl"
 
 
@@ -58,17 +58,14 @@ def _save(clips: list[Clip], folder: Path) -> int:
             }
         )
         start += len(clip.samples)
-    temporary = audio.with_suffix(".tmp.npy")
-    np.save(temporary, np.concatenate([clip.samples for clip in clips]))
-    os.replace(temporary, audio)
-    temporary = table.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, table)  # last: a shard counts as finished when its table is there
+    with atomic_path(audio) as unfinished, unfinished.open("wb") as file:
+        np.save(file, np.concatenate([clip.samples for clip in clips]))
+    write_text(table, "".join(json.dumps(row) + "\n" for row in rows))  # last: it marks the shard as finished
     return len(clips)
 
 
 class PackedClips:
-    """Rendered clips: `clips[i]` is `(waveform float32 [S], row)` with the row's labels as in the table."""
+    """Rendered clips: `clips[i]` is `(waveform float32 [S], row)`, with the labels in the row."""
 
     def __init__(self, shards: list[tuple[Path, Path]]):
         self._audio = [np.load(audio, mmap_mode="r") for audio, _ in shards]

@@ -1,16 +1,13 @@
 """Pretrain the Whisper-shaped encoder of MiniASQA: python pretrain_encoder.py hparams/encoder.yaml
 
-Cross-entropy on frame labels that espeak-ng's events give for free (words, phonemes, word onsets) and on the clip's
-labels repeated over its frames (sound, gender, emotion, age, ...), through linear heads on the normalised mean over
-layers: what these heads can read there, a linear projection into a language model can read too. The heads are
-thrown away afterwards. Result: a `WhisperModel` folder (`config.json`, `model.safetensors` in fp16,
-`preprocessor_config.json`).
+The loss is the cross-entropy of frame labels from espeak-ng's events (words, phonemes, word onsets) and of the clip's
+labels, repeated for all frames (sound, gender, emotion, age, ...). Linear heads on the normalised mean of the layers
+predict them, so that a linear projection into a language model can use the same information. The heads are not kept.
+Result: a `WhisperModel` folder (`config.json`, `model.safetensors` in fp16, `preprocessor_config.json`).
 """
 
 import json
 import math
-import os
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,10 +21,12 @@ from packed import PackedClips, render_packed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from audiolm_lite.config.errors import run_command
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.keys import Key
 from audiolm_lite.config.start import start_run
 from audiolm_lite.encoders.whisper import WhisperEncoder
+from audiolm_lite.storage.atomic import atomic_path
 
 KEYS = {
     "seed": Key("Seed of data, weights and batches.", int),
@@ -41,7 +40,7 @@ KEYS = {
     "batch_seconds": Key("Seconds of audio in a batch.", float),
     "learning_rate": Key("Peak learning rate; linear warm-up, then cosine to 0.", float),
     "warmup_steps": Key("Steps of warm-up.", int),
-    "weight_decay": Key("AdamW's.", float),
+    "weight_decay": Key("Weight decay of AdamW.", float),
     "loss_weights": Key("Weight of each head's cross-entropy.", dict),
     "valid_every": Key("Steps between validations and checkpoints.", int),
 }
@@ -60,7 +59,7 @@ class Heads(nn.Module):
 
 
 def make_batches(clips: PackedClips, batch_seconds: float, rng: np.random.Generator) -> list[list[int]]:
-    """Batches of similar length in random order; lengths are jittered so that epochs group clips differently."""
+    """Batches of clips of similar length in random order; random factors on lengths make epochs differ."""
     samples = np.array([row["samples"] for row in clips.rows])
     order = np.argsort(samples * rng.uniform(0.9, 1.1, len(samples)))
     batches, batch, longest = [], [], 0
@@ -85,13 +84,13 @@ def load_batch(clips: PackedClips, indices: list[int]) -> tuple[Tensor, Tensor, 
 
 
 def losses_of(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mean cross-entropy of each head over the frames that have a label."""
+    """Mean cross-entropy of each head over the labelled frames."""
     return {h: F.cross_entropy(v.transpose(1, 2), labels[h], ignore_index=IGNORE) for h, v in logits.items()}
 
 
 @torch.inference_mode()
 def validate(encoder: WhisperEncoder, heads: Heads, clips: PackedClips, labels: FrameLabels) -> dict[str, float]:
-    """Word error rate of the frame-wise best path, and the accuracy of each clip label by the mean over frames."""
+    """Word error rate of the frame-wise best path, and accuracy of each clip label by the mean over frames."""
     encoder.eval()
     references, hypotheses, right, count = [], [], Counter(), Counter()
     for batch in make_batches(clips, 200, np.random.default_rng(0)):
@@ -141,7 +140,7 @@ def save_folder(folder: Path, encoder: WhisperEncoder) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Train, going on from a checkpoint where there is one, and write the folder."""
+    """Train, continuing from a checkpoint if there is one, and write the folder."""
     hparams, _, resolved = load_experiment(argv, KEYS)
     start_run(hparams, resolved)
     torch.manual_seed(hparams["seed"])
@@ -201,10 +200,10 @@ def main(argv: list[str]) -> None:
             progress.write(json.dumps(record))
             running.clear()
             state = {"encoder": encoder.state_dict(), "heads": heads.state_dict(), "step": step, "epoch": epoch}
-            torch.save(state | {"optimiser": optimiser.state_dict()}, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            with atomic_path(checkpoint) as unfinished:
+                torch.save(state | {"optimiser": optimiser.state_dict()}, unfinished)
     save_folder(output, encoder)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

@@ -1,18 +1,16 @@
 """Pretrain the small Llama of MiniASQA: python pretrain_llm.py hparams/llm.yaml
 
-It never hears audio. Its tokenizer is trained on the corpus's texts; the model is trained to answer the corpus's
-questions with soft text (`audiolm_lite.training.soft_text`) in the audio slot: word embeddings stretched over the time
-they were spoken, with words swapped, blurred and shifted, and weak traces of the clip's labels. So it learns to copy
-and to look for labels, which is what an adapter can then rely on. Result: a folder like any Llama's (`config.json`,
+No audio is used. The tokenizer is trained on the corpus's texts. The model is trained to answer the corpus's questions
+with soft text (`audiolm_lite.training.soft_text`) in the audio slot: word embeddings over the time in which the words
+are spoken, some of them replaced, blurred or shifted, and weak embeddings of the clip's labels. So the model learns to
+copy words and to find labels, which an adapter then relies on. Result: an ordinary Llama folder (`config.json`,
 `model.safetensors` in fp16, tokenizer files).
 """
 
 import json
 import math
-import os
 import random
 import re
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,18 +23,20 @@ from packed import render_packed
 from torch import Tensor
 from tqdm import tqdm
 
+from audiolm_lite.config.errors import run_command
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.keys import Key
 from audiolm_lite.config.start import start_run
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
+from audiolm_lite.storage.atomic import atomic_path
 from audiolm_lite.training.soft_text import SoftText, soft_text
 from data_prep.miniasqa.corpus import make_plans
 from data_prep.miniasqa.questions import rows_for, spoken_labels
 
 KEYS = {
     "seed": Key("Seed of data, weights and batches.", int),
-    "work_folder": Key("Rendered clips (those of the encoder are used) and checkpoints.", str),
+    "work_folder": Key("Rendered clips, the same as for the encoder, and checkpoints.", str),
     "output_folder": Key("LlamaForCausalLM folder to write.", str),
     "clips": Key("Clips per split: {train: {speech, sound, mixture}, valid: {...}}.", dict),
     "processes": Key("Rendering processes.", int),
@@ -47,13 +47,13 @@ KEYS = {
     "batch_size": Key("Questions in a batch.", int),
     "learning_rate": Key("Peak learning rate; linear warm-up, then cosine to 0.", float),
     "warmup_steps": Key("Steps of warm-up.", int),
-    "weight_decay": Key("AdamW's.", float),
+    "weight_decay": Key("Weight decay of AdamW.", float),
     "valid_every": Key("Steps between validations and checkpoints.", int),
 }
 
 
 def train_tokenizer(folder: Path, texts: list[str], size: int):
-    """SentencePiece BPE over the corpus, kept as `tokenizer.model`, wrapped as a Llama tokenizer."""
+    """Train SentencePiece BPE on the corpus, store it as `tokenizer.model`, and return it as a Llama tokenizer."""
     import sentencepiece
     from transformers import LlamaTokenizer
 
@@ -73,10 +73,10 @@ def train_tokenizer(folder: Path, texts: list[str], size: int):
         required_chars="abcdefghijklmnopqrstuvwxyz0123456789.,?!':;-()",
         byte_fallback=False,
     )
-    os.remove(f"{prefix}.vocab")
+    (folder / "tokenizer.vocab").unlink()
     tokenizer = LlamaTokenizer.from_pretrained(folder, legacy=False)
     tokenizer.save_pretrained(folder)
-    # transformers 5 writes a list here, which transformers 4.57 cannot read; these tokens are in tokenizer.json anyway.
+    # transformers 5 writes a list, which transformers 4.57 cannot read. The tokens are also in tokenizer.json.
     settings = folder / "tokenizer_config.json"
     config = json.loads(settings.read_text())
     config.pop("extra_special_tokens", None)
@@ -85,7 +85,7 @@ def train_tokenizer(folder: Path, texts: list[str], size: int):
 
 
 class Questions:
-    """Every question about every clip, with the soft text of its audio."""
+    """All questions about all clips, with the soft text of the audio."""
 
     def __init__(self, clips, plans, template: PromptTemplate, tokenizer, token_seconds: list[float], seed: int):
         self.clips, self.plans = clips, plans
@@ -96,7 +96,7 @@ class Questions:
             self.items += [(index, question) for question in rows_for(plans[row["name"]], rng)]
 
     def soft(self, index: int, rng: np.random.Generator | None) -> SoftText:
-        """Soft text of a clip; with `rng`, as a mediocre encoder would give it."""
+        """Soft text of a clip; with `rng`, with errors like those of a mediocre encoder."""
         row = self.clips.rows[index]
         words, step = row["words"], float(np.mean(self.token_seconds))
         if rng is not None:
@@ -124,19 +124,19 @@ class Questions:
 
 
 def _disturb(word: tuple[str, float, float], shift: float, rng: np.random.Generator) -> tuple[str, float, float]:
-    """Now and then another word, and always slightly other times."""
+    """Change the times of a word slightly, and sometimes the word."""
     text = WORDS[int(rng.integers(1, len(WORDS)))] if rng.random() < 0.01 else word[0]
     start = word[1] + shift + rng.normal(0, 0.015)
     return text, start, max(start + 0.03, word[2] + shift + rng.normal(0, 0.015))
 
 
 def embed(llm, ids: Tensor, softs: list[SoftText], noise: float, generator: torch.Generator | None) -> Tensor:
-    """Input embeddings [B, S, H] with soft text in the audio slots, blurred as by an encoder's doubt."""
+    """Input embeddings [B, S, H] with soft text in the audio slots, with noise like that of an uncertain encoder."""
     table = llm.get_input_embeddings().weight
     slots = ids == AUDIO_SLOT
     audio = torch.cat([soft.embed(table) for soft in softs])
     if noise:
-        # Another clip's soft text shines through, and white noise on top.
+        # A share of another clip's soft text, and white noise.
         count = len(audio)
         other = audio[torch.randperm(count, generator=generator)].detach()
         share = 0.35 * torch.rand(count, 1, generator=generator) ** 2
@@ -149,7 +149,7 @@ def embed(llm, ids: Tensor, softs: list[SoftText], noise: float, generator: torc
 
 
 def loss_of(llm, questions: Questions, indices: list[int], rng, noise: float, generator):
-    """Per-token cross-entropies [K], whether each is ranked first [K], and the row each belongs to [K]."""
+    """Cross-entropies of the answer tokens [K], whether each token is ranked first [K], and its row [K]."""
     ids, labels, mask, softs = questions.batch(indices, rng)
     hidden = llm.model(inputs_embeds=embed(llm, ids, softs, noise, generator), attention_mask=mask).last_hidden_state
     supervised = labels[:, 1:] != IGNORE
@@ -161,15 +161,15 @@ def loss_of(llm, questions: Questions, indices: list[int], rng, noise: float, ge
 
 @torch.inference_mode()
 def validate(llm, questions: Questions) -> dict[str, float]:
-    """Loss, and per task the share of answers that are right in every token (teacher forced)."""
+    """Loss, and per task the share of answers with all tokens correct (teacher forcing)."""
     llm.eval()
     losses, right, count = [], Counter(), Counter()
     chosen = np.random.default_rng(0).permutation(len(questions.items))[:600].tolist()
     for i in range(0, len(chosen), 60):
         indices = chosen[i : i + 60]
         rng, generator = np.random.default_rng(i), torch.Generator().manual_seed(i)
-        losses_here, hits, rows = loss_of(llm, questions, indices, rng, 1.0, generator)
-        losses.append(losses_here.mean().item())
+        batch_losses, hits, rows = loss_of(llm, questions, indices, rng, 1.0, generator)
+        losses.append(batch_losses.mean().item())
         for row, index in enumerate(indices):
             task = questions.items[index][1]["task"]
             right[task] += bool(hits[rows == row].all())
@@ -179,7 +179,7 @@ def validate(llm, questions: Questions) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
-    """Train, going on from a checkpoint where there is one, and write the folder."""
+    """Train, continuing from a checkpoint if there is one, and write the folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     hparams, _, resolved = load_experiment(argv, KEYS)
@@ -194,7 +194,7 @@ def main(argv: list[str]) -> None:
         for question in rows_for(plan, np.random.default_rng([seed, index])):
             texts += [question["instruction"], question["target"]]
     random.Random(seed).shuffle(texts)
-    # Words of the grammar and of the template become single pieces whatever their share of the questions.
+    # Words of the grammar and of the template become single pieces, however rare they are in the questions.
     words = [*WORDS[1:], *re.sub(r"{\w+}", " ", hparams["template"]).split()]
     tokenizer = train_tokenizer(output, [*words * 60, *texts[:60000]], hparams["config"]["vocab_size"])
     template = PromptTemplate(hparams["template"])
@@ -202,8 +202,8 @@ def main(argv: list[str]) -> None:
 
     torch.manual_seed(seed)
     llm = LlamaForCausalLM(LlamaConfig(**hparams["config"]))
-    # Fixed random embeddings of length 1. Trained ones draw words of one kind together (cosine 0.8 between "girl" and
-    # "boy"), and what is blurred in the audio slot can then hardly be told apart.
+    # Fixed random embeddings of length 1. Trained embeddings of similar words are close (cosine 0.8 between "girl" and
+    # "boy") and can hardly be distinguished in noisy audio slots.
     embedding = llm.get_input_embeddings().weight
     torch.nn.init.normal_(embedding, std=embedding.shape[1] ** -0.5).requires_grad_(False)
     print(f"llm: {sum(p.numel() for p in llm.parameters()) / 1e6:.2f} M parameters")
@@ -214,7 +214,7 @@ def main(argv: list[str]) -> None:
         lr=hparams["learning_rate"],
         betas=(0.9, 0.98),
     )
-    # Copying is the hard part: transcripts come up more often than their share of the questions.
+    # Copying is the hardest task, so transcripts are sampled more often than other questions.
     weights = np.array([{"asr": 5.0, "caption": 1.5}.get(q["task"], 1.0) for _, q in sets["train"].items])
     weights /= weights.sum()
     step, checkpoint = 0, work / "llm.pt"
@@ -249,10 +249,10 @@ def main(argv: list[str]) -> None:
                 log.write(json.dumps(record) + "\n")
             progress.write(json.dumps(record))
             state = {"llm": llm.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            with atomic_path(checkpoint) as unfinished:
+                torch.save(state, unfinished)
     llm.half().save_pretrained(output)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

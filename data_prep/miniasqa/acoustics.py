@@ -1,4 +1,4 @@
-"""What lies between a source and the microphone: reverberation, noise, mixing at a level."""
+"""Recording conditions: reverberation, noise, and mixing at a given level."""
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
@@ -8,7 +8,7 @@ RATE = 16000
 
 
 def reverberate(samples: np.ndarray, rng: np.random.Generator, rt60: float, wet: float) -> np.ndarray:
-    """Convolve with exponentially decaying noise (`rt60` in seconds) under the direct sound; same length as given."""
+    """Add a reverberant tail of `rt60` seconds (exponentially decaying noise); the length does not change."""
     length = max(1, int(rt60 * RATE))
     tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
     tail[0] = 0.0
@@ -18,7 +18,7 @@ def reverberate(samples: np.ndarray, rng: np.random.Generator, rt60: float, wet:
 
 def coloured_noise(rng: np.random.Generator, count: int, tilt: float) -> np.ndarray:
     """Noise with spectrum 1 / f ** tilt: 0 is white, 0.5 pink, 1 brown; root mean square 1."""
-    length = next_fast_len(count, real=True)  # a prime number of samples would take ten times as long
+    length = next_fast_len(count, real=True)  # the transform of a prime number of samples takes ten times as long
     spectrum = rfft(rng.standard_normal(length))
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** tilt
     noise = irfft(spectrum, length)[:count]
@@ -26,6 +26,6 @@ def coloured_noise(rng: np.random.Generator, count: int, tilt: float) -> np.ndar
 
 
 def add_at_snr(signal: np.ndarray, other: np.ndarray, snr_db: float) -> np.ndarray:
-    """Add `other` [S] so that `signal` [S] is `snr_db` decibels louder (root mean square over the whole clip)."""
+    """Add `other` [S] so that `signal` [S] is `snr_db` decibels louder (root mean square over all samples)."""
     power = np.sqrt((signal**2).mean()) + 1e-9
     return signal + other * (power / (np.sqrt((other**2).mean()) + 1e-9) * 10 ** (-snr_db / 20))
