@@ -1,4 +1,4 @@
-"""Tiny random stand-ins for the models that YAML files of real size name: {tiny} in the tables of commands."""
+"""Tiny random models in place of those that YAML files of real size name: {tiny} in the tables of commands."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ LANGUAGE = {
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """Folder with whisper/, wavlm/, hubert/, beats.pt, llama/, voxtral/ and bert/, all random."""
+    """Folder with random models: whisper/, wavlm/, hubert/, beats.pt, llama/, voxtral/ and bert/."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(1986)
     for make in (whisper, wavlm, hubert, llama, voxtral, bert):
@@ -55,7 +55,7 @@ def tiny(tmp_path_factory) -> Path:
 
 
 def whisper(folder: Path) -> None:
-    """80 mels and the positions of 30 s, as published, in a narrow and shallow encoder."""
+    """A small encoder with 80 mels and positions for 30 s, as published."""
     config = WhisperConfig(
         d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=80, vocab_size=60,
         decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -76,7 +76,7 @@ def hubert(folder: Path) -> None:
 
 
 def beats(file: Path) -> None:
-    """A checkpoint as published: with its configuration, and the table of positions once for every block."""
+    """A checkpoint in the published format: with its configuration, and the table of positions for every block."""
     config = {
         "embed_dim": 8, "encoder_layers": 2, "encoder_embed_dim": 8, "encoder_ffn_embed_dim": 16,
         "encoder_attention_heads": 2, "conv_pos": 4, "conv_pos_groups": 2,
@@ -88,7 +88,7 @@ def beats(file: Path) -> None:
 
 
 def byte_tokenizer(special: list[str], **names: str) -> PreTrainedTokenizerFast:
-    """A token a byte, so that any text can be said."""
+    """Tokenizer with one token per byte, for any text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*special, *alphabet])}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -97,7 +97,7 @@ def byte_tokenizer(special: list[str], **names: str) -> PreTrainedTokenizerFast:
 
 
 def bert(folder: Path) -> None:
-    """What sentence-transformers takes for a model that averages over its tokens."""
+    """A model that sentence-transformers loads as one that averages over tokens."""
     tokenizer = byte_tokenizer(["[PAD]", "[UNK]"], pad_token="[PAD]", unk_token="[UNK]")
     tokenizer.save_pretrained(folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -105,7 +105,7 @@ def bert(folder: Path) -> None:
 
 
 def llama(folder: Path) -> None:
-    """With a chat template."""
+    """A model with a chat template."""
     special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "chat_template": CHATML}
     tokenizer = byte_tokenizer(special, **names)
@@ -115,7 +115,7 @@ def llama(folder: Path) -> None:
 
 
 def voxtral(folder: Path) -> None:
-    """Its tokenizer is a tekken.json of bytes, as published."""
+    """A model whose tokenizer is a tekken.json of bytes, as published."""
     special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[AUDIO]", "[TRANSCRIBE]"]
     audio = {
         "hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

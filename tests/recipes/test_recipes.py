@@ -1,9 +1,11 @@
-"""Every recipe through its real commands on a few clips, and every YAML file of a recipe through its script's keys.
+"""The commands of every recipe on a few clips, and the keys of every recipe's YAML files.
 
-A CSV file beside this one lists the commands of a recipe in order: folder under recipes/, script, YAML file (or
-`-m module` and no file), flags that make it small ({tmp}: the test's folder, {real}: selections of real corpora,
-{mini}: miniatures of corpora, {tiny}: tiny random models), and checks of what it leaves in {tmp}: a file that must be
-there, or `file.json:key.key<value` with one of == < > >=; spaces separate them.
+A CSV file in this folder lists the commands of a recipe in order: folder in recipes/, script, YAML file (or `-m module`
+without a file), flags that make the run small ({tmp}: the test's folder, {real}: selections of real corpora, {mini}:
+miniatures of corpora, {tiny}: tiny random models), and checks of the results in {tmp}, separated by spaces: a file that
+must exist, or `file.json:key.key<value` with one of == < > >=.
+
+The tests run recipes as they are: no test compares a recipe with a copy, so recipes can be edited freely.
 """
 
 import csv
@@ -20,6 +22,7 @@ from types import ModuleType
 
 import pytest
 
+from audiolm_lite.config import experiment
 from audiolm_lite.config.errors import ConfigError
 from tests.data_prep import miniatures
 
@@ -28,7 +31,7 @@ RECIPES = ROOT / "recipes"
 TABLES = {table.stem: list(csv.DictReader(table.open())) for table in sorted(Path(__file__).parent.glob("*.csv"))}
 ROWS = {f"{row['recipe']}/{row['script']}-{row['hparams']}": row for rows in TABLES.values() for row in rows}
 ROWS = {name: row for name, row in ROWS.items() if row["hparams"]}  # without modules
-IN_TURN = """
+IN_ONE_PROCESS = """
 import json, os, runpy, sys
 for folder, sys.argv in json.loads(sys.argv[1]):
     os.chdir(folder)
@@ -36,10 +39,10 @@ for folder, sys.argv in json.loads(sys.argv[1]):
     try:
         (runpy.run_path if script == module else runpy.run_module)(module, run_name="__main__")
     except SystemExit as end:
-        if end.code not in (None, 0, 3):  # 3: done, with clips set aside, as miniatures have them on purpose
+        if end.code not in (None, 0, 3):  # 3: some clips were rejected, as in miniatures
             raise
 """
-PUBLISHED = "published"  # stands for models that are fetched from elsewhere
+PUBLISHED = "published"  # in place of models that are downloaded
 COMPARE = {"==": operator.eq, "<": operator.lt, ">": operator.gt, ">=": operator.ge}
 
 
@@ -49,7 +52,7 @@ def flags_of(row: dict, **folders: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_recipe_runs(name, tmp_path, request):
-    """The commands of a README one after the other, each from the results of those before."""
+    """The commands of a README in order; each uses the results of those before."""
     rows = TABLES[name]
     folders = {"tmp": tmp_path, "mini": tmp_path / "mini"}
     flags = " ".join(row["debug_flags"] for row in rows)
@@ -65,13 +68,13 @@ def test_recipe_runs(name, tmp_path, request):
         [row["script"], *([row["hparams"], "--debug"] if row["hparams"] else []), *flags_of(row, **folders)]
         for row in rows
     ]
-    in_turn = "{real}" in flags or "{mini}" in flags
-    if in_turn:
-        # In one interpreter, as quickstart.py does: importing takes most of such a command's time.
-        places = [str(RECIPES / row["recipe"]) for row in rows]
-        run(rows[0]["recipe"], "-c", IN_TURN, json.dumps(list(zip(places, commands))))
+    in_one_process = "{real}" in flags or "{mini}" in flags
+    if in_one_process:
+        # Imports take most of such a command's time.
+        recipe_folders = [str(RECIPES / row["recipe"]) for row in rows]
+        run(rows[0]["recipe"], "-c", IN_ONE_PROCESS, json.dumps(list(zip(recipe_folders, commands))))
     for row, command in zip(rows, commands):
-        if not in_turn:
+        if not in_one_process:
             run(row["recipe"], *command)
         for check in row["checks"].split():
             assert_check(tmp_path, check, f"{name}.csv, {row['script']} {row['hparams']}")
@@ -98,13 +101,6 @@ def assert_check(folder: Path, check: str, where: str) -> None:
         assert COMPARE[sign](value, json.loads(expected)), f"{where}: {check}, but it is {value}"
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
-def test_recipes_share_one_text_of_a_script(script):
-    """A recipe stands alone, so each has its copy; a change is made in all of them."""
-    texts = {path.read_text(encoding="utf-8"): path for path in RECIPES.glob(f"*/*/{script}")}
-    assert len(texts) == 1, f"these differ: {', '.join(str(path) for path in texts.values())}"
-
-
 def test_every_yaml_file_of_a_recipe_is_in_a_table():
     listed = {RECIPES / row["recipe"] / row["hparams"] for row in ROWS.values()}
     shipped = {*RECIPES.glob("*/hparams/*.yaml"), *RECIPES.glob("*/*/hparams/*.yaml")}
@@ -129,19 +125,17 @@ def script_of(monkeypatch):
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_yaml_file_has_the_keys_of_its_script(row, script_of, tmp_path, monkeypatch):
-    """It parses, nothing is missing, unknown or of a wrong type, and the backbones it names ship with the recipe."""
+    """No key is missing, unknown or of a wrong type, and the backbones in the file are part of the recipe."""
 
     class Parsed(Exception):
         pass
 
-    script = script_of(row)
-    command = sys.modules[script.main.__module__]  # of the library, where the recipe's script only calls it
-    load_experiment = command.load_experiment
+    script, checked = script_of(row), experiment._checked
 
     def only_parse(*arguments):
-        raise Parsed(load_experiment(*arguments)[0])
+        raise Parsed(checked(*arguments))
 
-    monkeypatch.setattr(command, "load_experiment", only_parse)
+    monkeypatch.setattr(experiment, "_checked", only_parse)  # the end of load_experiment, whoever calls it
     monkeypatch.chdir(RECIPES / row["recipe"])
     with pytest.raises(Parsed) as parsed:
         folders = {name: tmp_path / name for name in ("tmp", "real", "mini")}
@@ -150,12 +144,12 @@ def test_yaml_file_has_the_keys_of_its_script(row, script_of, tmp_path, monkeypa
     for block in ("encoder", "llm"):
         source = (hparams.get(block) or {}).get("source")
         if source and not source.startswith(PUBLISHED):
-            assert (Path(source) / "config.json").is_file(), f"{block} source {source} is not in the recipe's folder"
+            assert (Path(source) / "config.json").is_file(), f"{block} source {source} is not part of the recipe"
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_misspelt_key_is_refused(row, script_of, tmp_path):
-    """In the file and on the command line, naming the key that was meant, before anything is written."""
+def test_a_misspelt_key_is_refused(row, script_of, tmp_path):
+    """In the file and on the command line, with a suggestion, before anything is written."""
     main = script_of(row).main
     source = RECIPES / row["recipe"] / row["hparams"]
     text = source.read_text(encoding="utf-8")
