@@ -1,16 +1,15 @@
-"""How fast does extraction go? Clips per second of this project's against a loop that does what recipes commonly do.
+"""How fast is feature extraction? Clips per second, compared with the loop that recipes commonly use.
 
     python benchmarks/extract.py
 
 The reference encodes one clip at a time, padded to 30 s by the feature extractor, pools every layer and writes one
-compressed .npz a clip. Ours is timed with exact, window (10 s, where longer clips keep their first 10 s) and full
-padding, on a CPU in one process for each of its threads, which serve it better so than inside one encoder. Where the
-machine computes in bfloat16 itself, the three paddings are timed with that, too (`..._bfloat16`). Clips are
-synthetic (1 to 12 s, 5 s on average, 16 kHz, 16 bits), weights random: four layers of 192 dimensions on the CPU (the
-encoder that ships with MiniASQA, but of 30 s) and, where there is a GPU, large-v3 on it. Reference and ours take turns
-on the same clips, round by round, since other work on a machine changes its speed; ratios are medians over rounds.
-`encoder_share` is the share of the time of our extraction that is spent inside the encoder. The last line of standard
-output is one JSON object.
+compressed .npz per clip. This project's extraction is timed with exact, window (10 s; longer clips are cropped) and
+full padding. On a CPU it runs in one process per thread, which is faster than several threads in one encoder. On
+machines with native bfloat16, the three paddings are also timed with it (`..._bfloat16`). Clips are synthetic (1 to
+12 s, 5 s on average, 16 kHz, 16 bits) and weights random: four layers of 192 dimensions on the CPU (the encoder of
+MiniASQA, with an input of 30 s) and, with a GPU, large-v3 on it. Reference and project alternate on the same clips,
+because other work on a machine changes its speed; ratios are medians over rounds. `encoder_share` is the share of the
+extraction's time that is spent in the encoder. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -59,7 +58,7 @@ def write_clips(folder: Path, count: int, seconds: float = 5.0) -> list[dict]:
 
 
 def save_model(folder: Path, sizes: dict) -> None:
-    """Write a random Whisper of these sizes."""
+    """Write a random Whisper with these sizes."""
     torch.manual_seed(0)
     config = transformers.WhisperConfig(**sizes, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=64)
     transformers.WhisperModel(config).save_pretrained(folder)
@@ -67,7 +66,7 @@ def save_model(folder: Path, sizes: dict) -> None:
 
 
 class Reference:
-    """One clip at a time, always 30 s, every hidden state pooled, one compressed file a clip."""
+    """One clip at a time, padded to 30 s; every hidden state is pooled; one compressed file per clip."""
 
     def __init__(self, source: Path, device: str):
         self.encoder = transformers.WhisperModel.from_pretrained(source).encoder.to(device).eval()
@@ -87,7 +86,7 @@ class Reference:
 
 
 class Timed(torch.nn.Module):
-    """An encoder that adds up the wall time of its calls."""
+    """An encoder that sums the wall time of its calls."""
 
     def __init__(self, encoder: WhisperEncoder):
         super().__init__()
@@ -105,7 +104,7 @@ class Timed(torch.nn.Module):
 
 
 def settings_of(device: str) -> dict[str, dict]:
-    """Arguments of our encoders by name."""
+    """Arguments of the project's encoders by name."""
     wide = {name: {**padding, "dtype": "float32"} for name, padding in PADDINGS.items()}
     if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return wide
@@ -113,24 +112,24 @@ def settings_of(device: str) -> dict[str, dict]:
 
 
 def start_process(source: Path, threads: int, settings: dict[str, dict]) -> None:
-    """Load our encoders in a process of the extraction."""
+    """Load the project's encoders in a process of the extraction."""
     torch.set_num_threads(threads)
-    set_start_method("fork", force=True)  # of the processes that decode: inherited is "spawn", which imports torch anew
+    set_start_method("fork", force=True)  # for decoding processes: they inherit "spawn", which imports torch again
     global encoders
     encoders = {name: Timed(WhisperEncoder(str(source), pool=POOL, **setting)) for name, setting in settings.items()}
 
 
-def extract_share(name: str, rows: list[dict], folder: Path, **options) -> tuple[float, float]:
-    """Extract one rank's share; returns seconds inside the encoder and in all."""
+def extract_rank(name: str, rows: list[dict], folder: Path, **options) -> tuple[float, float]:
+    """Extract the clips of one rank; returns the seconds in the encoder and in total."""
     encoder, started = encoders[name], time.perf_counter()
     encoder.seconds = 0.0
-    logging.disable(logging.WARNING)  # of clips longer than the window
+    logging.disable(logging.WARNING)  # about clips longer than the window
     extract(rows, encoder, folder, long_audio="crop", **options)
     return encoder.seconds, time.perf_counter() - started
 
 
 def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: argparse.Namespace) -> dict:
-    """Times of reference and ours with one geometry."""
+    """Speeds of reference and project with one geometry."""
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         rows = write_clips(root, options.clips)
@@ -143,7 +142,7 @@ def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: 
         )
         stack.enter_context(pool)
         settings = {"audio_root": root, "device": device, "world_size": processes}
-        if device == "cpu":  # every core has an encoder already
+        if device == "cpu":  # there is one encoder per core
             settings |= {"workers": 0, "batch_seconds": options.cpu_batch_seconds}
         else:
             settings |= {"workers": options.workers, "batch_seconds": options.batch_seconds}
@@ -157,16 +156,16 @@ def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: 
                 if name == "reference":
                     reference(part, root, folder)
                 else:
-                    shares = [
-                        pool.submit(extract_share, name, part, folder, rank=rank, **settings)
+                    futures = [
+                        pool.submit(extract_rank, name, part, folder, rank=rank, **settings)
                         for rank in range(processes)
                     ]
-                    shares = [share.result() for share in shares]
+                    seconds = [future.result() for future in futures]
                 took = time.perf_counter() - started
                 if part is warm_up:
                     continue
                 if name in PADDINGS:
-                    inside, total = inside + sum(s[0] for s in shares), total + sum(s[1] for s in shares)
+                    inside, total = inside + sum(s[0] for s in seconds), total + sum(s[1] for s in seconds)
                 speeds[name].append(len(part) / took)
                 print(f"{geometry} on {device}: {name} {len(part) / took:.2f} clips/s", file=sys.stderr)
     return {
@@ -185,14 +184,16 @@ def benchmark(geometry: str, sizes: dict, device: str, processes: int, options: 
 
 
 def main() -> None:
-    """Run what this machine can and print the JSON line: the first geometry's keys, and all under `results`."""
+    """Measure all geometries that fit the machine; the JSON line has the first one's keys, and all in `results`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch_seconds", type=float, default=120)
     parser.add_argument("--cpu_batch_seconds", type=float, default=10)
-    parser.add_argument("--workers", type=int, default=2, help="that decode ahead, for the GPU")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides on the CPU")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode in advance, for the GPU")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU threads of reference and project"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = [benchmark("small", SMALL, "cpu", options.threads, options)]

@@ -1,14 +1,14 @@
-"""How fast are features read? Items per second of the feature store against other ways to keep the same arrays.
+"""How fast are features read? Items per second of the feature store and of other formats for the same arrays.
 
     python benchmarks/store.py
 
-Random features [L, T, D] of 32 layers, 25 frames and dimension 1280 (LTU-AS: 10 s of Whisper large-v3), 16 bits each,
-are written as a feature store, as a compressed .npz and a .npy a clip, as one raw file under `np.memmap`, and with
-SpeechBrain's `CachedHDF5DynamicItem`. All are read in the same random order, whole items and single layers, each
-reading ending in memory of its own. They take turns every ten items, since other work on a machine changes its speed;
-figures are medians over these runs, of warm files; a ratio says how many times as fast the store is. Also measured:
-bytes a clip in each dtype, the error of int8 as a share of each channel's size, and how long a store of many keys takes
-to open. The last line of standard output is one JSON object.
+Random features [L, T, D] of 32 layers, 25 frames and dimension 1280 (LTU-AS: 10 s of Whisper large-v3) in 16 bits are
+written as a feature store, as one compressed .npz and one .npy per clip, as one raw file for `np.memmap`, and with
+SpeechBrain's `CachedHDF5DynamicItem`. All are read in the same random order, full items and single layers, and each
+read copies into new memory. The formats alternate every ten items, because other work on a machine changes its speed.
+Results are medians over these runs with warm files; a ratio is the speed of the store relative to another format. Also
+measured: bytes per clip in each dtype, the error of int8 relative to each channel's standard deviation, and the time to
+open a store with many keys. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -31,24 +31,24 @@ LAYERS, FRAMES, DIM = 32, 25, 1280
 
 
 def clip(number: int) -> torch.Tensor:
-    """Features [L, T, D]: channels differ in size a thousandfold, as those of speech encoders do."""
+    """Features [L, T, D] whose channels differ in size by a factor of up to 1000, as in speech encoders."""
     generator = torch.Generator().manual_seed(number)
     sizes = 10 ** (3 * torch.rand(LAYERS, 1, DIM, generator=torch.Generator().manual_seed(0)) - 2)
     return sizes * torch.randn(LAYERS, FRAMES, DIM, generator=generator)
 
 
 def make_readers(folder: Path, keys: list[str]) -> dict[str, tuple[Callable, Callable]]:
-    """Write all formats; name -> functions that read a whole item and one layer."""
+    """Write all formats; returns name -> functions that read a full item and one layer."""
     with FeatureWriter(folder / "store", {}) as writer:
         for number, key in enumerate(keys):
             writer.add(key, clip(number))
     store = FeatureStore(folder / "store")
 
     raw = np.memmap(folder / "raw", np.float16, "w+", shape=(len(keys), LAYERS, FRAMES, DIM))
-    place = {key: number for number, key in enumerate(keys)}
+    index = {key: number for number, key in enumerate(keys)}
     for key in keys:
         array = store[key].numpy()
-        raw[place[key]] = array
+        raw[index[key]] = array
         np.save(folder / f"{key}.npy", array)
         np.savez_compressed(folder / f"{key}.npz", array)
     raw.flush()
@@ -63,8 +63,8 @@ def make_readers(folder: Path, keys: list[str]) -> dict[str, tuple[Callable, Cal
     readers = {
         "store": (store.__getitem__, lambda key, layer: store.read(key, [layer])),
         "memmap": (
-            lambda key: torch.from_numpy(np.array(raw[place[key]])),
-            lambda key, layer: torch.from_numpy(np.array(raw[place[key], layer])),
+            lambda key: torch.from_numpy(np.array(raw[index[key]])),
+            lambda key, layer: torch.from_numpy(np.array(raw[index[key], layer])),
         ),
         "npy": (npy, lambda key, layer: npy(key)[layer].clone()),
         "npz": (npz, lambda key, layer: npz(key)[layer].clone()),
@@ -72,7 +72,7 @@ def make_readers(folder: Path, keys: list[str]) -> dict[str, tuple[Callable, Cal
     try:
         from speechbrain.integrations.hdf5.cached_item import CachedHDF5DynamicItem
     except ImportError as error:
-        print(f"speechbrain_hdf5 is left out: {error}; install the extra 'benchmarks'", file=sys.stderr)
+        print(f'speechbrain_hdf5 is not measured: {error}; run: pip install "audiolm_lite[data]"', file=sys.stderr)
         return readers
 
     cache = CachedHDF5DynamicItem(folder / "hdf5", takes=["id"], func=store.read, provides=["features"])
@@ -87,9 +87,9 @@ def make_readers(folder: Path, keys: list[str]) -> dict[str, tuple[Callable, Cal
 
 
 def seconds_per_item(readers: dict, keys: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Medians over runs of ten items, for whole items and for one layer; readers take turns from run to run.
+    """Medians over runs of ten items, for full items and for one layer; readers alternate.
 
-    Of so short runs most are not interrupted, however busy the machine is.
+    Most of these short runs are not interrupted, even on a busy machine.
     """
     chance = np.random.default_rng(0)
     taken: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in readers} for kind in ("item", "layer")}
@@ -101,7 +101,7 @@ def seconds_per_item(readers: dict, keys: list[str], rounds: int) -> dict[str, d
             for name in chance.permutation(list(readers)).tolist():
                 read, read_layer = readers[name]
                 for key in part:
-                    read(key)  # a machine short of memory has put these pages away meanwhile
+                    read(key)  # the kernel may have dropped these pages
                 started = time.perf_counter()
                 for key in part:
                     read(key)
@@ -114,7 +114,7 @@ def seconds_per_item(readers: dict, keys: list[str], rounds: int) -> dict[str, d
 
 
 def sizes_and_error(folder: Path, clips: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Bytes a clip for each dtype; what int8 changes, as a share of the standard deviation of each channel."""
+    """Bytes per clip for each dtype; error of int8 relative to the standard deviation of each channel."""
     sizes = {}
     for dtype in DTYPES:
         with FeatureWriter(folder / dtype, {}, dtype) as writer:
@@ -127,7 +127,7 @@ def sizes_and_error(folder: Path, clips: int) -> tuple[dict[str, float], dict[st
 
 
 def opening(folder: Path, keys: int) -> dict[str, float]:
-    """Seconds to open a store of so many tiny clips: the first time, which makes the table of keys, and every other."""
+    """Seconds to open a store of `keys` tiny clips: the first time, which builds the table of keys, and later."""
     with FeatureWriter(folder / "many", {}, flush_seconds=1e9) as writer:
         for number in range(keys):
             writer.add(f"corpus/part {number % 97}/{number:08d}.flac", torch.zeros(1, 1, 1))
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--keys", type=int, default=300_000)
-    parser.add_argument("--folder", help="Where to write; must hold about 10 MB a clip. Default: the temporary folder.")
+    parser.add_argument("--folder", help="where to write, about 10 MB per clip; default: the temporary folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keys = [f"clip{number:05d}" for number in range(options.clips)]
