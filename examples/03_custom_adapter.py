@@ -1,7 +1,7 @@
 """Train with an adapter of your own: python 03_custom_adapter.py DATA_FOLDER [--epochs 3 ...]
 
 DATA_FOLDER has train.jsonl and valid.jsonl, for example those of 02_your_own_data.py. To name the adapter in YAML, move
-the class to audiolm_lite/adapters/gated_pooling.py, add `PART = GatedPooling`, and write `type: gated_pooling`.
+the class to audiolm_lite/adapters/gated_pooling.py, add `COMPONENT = GatedPooling`, and write `type: gated_pooling`.
 """
 
 import os

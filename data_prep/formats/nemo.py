@@ -84,7 +84,7 @@ def expand_shards(pattern: str | Path) -> list[Path]:
     pattern : str or Path
         A path with ranges in the notation of NeMo, audio__OP_0..511_CL_.tar, or of shells, audio_{0..511}.tar.
     """
-    from braceexpand import braceexpand  # installed with webdataset
+    from braceexpand import braceexpand
 
     return [Path(path) for path in braceexpand(str(pattern).replace("_OP_", "{").replace("_CL_", "}"))]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolm_lite.config.registry import build, part_types
+from audiolm_lite.config.registry import build, component_types
 
 DIM, LLM_DIM = 16, 12
 BLOCKS = {"dim": 24, "heads": 3, "hidden_dim": 40}
@@ -38,7 +38,7 @@ def make(name, seed=0):
 
 
 def test_every_adapter_is_tested():
-    assert {case["type"] for case in CASES.values()} == set(part_types("adapters"))
+    assert {case["type"] for case in CASES.values()} == set(component_types("adapters"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from audiolm_lite.config.registry import build, part_types
+from audiolm_lite.config.registry import build, component_types
 from audiolm_lite.training.trainable import audio_token_rate
 
 BLOCKS = Path(__file__).parents[2] / "hparams" / "adapters"
@@ -29,7 +29,7 @@ def lora_parameters(layers, rank, *shapes):
 
 def test_every_block_builds():
     blocks = {path.stem: yaml.safe_load(path.read_text()) for path in BLOCKS.glob("*.yaml")}
-    assert {config["type"] for config in blocks.values()} == set(part_types("adapters"))
+    assert {config["type"] for config in blocks.values()} == set(component_types("adapters"))
     for name, config in blocks.items():
         adapter(name, 2048, 64, num_layers=4 if config["type"] == "tltr" else 1)
 

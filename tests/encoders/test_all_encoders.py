@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.registry import build, part_types
+from audiolm_lite.config.registry import build, component_types
 from audiolm_lite.encoders.checkpoints import cast_weights
 
 WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 20}
@@ -61,7 +61,7 @@ def encoder(request):
 
 def test_every_encoder_is_tested():
     has_no_weights = {"logmel"}
-    assert {config["type"] for config in CONFIGS.values()} == set(part_types("encoders")) - has_no_weights
+    assert {config["type"] for config in CONFIGS.values()} == set(component_types("encoders")) - has_no_weights
 
 
 def clips(lengths):
