@@ -41,10 +41,6 @@ class AudioIndex:
                 if ending in entries and _rank(self._files.get(stem)) > AUDIO_ENDINGS.index(ending):
                     self._files[stem] = entries[ending]
 
-    def __len__(self) -> int:
-        """Return the number of audio files with different names."""
-        return len(self._files)
-
     def find(self, stem: str, others: Iterable[str] = ()) -> Path:
         """File of the first of these names that exists; otherwise the path at which the first one is expected."""
         for name in chain((stem,), others):
