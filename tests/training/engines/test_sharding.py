@@ -114,21 +114,21 @@ def test_two_processes_continue_a_run_of_one(root, parallel, tmp_path):
 
 def test_an_interrupted_run_of_two_ends_bit_for_bit_the_same(root):
     assert losses(root / "halves") == losses(root / "uninterrupted")
-    halves, whole = weights(root / "halves"), weights(root / "uninterrupted")
-    assert halves.keys() == whole.keys() and all((halves[name] == whole[name]).all() for name in whole)
+    halves, expected = weights(root / "halves"), weights(root / "uninterrupted")
+    assert halves.keys() == expected.keys() and all((halves[name] == expected[name]).all() for name in expected)
 
 
 def test_a_run_whose_launcher_is_stopped_saves_and_continues(root):
     """SIGTERM is sent to torchrun only; the fixture runs the same command a second time."""
     assert losses(root / "launcher stopped") == losses(root / "uninterrupted")
-    stopped, whole = weights(root / "launcher stopped"), weights(root / "uninterrupted")
-    assert all((stopped[name] == whole[name]).all() for name in whole)
+    stopped, expected = weights(root / "launcher stopped"), weights(root / "uninterrupted")
+    assert all((stopped[name] == expected[name]).all() for name in expected)
 
 
 def test_the_launcher_restarts_all_processes_if_one_is_killed(root):
     assert losses(root / "killed") == losses(root / "uninterrupted")
-    killed, whole = weights(root / "killed"), weights(root / "uninterrupted")
-    assert all((killed[name] == whole[name]).all() for name in whole)
+    killed, expected = weights(root / "killed"), weights(root / "uninterrupted")
+    assert all((killed[name] == expected[name]).all() for name in expected)
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -164,14 +164,14 @@ def test_two_processes_answer_as_one_does(root, stage):
     valid = build_dataset(hparams, "valid", bundle.model, bundle.tokenizer)
     scores, samples = AnswerValidation(bundle.model, valid, hparams, sharded=False).run(lambda: None)
     assert len(samples) == 4 and any(sample.answer for sample in samples)
-    found = json.loads((root / "curriculum" / f"stage_{stage}" / "finished.json").read_text())["metrics"]
-    assert {name: found[name] for name in ("sound_class/wer", "sound_class/cer")} == scores
+    results = json.loads((root / "curriculum" / f"stage_{stage}" / "finished.json").read_text())["metrics"]
+    assert {name: results[name] for name in ("sound_class/wer", "sound_class/cer")} == scores
 
 
 def test_an_item_that_one_process_cannot_read_ends_both(root):
-    found = dict(json.loads((root / "results.json").read_text())["unreadable"])
-    assert found.keys() == {"ValueError", "PeerError"}
-    assert "failed, so all stop: ValueError: item-7 cannot be read" in found["PeerError"]
+    results = dict(json.loads((root / "results.json").read_text())["unreadable"])
+    assert results.keys() == {"ValueError", "PeerError"}
+    assert "failed, so all stop: ValueError: item-7 cannot be read" in results["PeerError"]
 
 
 def test_a_bad_step_of_one_process_is_skipped_by_both(root):
@@ -181,5 +181,5 @@ def test_a_bad_step_of_one_process_is_skipped_by_both(root):
 
 
 def test_too_few_items_are_an_error_in_both(root):
-    found = json.loads((root / "results.json").read_text())["few"]
-    assert [kind for kind, _ in found] == ["ValueError"] * 2
+    results = json.loads((root / "results.json").read_text())["few"]
+    assert [kind for kind, _ in results] == ["ValueError"] * 2
