@@ -50,49 +50,13 @@ def parity_dir() -> Path:
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """Folder with a tiny Whisper (whisper/) and a tiny Llama (llama/, tied embeddings, word tokenizer)."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperModel,
-    )
+    from tests.tiny import save_whisper, tiny_llm, word_tokenizer  # tests without models do not need transformers
 
-    whisper = WhisperConfig(
-        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=20,
-        max_source_positions=100, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=60,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, suppress_tokens=None,
-        begin_suppress_tokens=None,
-    )  # fmt: skip
-    WhisperModel(whisper).save_pretrained(tmp_path / "whisper")
-    WhisperFeatureExtractor(feature_size=20, chunk_length=2).save_pretrained(tmp_path / "whisper")
-    words = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        "user",
-        "answer",
-        ":",
-        "dog",
-        "rain",
-        "what",
-        "transcribe",
-        "describe",
-        "audio",
-        ".",
-    ]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path / "llama")
-    llama = LlamaConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(words),
-        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None,
-        initializer_range=0.3,
-    )  # fmt: skip
-    LlamaForCausalLM(llama).save_pretrained(tmp_path / "llama")
+    save_whisper(tmp_path / "whisper")
+    words = "<unk> <s> </s> user answer : dog rain what transcribe describe audio .".split()
+    word_tokenizer(words, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path / "llama")
+    llm = tiny_llm(len(words), tie_word_embeddings=True, max_position_embeddings=256)
+    llm.save_pretrained(tmp_path / "llama")
     return tmp_path
 
 

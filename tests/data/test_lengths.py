@@ -2,18 +2,15 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from audiolm_lite.data.lengths import text_tokens, tokenizer_identity
 from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.data.manifest_table import ManifestTable
+from tests.tiny import word_tokenizer
 
 
 def tokenizer(words="a b c"):
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", *words.split()])}, "<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    return word_tokenizer(["<unk>", *words.split()])
 
 
 class Counting:

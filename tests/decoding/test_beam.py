@@ -4,20 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from audiolm_lite.decoding import DecodeState, beam_search, generate
+from tests.tiny import GROUPED, tiny_llm
 
-SHAPE = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 23, "max_position_embeddings": 128, "initializer_range": 0.3,
-}  # fmt: skip
 EOS = 7
 
 
 def make_llm():
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).eval()
+    return tiny_llm(23, seed=0, **GROUPED, max_position_embeddings=128).eval()
 
 
 LLM = make_llm()
@@ -25,7 +20,7 @@ LLM = make_llm()
 
 def make_prompts(lengths, seed=3):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(length, SHAPE["hidden_size"], generator=generator) for length in lengths]
+    return [torch.randn(length, GROUPED["hidden_size"], generator=generator) for length in lengths]
 
 
 def collate(prompts, side="right"):

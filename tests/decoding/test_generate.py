@@ -6,11 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -19,23 +14,14 @@ from transformers import (
 
 from audiolm_lite.decoding import DecodeState, Sampling, decode_step, generate, prefill
 from audiolm_lite.decoding.generate import _Chooser, process_logits
+from tests.tiny import GROUPED, tiny_llm
 
 VOCABULARY = 61
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,  # spreads the logits, so that rounding cannot decide between near ties
-}
 
 
-def make_llm(config=None, attention="sdpa"):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config or LlamaConfig(**SHAPE), attn_implementation=attention).eval()
+def make_llm(**changes):
+    sizes = {**GROUPED, "max_position_embeddings": 128}
+    return tiny_llm(VOCABULARY, seed=0, **{**sizes, **changes}).eval()
 
 
 LLM = make_llm()
@@ -43,7 +29,7 @@ LLM = make_llm()
 
 def make_prompts(lengths):
     generator = torch.Generator().manual_seed(3)
-    return [torch.randn(length, SHAPE["hidden_size"], generator=generator) for length in lengths]
+    return [torch.randn(length, GROUPED["hidden_size"], generator=generator) for length in lengths]
 
 
 def collate(prompts, side, filler=0.0):
@@ -86,12 +72,10 @@ def test_greedy_equals_transformers(lengths, side):
 @pytest.mark.parametrize(
     "llm",
     [
-        pytest.param(make_llm(attention="eager"), id="llama-eager-attention"),
-        pytest.param(
-            make_llm(LlamaConfig(**SHAPE | {"num_key_value_heads": 4, "tie_word_embeddings": True})), id="mha"
-        ),
-        pytest.param(make_llm(Qwen2Config(**SHAPE)), id="qwen2"),
-        pytest.param(make_llm(Qwen3Config(**SHAPE, head_dim=16)), id="qwen3"),
+        pytest.param(make_llm(attn_implementation="eager"), id="llama-eager-attention"),
+        pytest.param(make_llm(num_key_value_heads=4, tie_word_embeddings=True), id="mha"),
+        pytest.param(make_llm(kind="qwen2"), id="qwen2"),
+        pytest.param(make_llm(kind="qwen3", head_dim=16), id="qwen3"),
     ],
 )
 def test_other_models_equal_transformers(llm):
@@ -261,7 +245,7 @@ def test_sampling_refuses_values_out_of_range(field, value):
 
 
 def test_models_that_the_cache_does_not_support_are_refused():
-    llm = make_llm(MistralConfig(**SHAPE, sliding_window=8))
+    llm = make_llm(kind="mistral", sliding_window=8)
     DecodeState.allocate(llm, 1, 8)
     with pytest.raises(ValueError, match="sliding window of 8"):
         DecodeState.allocate(llm, 1, 9)

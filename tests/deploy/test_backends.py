@@ -4,23 +4,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch._inductor import exc
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.decoding import DecodeState, Sampling, generate
 from audiolm_lite.deploy import available_backends, make_backend
 from audiolm_lite.deploy.backends import BackendError, _export, _fingerprint
+from tests.tiny import tiny_llm
 
 ROWS, CAPACITY, HIDDEN = 3, 20, 32
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
 def make_llm(seed=0, device="cpu"):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=61, max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval().to(device)
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    return tiny_llm(61, seed, **sizes).eval().to(device)
 
 
 def prompts(rows, length, device="cpu"):

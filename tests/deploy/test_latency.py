@@ -6,18 +6,13 @@ import time
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.deploy import make_backend, measure
 from audiolm_lite.deploy.latency import _p90, _token_match
+from tests.tiny import tiny_llm
 
-torch.manual_seed(0)
-LLM = LlamaForCausalLM(
-    LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=31, max_position_embeddings=64, initializer_range=0.3,
-    )
-).eval()  # fmt: skip
+SIZES = {"intermediate_size": 16, "num_hidden_layers": 1, "num_key_value_heads": 1, "max_position_embeddings": 64}
+LLM = tiny_llm(31, seed=0, **SIZES).eval()
 EAGER = make_backend("eager", LLM, 1, 32)
 OPTIONS = {"new_tokens": 5, "warmups": 1, "runs": 3}
 

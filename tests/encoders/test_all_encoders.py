@@ -10,33 +10,22 @@ from hypothesis import strategies as st
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build, component_types
 from audiolm_lite.encoders.checkpoints import cast_weights
+from tests import tiny
 
-WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 20}
-WHISPER = {"type": "whisper", "source": {**WHISPER, "max_source_positions": 100}}
-SSL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "conv_dim": [8, 8],
-    "conv_kernel": [10, 8],
-    "conv_stride": [20, 16],
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
-STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
-BEATS = {"embed_dim": 16, "encoder_layers": 2, "encoder_embed_dim": 24, "encoder_ffn_embed_dim": 32}
-BEATS = {"type": "beats", "source": {**BEATS, "encoder_attention_heads": 2, "conv_pos": 16, "conv_pos_groups": 2}}
-SPEAKER = {"channels": [16, 16, 16, 32], "kernel_sizes": [5, 3, 3, 1], "dilations": [1, 2, 3, 1]}
-SPEAKER |= {"type": "speaker", "source": None, "attention_channels": 8, "embedding_dim": 12, "mels": 20}
-HUBERT = {"type": "ssl", "source": {"model_type": "hubert", **SSL, **STABLE}}
-WAVLM = {"type": "ssl", "source": {"model_type": "wavlm", "num_buckets": 16, "max_bucket_distance": 20, **SSL}}
+WHISPER = {"type": "whisper", "source": tiny.WHISPER}
+CONVOLUTIONS = {"conv_dim": [8, 8], "conv_kernel": [10, 8], "conv_stride": [20, 16], "num_feat_extract_layers": 2}
+SSL = {**tiny.SSL, **CONVOLUTIONS, "intermediate_size": 24, "num_conv_pos_embeddings": 8}
+GROUP = {**SSL, "feat_extract_norm": "group", "do_stable_layer_norm": False}
+WAVLM = {"type": "ssl", "source": {"model_type": "wavlm", "num_buckets": 16, "max_bucket_distance": 20, **GROUP}}
+BEATS = {"embed_dim": 16, "encoder_embed_dim": 24, "encoder_ffn_embed_dim": 32, "conv_pos": 16}
+BEATS = {"type": "beats", "source": {**tiny.BEATS, **BEATS}}
+SPEAKER = {"type": "speaker", "source": None, **tiny.SPEAKER, "channels": [16, 16, 16, 32]}
 CONFIGS = {
     "whisper": WHISPER,
-    "wav2vec2_group_norm": {"type": "ssl", "source": {"model_type": "wav2vec2", **SSL}},
+    "wav2vec2_group_norm": {"type": "ssl", "source": {"model_type": "wav2vec2", **GROUP}},
     "hubert_layer_norm": {
         "type": "ssl",
-        "source": {"model_type": "hubert", **SSL, **STABLE},
+        "source": {"model_type": "hubert", **SSL},
         "pool": 3,
         "pooling": "max",
     },

@@ -8,6 +8,7 @@ from speechbrain.lobes.models import beats as published
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.beats import BEATsEncoder
+from tests.tiny import draw_weights
 
 CONFIG = {
     "embed_dim": 24,
@@ -34,8 +35,7 @@ def checkpoint(request, monkeypatch):
     made = published.BEATsConfig(config)
     monkeypatch.setattr(published, "BEATsConfig", lambda _: made)
     model = published.BEATs(output_all_hiddens=True)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.3)
+    draw_weights(model, 0.3)
     state = {}
     for name, tensor in model.state_dict().items():
         # Published files are older than this spelling of weight normalisation.

@@ -6,9 +6,9 @@ import torch
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.fused import Fused
+from tests.tiny import BEATS
 
-FAST = {"type": "beats", "source": {"embed_dim": 8, "encoder_layers": 2, "encoder_embed_dim": 8}}
-FAST["source"] |= {"encoder_ffn_embed_dim": 8, "encoder_attention_heads": 2, "conv_pos": 4, "conv_pos_groups": 2}
+FAST = {"type": "beats", "source": BEATS}
 SLOW = {**FAST, "layers": [-1], "pool": 4}
 
 

@@ -8,13 +8,11 @@ from speechbrain.processing.features import InputNormalization
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.speaker import SpeakerEncoder
-
-SIZES = {"channels": [16, 16, 16, 48], "kernel_sizes": [5, 3, 3, 1], "dilations": [1, 2, 3, 1]}
-SIZES |= {"attention_channels": 8, "embedding_dim": 12, "mels": 20}
+from tests.tiny import SPEAKER
 
 
 def tiny(**arguments):
-    encoder = build("encoders", {"type": "speaker", "source": None, **SIZES, **arguments}).eval()
+    encoder = build("encoders", {"type": "speaker", "source": None, **SPEAKER, **arguments}).eval()
     for buffer in encoder.model.buffers():  # statistics of batch norm
         buffer.copy_(torch.rand(buffer.shape) + 0.5)
     return encoder
@@ -35,13 +33,13 @@ def test_published_checkpoints_are_read_without_their_yaml(tmp_path):
     published = tiny()
     torch.save(published.model.state_dict(), tmp_path / "embedding_model.ckpt")
     (tmp_path / "hyperparams.yaml").write_text("x: !apply:os.abort []\n")
-    loaded = build("encoders", {"type": "speaker", "source": str(tmp_path), **SIZES})
+    loaded = build("encoders", {"type": "speaker", "source": str(tmp_path), **SPEAKER})
     assert loaded.identity() == published.identity()
     with pytest.raises(ConfigError, match="does not fit channels"):
         SpeakerEncoder(str(tmp_path))
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "embedding_model.ckpt")
     with pytest.raises(ConfigError, match="not a valid checkpoint of tensors"):
-        build("encoders", {"type": "speaker", "source": str(tmp_path), **SIZES})
+        build("encoders", {"type": "speaker", "source": str(tmp_path), **SPEAKER})
 
 
 def test_training_keeps_the_statistics_of_batch_norm():

@@ -8,6 +8,7 @@ import transformers
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.ssl import SSLEncoder
+from tests.tiny import save_ssl
 
 SIZES = {
     "hidden_size": 32,
@@ -30,16 +31,9 @@ KINDS = [(kind, style) for kind in ("wav2vec2", "hubert", "wavlm") for style in 
 
 def save_model(folder, kind, style, normalize=True, **entries):
     """Write a random tiny model's folder; layer drop and SpecAugment are on, as in published configurations."""
-    torch.manual_seed(0)
     sizes = SIZES if kind == "wavlm" else {k: v for k, v in SIZES.items() if "bucket" not in k}
     style = {"base": BASE, "large": LARGE}[style]
-    config = transformers.AutoConfig.for_model(kind, **sizes, **style, layerdrop=0.5, **entries)
-    model = transformers.AutoModel.from_config(config).eval()
-    for parameter in model.parameters():  # default initialization: biases and attention close to zero
-        parameter.data.normal_(0, 0.2)
-    model.save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(folder)
-    return model
+    return save_ssl(folder, kind, normalize, seed=0, std=0.2, **sizes, **style, layerdrop=0.5, **entries).eval()
 
 
 @pytest.mark.parametrize(("kind", "style"), KINDS)

@@ -13,49 +13,24 @@ from hypothesis import strategies as st
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.whisper import WhisperEncoder
+from tests.tiny import draw_weights, save_whisper
 
 SECONDS = 2  # the tiny model's "30 s"
 
 
-def save_model(folder, hop=160, mels=20, state=None, **sizes):
-    """Write the folder of a random tiny WhisperModel; by default its encoder has positions for SECONDS of audio."""
-    torch.manual_seed(0)
-    seconds = sizes.pop("seconds", SECONDS)
-    config = transformers.WhisperConfig(
-        **{
-            "d_model": 32,
-            "encoder_layers": 3,
-            "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 64,
-            "decoder_layers": 1,
-            "decoder_attention_heads": 4,
-            "decoder_ffn_dim": 64,
-            "vocab_size": 64,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "decoder_start_token_id": 1,
-            **sizes,
-        },
-        num_mel_bins=mels,
-        max_source_positions=seconds * 16000 // (2 * hop),
-    )
-    model = transformers.WhisperModel(config).eval()
-    if state is None:
-        for parameter in model.encoder.parameters():  # default initialization: biases and attention near zero
-            parameter.data.normal_(0, 0.15)
-    else:
-        model.encoder.load_state_dict(state)
-    model.save_pretrained(folder)
-    extractor = transformers.WhisperFeatureExtractor(feature_size=mels, hop_length=hop, chunk_length=seconds)
-    extractor.save_pretrained(folder)
-    return model, extractor
+def save_model(folder, **arguments):
+    """Write the folder of a random tiny Whisper with positions for SECONDS of audio; its attention is not uniform."""
+    sizes = {"d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 64}
+    sizes |= {"decoder_attention_heads": 4, "decoder_ffn_dim": 64, "vocab_size": 64}
+    model = save_whisper(folder, seed=0, encoder_std=0.15, **{"seconds": SECONDS, **sizes, **arguments})
+    return model.eval()
 
 
 @pytest.fixture(scope="module", params=[160, 320], ids=["hop160", "hop320"])
 def reference(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whisper")
-    return folder, *save_model(folder, hop=request.param)
+    model = save_model(folder, hop=request.param)
+    return folder, model, transformers.WhisperFeatureExtractor.from_pretrained(folder)
 
 
 def wave(samples, seed=0):
@@ -203,7 +178,7 @@ def test_unknown_source_is_refused(tmp_path, monkeypatch):
 
 
 def test_checkpoint_without_encoder_weights_is_refused(tmp_path):
-    model, _ = save_model(tmp_path)
+    model = save_model(tmp_path)
     state = {name: tensor for name, tensor in model.state_dict().items() if "layers.1.fc1" not in name}
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ConfigError, match="lacks 2 encoder tensors.*layers.1.fc1"):
@@ -225,8 +200,7 @@ def test_openai_checkpoint_equals_the_published_forward(tmp_path):
     torch.manual_seed(1)
     dims = openai_whisper.model.ModelDimensions(80, 100, 32, 4, 2, 64, 8, 32, 4, 1)
     published = openai_whisper.model.Whisper(dims).eval()
-    for parameter in published.encoder.parameters():
-        parameter.data.normal_(0, 0.15)
+    draw_weights(published.encoder, 0.15)
     file = tmp_path / "tiny.pt"
     torch.save({"dims": dataclasses.asdict(dims), "model_state_dict": published.state_dict()}, file)
 
@@ -261,7 +235,7 @@ OPENAI_NAMES = {
 @pytest.mark.parametrize("mels", [80, 128])
 def test_both_sources_of_one_model_give_the_same_features(tmp_path, mels):
     """A folder in transformers' format, and a file of openai-whisper with the same weights."""
-    model, _ = save_model(tmp_path / "folder", mels=mels, seconds=30, encoder_ffn_dim=128, encoder_layers=2)
+    model = save_model(tmp_path / "folder", mels=mels, seconds=30, encoder_ffn_dim=128, encoder_layers=2)
     dims = openai_whisper.model.ModelDimensions(mels, 1500, 32, 4, 2, 64, 8, 32, 4, 1)
     state = openai_whisper.model.Whisper(dims).state_dict()
     for name, tensor in model.encoder.state_dict().items():

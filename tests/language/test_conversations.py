@@ -3,11 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from audiolm_lite.language.prompt import PromptError, PromptTemplate
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
+from tests.tiny import byte_tokenizer
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
@@ -25,11 +24,7 @@ HISTORY = [{"instruction": "hello", "target": "hi"}, {"instruction": "who?", "ta
 @pytest.fixture(scope="module")
 def tokenizer():
     """One token per byte, and the special tokens of two chat formats."""
-    alphabet = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(alphabet, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    made = byte_tokenizer(bos_token="<s>", eos_token="</s>")
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return made
 

@@ -6,13 +6,14 @@ import json
 import pytest
 import sentencepiece
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptError, PromptTemplate
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
+from tests.tiny import byte_tokenizer, tiny_llm
 
 TEXT = ["what is heard in the audio?", "a dog barks twice and a door shuts", "USER: ASSISTANT: transcribe the speech"]
 TEMPLATE = "{bos}USER: {audio}\n{instruction}\nASSISTANT: {answer}{eos}"
@@ -36,11 +37,7 @@ def folder(tmp_path_factory):
     (path / "tokenizer.model").write_bytes(vocabulary.getvalue())
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": False}
     (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **special}))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=320
-    )
-    LlamaForCausalLM(config).half().save_pretrained(path)
+    tiny_llm(320, seed=0, intermediate_size=24, initializer_range=0.02).half().save_pretrained(path)
     return path
 
 
@@ -104,10 +101,7 @@ def test_text_that_merges_into_a_special_token_is_refused():
 
 
 def test_byte_level_vocabularies_work():
-    alphabet = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(alphabet, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eot|>", bos_token="<|bos|>")
+    tokenizer = byte_tokenizer(eos_token="<|eot|>", bos_token="<|bos|>")
     ids, labels = PromptTemplate(TEMPLATE).encode(ROW | {"target": "<|eot|>"}, tokenizer, 2)
     assert len([label for label in labels if label != IGNORE]) == len("<|eot|>") + 1
     assert ids.count(tokenizer.eos_token_id) == 1

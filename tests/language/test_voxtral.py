@@ -5,42 +5,20 @@ import json
 
 import pytest
 import torch
-from transformers import VoxtralConfig, VoxtralForConditionalGeneration, WhisperFeatureExtractor
+from transformers import VoxtralForConditionalGeneration, WhisperFeatureExtractor
 
 from audiolm_lite.config.registry import build
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptError, PromptTemplate
 from audiolm_lite.language.voxtral import load_tekken
-
-TEXT = {
-    "vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-AUDIO = {
-    "vocab_size": 100, "hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_mel_bins": 8, "max_source_positions": 100,
-}  # fmt: skip
-SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[AUDIO]", "[TRANSCRIBE]"]
+from tests.tiny import save_voxtral
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny random Voxtral and a tekken.json of single bytes, with the files of the published model."""
     folder = tmp_path_factory.mktemp("voxtral")
-    torch.manual_seed(0)
-    config = VoxtralConfig(audio_config=AUDIO, text_config={"model_type": "llama", **TEXT}, audio_token_id=6)
-    VoxtralForConditionalGeneration(config).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=8, chunk_length=2).save_pretrained(folder)
-    vocabulary = [
-        {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": chr(i)} for i in range(256)
-    ]
-    special = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(SPECIAL)]
-    settings = {
-        "pattern": r"[^\s]+|\s+", "num_vocab_tokens": 256, "default_vocab_size": 256 + len(special),
-        "default_num_special_tokens": len(special), "version": "v11",
-    }  # fmt: skip
-    tekken = {"config": settings, "vocab": vocabulary, "special_tokens": special}
-    (folder / "tekken.json").write_text(json.dumps(tekken))
+    save_voxtral(folder, mels=8, seconds=2, seed=0, vocab_size=300, max_position_embeddings=512)
     return folder
 
 

@@ -7,30 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config
 
 from audiolm_lite.adapters.linear import LinearStack
 from audiolm_lite.adapters.tltr import TLTR
 from audiolm_lite.data.batching import Item, collate, pack
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
+from tests.tiny import GROUPED, tiny_llm
 
 DIM, LAYERS, VOCABULARY = 16, 2, 50
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY,
-    "attention_dropout": 0.5,  # so that a frozen LLM left in training mode is noticed
-}
+SIZES = {**GROUPED, "attention_dropout": 0.5}  # so that a frozen LLM left in training mode is noticed
 
 
 def make_llm(kind="llama"):
-    torch.manual_seed(3)
-    config = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gpt2": GPT2Config}[kind](**SHAPE)
-    llm = AutoModelForCausalLM.from_config(config)
+    llm = tiny_llm(VOCABULARY, seed=3, kind=kind, **SIZES)
     for parameter in llm.parameters():  # far from uniform attention, so that a wrong mask shows
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=1.3 * parameter.shape[-1] ** -0.5)
@@ -42,7 +32,7 @@ def make_model(kind="llama", lora=False):
     if lora:
         llm = get_peft_model(llm, LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     torch.manual_seed(4)
-    return AudioLanguageModel(TLTR(DIM, LAYERS, SHAPE["hidden_size"], layer_heads=4), llm).eval()
+    return AudioLanguageModel(TLTR(DIM, LAYERS, SIZES["hidden_size"], layer_heads=4), llm).eval()
 
 
 def make_item(frames, text=3, answer=2, seed=0):
@@ -230,6 +220,6 @@ def test_the_loss_uses_the_lora():
 
 
 def test_llms_that_scale_their_logits_are_refused():
-    config = Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=30.0)
+    llm = tiny_llm(VOCABULARY, kind="gemma2", **SIZES, head_dim=8, final_logit_softcapping=30.0)
     with pytest.raises(ValueError, match="final_logit_softcapping"):
-        AudioLanguageModel(LinearStack(DIM, 1, 32), AutoModelForCausalLM.from_config(config))
+        AudioLanguageModel(LinearStack(DIM, 1, 32), llm)

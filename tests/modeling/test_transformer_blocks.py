@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.modeling.transformer_blocks import checkpoint_activations, compile_blocks, find_blocks
+from tests.tiny import tiny_llm
 
 peft = pytest.importorskip("peft")
 
 
 def make_llm(layers=3, lora=True):
-    torch.manual_seed(0)
-    llm = LlamaForCausalLM(
-        LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2)
-    ).requires_grad_(False)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": layers, "initializer_range": 0.02}
+    llm = tiny_llm(20, seed=0, **sizes).requires_grad_(False)
     return peft.get_peft_model(llm, peft.LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj"])) if lora else llm
 
 

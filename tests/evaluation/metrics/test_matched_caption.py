@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.evaluation.metrics.matched_caption import QUESTION, _by_llm, score_matched_caption
+from tests.tiny import tiny_bert, tiny_llm, word_tokenizer
 
 CLASSES = ["dog", "rain", "church_bells"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "dog", "rain", "church", "bells", "the", "sound", "of", ".", "a", "barks"]
@@ -14,10 +13,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "dog", "rain", "church", "bells", "
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    return word_tokenizer(WORDS, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +21,8 @@ def embedder(tmp_path_factory, tokenizer):
     """A sentence-transformers model that averages word embeddings, which are nearly orthogonal."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = tmp_path_factory.mktemp("embedder")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    bert = BertModel(config)
+    sizes = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 8, "max_position_embeddings": 32}
+    bert = tiny_bert(len(WORDS), seed=0, **sizes)
     for name, parameter in bert.named_parameters():
         if "layer.0" in name and "LayerNorm" not in name:
             parameter.data.zero_()  # the block returns its input
@@ -55,13 +47,8 @@ def test_nearest_class_is_chosen(embedder):
 
 
 def test_causal_lm_ranks_the_classes_by_mean_log_probability(tmp_path, tokenizer):
-    torch.manual_seed(1)
-    llm = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            initializer_range=0.5, max_position_embeddings=64,
-        )
-    ).eval()  # fmt: skip
+    sizes = {"intermediate_size": 16, "num_hidden_layers": 1, "initializer_range": 0.5, "max_position_embeddings": 64}
+    llm = tiny_llm(len(WORDS), seed=1, **sizes).eval()
     llm.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     scores = _by_llm(str(tmp_path), ["a dog", "rain"], CLASSES)

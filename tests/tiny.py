@@ -1,0 +1,242 @@
+"""Tiny models and tokenizers with random weights, from which the tests build everything larger.
+
+Functions called `tiny_*` return a model; functions called `save_*` write a folder or file in the published format.
+`entries` are entries of the model's configuration in transformers, and replace the sizes listed here. Weights come from
+the current random state, or after `torch.manual_seed(seed)` where a seed is given.
+"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    VoxtralConfig,
+    VoxtralForConditionalGeneration,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+from audiolm_lite.encoders.beats import BEATsEncoder
+
+# Sizes of LLMs. The weights spread the logits, so that rounding cannot decide between near ties.
+LLM = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.3,
+}
+# Changes of these sizes: a wider LLM, in which two heads share their keys and values.
+GROUPED = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+# Whisper's encoder for 2 s of audio, and the decoder that belongs to it.
+WHISPER = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "num_mel_bins": 20,
+    "max_source_positions": 100,
+}
+WHISPER_DECODER = {
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 16,
+    "vocab_size": 60,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+
+# wav2vec 2.0, HuBERT and WavLM with frames of 20 ms, normalised as in their large models.
+SSL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [8, 8, 8],
+    "conv_kernel": [10, 8, 4],
+    "conv_stride": [5, 8, 8],
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+}
+
+BEATS = {
+    "embed_dim": 8,
+    "encoder_layers": 2,
+    "encoder_embed_dim": 8,
+    "encoder_ffn_embed_dim": 16,
+    "encoder_attention_heads": 2,
+    "conv_pos": 4,
+    "conv_pos_groups": 2,
+}
+
+# Entries of an encoder block: an ECAPA-TDNN.
+SPEAKER = {
+    "channels": [16, 16, 16, 48],
+    "kernel_sizes": [5, 3, 3, 1],
+    "dilations": [1, 2, 3, 1],
+    "attention_channels": 8,
+    "embedding_dim": 12,
+    "mels": 20,
+}
+
+VOXTRAL_AUDIO = {
+    "hidden_size": 8,
+    "intermediate_size": 32,  # 4 frames, as published
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 100,
+}
+VOXTRAL_SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[AUDIO]", "[TRANSCRIBE]"]
+
+
+def _set_seed(seed: int | None) -> None:
+    """Set torch's random state, unless the seed is None."""
+    if seed is not None:
+        torch.manual_seed(seed)
+
+
+def draw_weights(module: nn.Module, std: float) -> None:
+    """Replace all weights by normal ones: default initialisation leaves biases and attention scores near zero."""
+    for parameter in module.parameters():
+        parameter.data.normal_(0, std)
+
+
+def word_tokenizer(words: list[str], unk_token: str = "<unk>", **special: str) -> PreTrainedTokenizerFast:
+    """Tokenizer with one token per word, whose id is the word's index; `special` names the special tokens."""
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unk_token))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unk_token, **special)
+
+
+def byte_tokenizer(first: tuple[str, ...] = (), **special: str) -> PreTrainedTokenizerFast:
+    """Tokenizer with one token per byte, for any text.
+
+    The tokens `first` precede the bytes; those in `special` that are not among them follow the bytes.
+    """
+    pieces = [*first, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def tiny_llm(vocabulary: int, seed: int | None = None, kind: str = "llama", **entries: Any) -> PreTrainedModel:
+    """A causal LM of the model type `kind`."""
+    _set_seed(seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**LLM, "vocab_size": vocabulary, **entries}))
+
+
+def tiny_bert(vocabulary: int, seed: int | None = None, **entries: Any) -> BertModel:
+    """An embedding model."""
+    _set_seed(seed)
+    return BertModel(BertConfig(**{**BERT, "vocab_size": vocabulary, **entries}))
+
+
+def tiny_whisper(seed: int | None = None, **entries: Any) -> WhisperModel:
+    """A Whisper, by default with positions for 2 s of audio."""
+    _set_seed(seed)
+    return WhisperModel(WhisperConfig(**{**WHISPER, **WHISPER_DECODER, **entries}))
+
+
+def save_whisper(
+    folder: Path,
+    mels: int = 20,
+    seconds: int = 2,
+    hop: int = 160,
+    seed: int | None = None,
+    encoder_std: float | None = None,
+    **entries: Any,
+) -> WhisperModel:
+    """Write the folder of a Whisper for `seconds` of audio; `encoder_std` is that of `draw_weights`."""
+    sizes = {"num_mel_bins": mels, "max_source_positions": seconds * 16000 // (2 * hop)}
+    model = tiny_whisper(seed, **sizes, **entries)
+    if encoder_std is not None:
+        draw_weights(model.encoder, encoder_std)
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=mels, hop_length=hop, chunk_length=seconds).save_pretrained(folder)
+    return model
+
+
+def save_ssl(
+    folder: Path,
+    kind: str,
+    normalize: bool = True,
+    seed: int | None = None,
+    std: float | None = None,
+    **entries: Any,
+) -> PreTrainedModel:
+    """Write the folder of a wav2vec2, hubert or wavlm; `std` is that of `draw_weights`."""
+    _set_seed(seed)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **{**SSL, **entries}))
+    if std is not None:
+        draw_weights(model, std)
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=True).save_pretrained(folder)
+    return model
+
+
+def save_beats(file: Path) -> None:
+    """Write a checkpoint in the published format: with its configuration, and the position table of each block."""
+    state = BEATsEncoder(BEATS).state_dict()
+    table = state.pop("position_bias.weight")
+    tables = {f"encoder.layers.{n}.self_attn.relative_attention_bias.weight": table for n in range(2)}
+    torch.save({"cfg": BEATS, "model": state | tables}, file)
+
+
+def tiny_voxtral(
+    vocabulary: int, mels: int, positions: int, seed: int | None = None, **entries: Any
+) -> VoxtralForConditionalGeneration:
+    """A Voxtral whose encoder has `positions` frames; `entries` are those of its LLM."""
+    _set_seed(seed)
+    text = {"model_type": "llama", **LLM, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.02}
+    config = VoxtralConfig(
+        audio_config={**VOXTRAL_AUDIO, "num_mel_bins": mels, "max_source_positions": positions},
+        text_config={**text, "vocab_size": vocabulary, **entries},
+        audio_token_id=VOXTRAL_SPECIAL.index("[AUDIO]"),
+    )
+    return VoxtralForConditionalGeneration(config)
+
+
+def save_voxtral(folder: Path, mels: int, seconds: int, seed: int | None = None, **entries: Any) -> None:
+    """Write the folder of a Voxtral for `seconds` of audio; the vocabulary of its tekken.json is the bytes."""
+    special = [{"rank": i, "token_str": token, "is_control": True} for i, token in enumerate(VOXTRAL_SPECIAL)]
+    vocabulary = 256 + len(special)
+    tiny_voxtral(vocabulary, mels, 50 * seconds, seed, **entries).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds).save_pretrained(folder)
+    codes = [base64.b64encode(bytes([i])).decode() for i in range(256)]
+    settings = {
+        "pattern": r"[^\s]+|\s+",
+        "num_vocab_tokens": 256,
+        "default_vocab_size": vocabulary,
+        "default_num_special_tokens": len(special),
+        "version": "v11",
+    }
+    tekken = {
+        "config": settings,
+        "vocab": [{"rank": i, "token_bytes": code, "token_str": None} for i, code in enumerate(codes)],
+        "special_tokens": special,
+    }
+    (folder / "tekken.json").write_text(json.dumps(tekken))
