@@ -13,7 +13,7 @@ from speechbrain.utils.importutils import LazyModule
 # hypothesis reads `__file__` of every loaded module, at which SpeechBrain's lazy ones would import optional packages.
 LazyModule.__file__ = None
 
-# One thread per worker: xdist runs a worker a core, and sums keep one order, so pinned values stay put.
+# One thread per worker: xdist runs one worker per core. Sums then have a fixed order, so pinned values do not change.
 torch.set_num_threads(1)
 
 

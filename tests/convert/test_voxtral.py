@@ -7,28 +7,22 @@ import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import VoxtralConfig, VoxtralForConditionalGeneration
 
 from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.adapters.mlp_pooling import MLPPooling
 from audiolm_lite.convert.voxtral import installed_layout, rename
+from tests.tiny import tiny_voxtral
 
 PROJECTOR = "multi_modal_projector"
 
 
 def make_voxtral():
-    torch.manual_seed(0)
-    audio = {"hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "head_dim": 6, "vocab_size": 32, "tie_word_embeddings": False}  # fmt: skip
-    config = VoxtralConfig(
-        audio_config={**audio, "max_source_positions": 8, "num_mel_bins": 4}, text_config=text, audio_token_id=5
-    )
-    return VoxtralForConditionalGeneration(config).eval()
+    text = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 6}
+    return tiny_voxtral(32, mels=4, positions=8, seed=0, **text).eval()
 
 
 def logits(model):
-    ids = torch.tensor([[1, 5, 5, 7]])
+    ids = torch.tensor([[1, 6, 6, 7]])
     features = torch.linspace(-1, 1, 4 * 16).reshape(1, 4, 16)
     with torch.no_grad():
         return model(input_ids=ids, input_features=features).logits

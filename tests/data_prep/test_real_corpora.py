@@ -10,7 +10,6 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from audiolm_lite.data.manifest import read_manifest
 from audiolm_lite.features.keys import feature_key
@@ -22,6 +21,7 @@ from data_prep.corpora.speechocean762 import read_speechocean762
 from data_prep.prepare import prepare
 from data_prep.questions import questions
 from data_prep.text import plain_transcript
+from tests.tiny import save_whisper
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -93,13 +93,7 @@ def speechocean(tmp_path) -> Path:
 def encoder(tmp_path_factory) -> Path:
     """A Whisper with a few thousand weights."""
     folder = tmp_path_factory.mktemp("encoder")
-    config = WhisperConfig(
-        vocab_size=60, d_model=16, encoder_layers=4, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
-    WhisperModel(config).save_pretrained(folder)
-    WhisperFeatureExtractor().save_pretrained(folder)
+    save_whisper(folder, mels=80, seconds=30, encoder_layers=4, encoder_ffn_dim=16)
     return folder
 
 

@@ -15,6 +15,7 @@ from audiolm_lite.encoders.logmel import log_mel
 from audiolm_lite.encoders.pooling import mean_pool
 from audiolm_lite.encoders.whisper import WhisperEncoder
 from tests.parity.reference import LOG_MEL, STATES, Reference, assert_near, below
+from tests.tiny import tiny_whisper
 
 _WINDOW = 10.0  # seconds of audio that LTU-AS encodes
 
@@ -79,18 +80,7 @@ def _padded_log_mel(encoder: WhisperEncoder, waveforms: Tensor, lengths: Tensor)
 def _save(reference: Reference, folder: Path) -> None:
     sizes, extractor = reference.config["encoder"], reference.config["feature_extractor"]
     names = "d_model encoder_layers encoder_attention_heads encoder_ffn_dim num_mel_bins max_source_positions"
-    config = transformers.WhisperConfig(
-        **{name: sizes[name] for name in names.split()},
-        decoder_layers=1,
-        decoder_attention_heads=1,
-        decoder_ffn_dim=4,
-        vocab_size=8,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
-    model = transformers.WhisperModel(config)
+    model = tiny_whisper(**{name: sizes[name] for name in names.split()}, decoder_attention_heads=1)
     model.encoder.load_state_dict(below(reference.state, "model.encoder."))
     model.save_pretrained(folder)
     names = ("feature_size", "hop_length", "chunk_length", "n_fft")

@@ -7,15 +7,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperModel,
-)
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.experiment import load_experiment
@@ -31,6 +22,7 @@ from audiolm_lite.training.build import (
     build_model,
 )
 from audiolm_lite.training.run import train_stage as train
+from tests.tiny import save_whisper, tiny_llm, word_tokenizer
 
 WORDS = ["<s>", "</s>", "<unk>", ",", "what", "is", "heard", "?", "a", "low", "high", "tone", ":"]
 YAML = """
@@ -64,43 +56,17 @@ def corpus(tmp_path_factory):
 
 def make_corpus(root):
     """Write tiny backbones, clips of low and high tones, their features, and the YAML file of a stage."""
-    torch.manual_seed(0)
-    WhisperModel(
-        WhisperConfig(
-            d_model=16,
-            encoder_layers=2,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=16,
-            decoder_ffn_dim=16,
-            max_source_positions=100,
-            num_mel_bins=16,
-            vocab_size=8,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            decoder_start_token_id=1,
-        )
-    ).save_pretrained(root / "encoder")
-    WhisperFeatureExtractor(feature_size=16).save_pretrained(root / "encoder")
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(WORDS),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            initializer_range=0.5,  # so that answers are more than the end token
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-    ).save_pretrained(root / "llm")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(root / "llm")
+    save_whisper(root / "encoder", mels=16, seed=0, encoder_ffn_dim=16, vocab_size=8)
+    llm = tiny_llm(
+        len(WORDS),
+        intermediate_size=16,
+        num_hidden_layers=1,
+        initializer_range=0.5,  # so that answers are more than the end token
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    llm.save_pretrained(root / "llm")
+    word_tokenizer(WORDS, bos_token="<s>", eos_token="</s>").save_pretrained(root / "llm")
 
     rows = []
     for number in range(12):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.adapters.tltr import TLTR
 from audiolm_lite.config.keys import TRAINING_KEYS
@@ -15,8 +14,9 @@ from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.batch import AUDIO_SLOT
 from audiolm_lite.training import checkpoint
 from audiolm_lite.training.brain import AudioLMBrain
+from tests.tiny import LLM, tiny_llm
 
-LAYERS, DIM, HIDDEN, VOCABULARY = 2, 8, 16, 30
+LAYERS, DIM, HIDDEN, VOCABULARY = 2, 8, LLM["hidden_size"], 30
 
 # Waiting for the disk protects against power failures, which no test causes, and takes seconds on a busy machine.
 checkpoint._flush = lambda path: None
@@ -53,19 +53,7 @@ class ToyData:
 
 
 def make_model(lora=True, dropout=0.1, tied=False):
-    torch.manual_seed(0)
-    llm = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=HIDDEN,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-            tie_word_embeddings=tied,
-        )
-    )
+    llm = tiny_llm(VOCABULARY, seed=0, tie_word_embeddings=tied)
     if lora:
         config = LoraConfig(r=2, lora_alpha=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj"])
         llm = get_peft_model(llm, config)
