@@ -104,7 +104,7 @@ def make_backend(
     ValueError
         Unknown name, a model in training mode, or one that the static cache does not support.
     BackendError
-        The backend is not available on this machine; the message says what is missing.
+        The backend is not available on this machine, or cannot compile this LLM; the message says why.
     """
     reasons = available_backends(_device(llm).type)
     if name not in reasons:
@@ -115,6 +115,8 @@ def make_backend(
         raise ValueError("make_backend: the model is in training mode; call .eval() first")
     if name == "eager":
         return eager_backend(llm)
+    if getattr(llm, "is_quantized", False):  # torch.export cannot trace bitsandbytes' layers
+        raise BackendError(f"make_backend: {name} cannot compile a quantised LLM; use eager, or load it in bfloat16")
     started = time.perf_counter()
     state = DecodeState.allocate(llm, batch_size, max_length)
     with torch.no_grad():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.keys import EVALUATION_KEYS
@@ -22,19 +23,17 @@ from audiolm_lite.modeling.lora import merge_lora
 from audiolm_lite.storage.atomic import write_json
 
 
-def choose_backend(name: str, device: str) -> str:
-    """Return the requested backend; for "best" the first of aoti, inductor, eager that works on this machine.
+def choose_backend(name: str, llm: nn.Module) -> str:
+    """Return the requested backend; for "best" the first of aoti, inductor, eager that works here for this LLM.
 
-    Prints why a faster one cannot be used.
-
-    Examples
-    --------
-    >>> choose_backend("eager", "cpu")
-    'eager'
+    Prints why a faster one cannot be used. A quantised LLM only runs in the eager backend.
     """
     if name != "best":
         return name
-    reasons = available_backends(device)
+    if getattr(llm, "is_quantized", False):
+        print("no aoti and no inductor: the LLM is quantised")
+        return "eager"
+    reasons = available_backends(next(llm.parameters()).device.type)
     for candidate in ("aoti", "inductor"):
         if reasons[candidate] is None:
             return candidate
@@ -75,7 +74,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     clips = range(0, len(dataset), max(1, len(dataset) // hparams["latency_clips"]))
     tokens = hparams["latency_tokens"]
     bundle.model.llm = llm = merge_lora(bundle.model.llm)
-    name = choose_backend(hparams["backend"], next(llm.parameters()).device.type)
+    name = choose_backend(hparams["backend"], llm)
     print(f"backend: {name}" + (" (compiles in the first run)" if name != "eager" else ""))
     backend = make_backend(name, llm, 1, int(dataset.lengths.max()) + tokens, output / "compiled")
     with torch.inference_mode():

@@ -1,6 +1,7 @@
-"""Check a feature store for damage: python -m audiolm_lite.features.verify FOLDER"""
+"""Check a feature store for damage: audiolm-lite verify FOLDER"""
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from audiolm_lite.features.key_table import FILE, open_key_table
@@ -29,17 +30,14 @@ def verify(folder: str | Path) -> dict[str, str]:
     return {shard: fault for shard, fault in faults.items() if fault}
 
 
-def main(argv: list[str]) -> None:
-    """Print the damaged shards; the exit status is 1 if there are any."""
-    if len(argv) != 1:
-        raise SystemExit(__doc__)
-    damaged = verify(argv[0])
+def main(argv: Sequence[str]) -> int:
+    """Print the damaged shards of a store; the exit status is 1 if there are any."""
+    parser = argparse.ArgumentParser(prog="audiolm-lite verify", description=__doc__)
+    parser.add_argument("folder", type=Path, help="feature store, the feature_folder of a recipe")
+    folder = parser.parse_args(argv).folder
+    damaged = verify(folder)
     for shard, fault in damaged.items():
         print(f"{shard}: {fault}")
     result = f"{len(damaged)} shards are damaged; run the extraction again" if damaged else "no damage"
-    print(f"{argv[0]}: {result}")
-    raise SystemExit(bool(damaged))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    print(f"{folder}: {result}")
+    return int(bool(damaged))

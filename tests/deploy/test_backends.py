@@ -8,6 +8,7 @@ from torch._inductor import exc
 from audiolm_lite.decoding import DecodeState, Sampling, generate
 from audiolm_lite.deploy import available_backends, make_backend
 from audiolm_lite.deploy.backends import BackendError, _export, _fingerprint
+from audiolm_lite.deploy.run import choose_backend
 from tests.tiny import tiny_llm
 
 ROWS, CAPACITY, HIDDEN = 3, 20, 32
@@ -180,3 +181,16 @@ def test_unusable_arguments_are_refused():
         make_backend("fast", make_llm(), 1, 8)
     with pytest.raises(ValueError, match="training mode"):
         make_backend("inductor" if available_backends()["inductor"] is None else "eager", make_llm().train(), 1, 8)
+
+
+@pytest.mark.parametrize("name", ["inductor", "aoti"])
+def test_a_quantised_llm_is_refused_by_compilers_and_runs_eagerly(name, capsys):
+    """bitsandbytes' layers cannot be traced; the message comes before the compiler's own error."""
+    llm = make_llm()
+    llm.is_quantized = True
+    if available_backends()[name] is None:
+        with pytest.raises(BackendError, match=f"{name} cannot compile a quantised LLM; use eager"):
+            make_backend(name, llm, 1, 8)
+    assert make_backend("eager", llm, 1, 8).name == "eager"
+    assert choose_backend("best", llm) == "eager" and "the LLM is quantised" in capsys.readouterr().out
+    assert choose_backend(name, llm) == name
