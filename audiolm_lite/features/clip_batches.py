@@ -15,6 +15,14 @@ def make_batches(plans: Mapping[str, ClipPlan], batch_seconds: float) -> list[li
 
     Plans of all clips are needed, stored or not: then a clip is in the same batch, and its features are equal to the
     last bit, whatever interrupted the extraction before.
+
+    Examples
+    --------
+    >>> from audiolm_lite.audio.long_audio import Segment
+    >>> seconds = {"short.wav": 3.0, "long.wav": 10.0, "middle.wav": 9.0}
+    >>> plans = {key: ClipPlan(Segment(key, 0.0, s), 1, s, s, cut=None) for key, s in seconds.items()}
+    >>> make_batches(plans, batch_seconds=20)
+    [['long.wav', 'middle.wav'], ['short.wav']]
     """
     batches: list[list[str]] = []
     longest, chunks = 0.0, 0

@@ -122,6 +122,17 @@ def extract(
         More than `max_rejects` were rejected; all other features are stored.
     FeatureStoreError
         The folder has a store of other settings, or cannot be written to.
+
+    Examples
+    --------
+    >>> import soundfile
+    >>> from audiolm_lite.encoders.speaker import SpeakerEncoder
+    >>> folder = getfixture("tmp_path")
+    >>> soundfile.write(folder / "a.wav", torch.zeros(16000).numpy(), 16000)
+    >>> encoder = SpeakerEncoder(None, channels=(8,) * 5, attention_channels=8, embedding_dim=4)
+    >>> rows = [{"audio": "a.wav", "start": 0.0, "duration": 1.0}]
+    >>> extract(rows, encoder, folder / "features", audio_root=folder)
+    Summary(stored=1, skipped=0, rejected=0, cut=0)
     """
     folder, audio_root = Path(folder), Path(audio_root)
     segments = {

@@ -42,6 +42,18 @@ def open_key_table(folder: Path, lines: list[dict[str, Any]]) -> NameTable:
     -------
     NameTable
         In memory if the folder is read-only or the disk is full; otherwise memory-mapped.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from audiolm_lite.features.store_format import read_index
+    >>> from audiolm_lite.features.writer import FeatureWriter
+    >>> folder = getfixture("tmp_path")
+    >>> with FeatureWriter(folder, {"type": "example"}) as writer:
+    ...     writer.add("a.flac", torch.ones(2, 50, 8))
+    >>> table = open_key_table(folder, read_index(folder))
+    >>> list(table), table.find("a.flac")[FRAMES]
+    (['a.flac'], 50)
     """
     index = hashlib.sha256("".join(json.dumps(line) + "\n" for line in lines).encode()).hexdigest()
     table = _open(folder / FILE, index)
@@ -56,7 +68,19 @@ def open_key_table(folder: Path, lines: list[dict[str, Any]]) -> NameTable:
 
 
 def shard_names(table: NameTable) -> list[str]:
-    """File names of the shards, by their index in the table."""
+    """File names of the shards, by their index in the table.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from audiolm_lite.features.store_format import read_index
+    >>> from audiolm_lite.features.writer import FeatureWriter
+    >>> folder = getfixture("tmp_path")
+    >>> with FeatureWriter(folder, {"type": "example"}) as writer:
+    ...     writer.add("a.flac", torch.ones(2, 50, 8))
+    >>> shard_names(open_key_table(folder, read_index(folder)))
+    ['features-00-00000.safetensors']
+    """
     return json.loads(table.metadata["shards"])
 
 

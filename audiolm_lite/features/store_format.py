@@ -28,7 +28,18 @@ class FeatureStoreError(UserError, ValueError):
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """Return the content of store.json; raises FeatureStoreError if it is missing or has another format."""
+    """Return the content of store.json; raises FeatureStoreError if it is missing or has another format.
+
+    Examples
+    --------
+    >>> from audiolm_lite.features.writer import FeatureWriter
+    >>> folder = getfixture("tmp_path")
+    >>> with FeatureWriter(folder, {"type": "example"}) as writer:
+    ...     writer.add("a.flac", torch.ones(2, 50, 8))
+    >>> header = read_header(folder)
+    >>> header["fingerprint"], header["dtype"], header["num_layers"], header["feature_dim"]
+    ({'type': 'example'}, 'float16', 2, 8)
+    """
     file = folder / "store.json"
     if not file.is_file():
         raise FeatureStoreError(f"{folder}: no feature store (no store.json); run the extraction or check the path")
@@ -45,6 +56,15 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     """Return the index lines of the finished shards of all ranks, without those that were revoked.
 
     A last line without a line end was interrupted and is ignored.
+
+    Examples
+    --------
+    >>> from audiolm_lite.features.writer import FeatureWriter
+    >>> folder = getfixture("tmp_path")
+    >>> with FeatureWriter(folder, {"type": "example"}) as writer:
+    ...     writer.add("a.flac", torch.ones(2, 50, 8))
+    >>> [line["shard"] for line in read_index(folder)]
+    ['features-00-00000.safetensors']
     """
     lines: list[dict[str, Any]] = []
     for file in sorted(folder.glob("index-*.jsonl")):
@@ -54,7 +74,21 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
 
 
 def find_damage(folder: Path, line: dict[str, Any], contents: bool) -> str:
-    """Return what is wrong with the shard of an index line, "" for nothing; only with `contents` is the shard read."""
+    """Return what is wrong with the shard of an index line, "" for nothing; only with `contents` is the shard read.
+
+    Examples
+    --------
+    >>> from audiolm_lite.features.writer import FeatureWriter
+    >>> folder = getfixture("tmp_path")
+    >>> with FeatureWriter(folder, {"type": "example"}) as writer:
+    ...     writer.add("a.flac", torch.ones(2, 50, 8))
+    >>> line = read_index(folder)[0]
+    >>> find_damage(folder, line, contents=True)
+    ''
+    >>> (folder / line["shard"]).unlink()
+    >>> find_damage(folder, line, contents=False)
+    'is missing'
+    """
     file = folder / line["shard"]
     if not file.is_file():
         return "is missing"
@@ -67,7 +101,16 @@ def find_damage(folder: Path, line: dict[str, Any], contents: bool) -> str:
 
 
 def require_equal(folder: Path, stored: dict[str, Any], requested: dict[str, Any]) -> None:
-    """Raise FeatureStoreError with every entry (dotted for nested ones) in which the two settings differ."""
+    """Raise FeatureStoreError with every entry (dotted for nested ones) in which the two settings differ.
+
+    Examples
+    --------
+    >>> require_equal(Path("features"), {"dtype": "int8"}, {"dtype": "float32"})
+    Traceback (most recent call last):
+    audiolm_lite.features.store_format.FeatureStoreError: features: made with other settings than requested:
+      dtype: stored 'int8', requested 'float32'
+    Use the stored settings, or extract into another folder.
+    """
     stored, requested = _flatten(stored), _flatten(requested)
     lines = [
         f"{name}: stored {stored.get(name, 'nothing')!r}, requested {requested.get(name, 'nothing')!r}"

@@ -20,6 +20,19 @@ def verify(folder: str | Path) -> dict[str, str]:
     ------
     FeatureStoreError
         There is no store in the folder, or one of another format.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from audiolm_lite.features.writer import FeatureWriter
+    >>> folder = getfixture("tmp_path")
+    >>> with FeatureWriter(folder, {"type": "example"}) as writer:
+    ...     writer.add("a.flac", torch.ones(2, 50, 8))
+    >>> verify(folder)
+    {}
+    >>> (folder / "features-00-00000.safetensors").unlink()
+    >>> verify(folder)
+    {'features-00-00000.safetensors': 'is missing'}
     """
     folder = Path(folder)
     read_header(folder)
