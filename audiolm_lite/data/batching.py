@@ -111,7 +111,15 @@ def collate(items: Sequence[Item], side: str = "right") -> Batch:
 
 
 def pack(batch: Batch) -> Batch:
-    """Concatenate the items of a padded batch in one row [1, tokens] without padding; audio stays as it is."""
+    """Concatenate the items of a padded batch in one row [1, tokens] without padding; audio stays as it is.
+
+    Examples
+    --------
+    >>> items = [Item({"id": n}, [n] * n, [n] * n, waveform=torch.ones(n)) for n in (1, 2)]
+    >>> packed = pack(collate(items))
+    >>> packed.input_ids.tolist(), packed.position_ids.tolist()
+    ([[1, 2, 2]], [[0, 0, 1]])
+    """
     mask = batch.attention_mask
     positions = mask.long().cumsum(dim=1) - 1
     clip_lengths = batch.samples if batch.frames is None else batch.frames

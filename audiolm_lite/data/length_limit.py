@@ -91,6 +91,14 @@ def truncate_clip(clip: Tensor, tokens: int, source: ClipSource, num_tokens: Cal
     ------
     DatasetError
         Not one token would be left.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from audiolm_lite.data.clip_sources import WaveformSource
+    >>> source = WaveformSource(lambda samples: samples // 320)
+    >>> truncate_clip(torch.ones(9000), 3, source, num_tokens=lambda frames: frames // 2).shape
+    torch.Size([2559])
     """
     if tokens < 1:
         raise DatasetError(

@@ -50,6 +50,18 @@ def text_tokens(
     -------
     ndarray
         [N] int32.
+
+    Examples
+    --------
+    >>> from audiolm_lite.data.manifest import write_manifest
+    >>> file = getfixture("tmp_path") / "test.jsonl"
+    >>> row = {"id": "1", "audio": "a.wav", "task": "asr", "instruction": "Transcribe.", "target": "yes"}
+    >>> write_manifest(file, [{**row, "dataset": "toy", "split": "test"}])
+    1
+    >>> tokenizer = transformers.ByT5Tokenizer()  # one token per byte, and one for the end
+    >>> count = lambda row: len(tokenizer(row["target"]).input_ids)
+    >>> text_tokens(ManifestTable(file), np.array([0]), count, tokenizer, settings={}).tolist()
+    [4]
     """
     identity = tokenizer_identity(tokenizer)
     if identity is None:
@@ -74,7 +86,18 @@ def text_tokens(
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Hash everything that decides how text becomes tokens; None for a tokenizer that cannot be serialised."""
+    """Hash everything that decides how text becomes tokens; None for a tokenizer that cannot be serialised.
+
+    Examples
+    --------
+    >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"yes": 0}))
+    >>> tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+    >>> identity = tokenizer_identity(tokenizer)
+    >>> tokenizer.add_tokens("no")
+    1
+    >>> tokenizer_identity(tokenizer) == identity
+    False
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "to_str"):
         return None

@@ -44,6 +44,15 @@ def iterate_manifest(
     ------
     ManifestError
         The file cannot be read or, without `rejects`, a row breaks the schema.
+
+    Examples
+    --------
+    >>> file, rejects = getfixture("tmp_path") / "train.jsonl", []
+    >>> _ = file.write_text('{"id": "1"}')
+    >>> list(iterate_manifest(file, rejects))
+    []
+    >>> rejects[0]["line"], rejects[0]["id"], rejects[0]["reason"].split("line 1, ")[1]
+    (1, '1', 'field "audio": missing; write a string')
     """
     for row, _, _ in iterate_lines(path, rejects, instruction_required=instruction_required):
         yield row
@@ -55,6 +64,16 @@ def iterate_lines(
     """Yield rows as `iterate_manifest` does, each with the byte offset of its line in the file, and the line.
 
     `with_defaults(json.loads(line))` is the row.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "train.jsonl"
+    >>> row = {"audio": "a.wav", "task": "asr", "instruction": "Spell it.", "target": "", "dataset": "d", "split": "s"}
+    >>> write_manifest(file, [{**row, "id": "first"}, {**row, "id": "second"}])
+    2
+    >>> content = file.read_bytes()
+    >>> [(row["id"], content[offset:].startswith(line)) for row, offset, line in iterate_lines(file)]
+    [('first', True), ('second', True)]
     """
     path = Path(path)
     checker = RowChecker(path, "line", instruction_required)
@@ -74,7 +93,17 @@ def iterate_lines(
 
 
 def read_manifest(path: str | Path, *, instruction_required: bool = True) -> list[dict[str, Any]]:
-    """Read all rows of a manifest as a list; parameters and errors are those of `iterate_manifest`."""
+    """Read all rows of a manifest as a list; parameters and errors are those of `iterate_manifest`.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "train.jsonl"
+    >>> row = {"id": "1", "audio": "a.wav", "task": "asr", "instruction": "Transcribe.", "target": "yes"}
+    >>> write_manifest(file, [{**row, "dataset": "toy", "split": "train"}])
+    1
+    >>> [(row["id"], row["start"], row["language"]) for row in read_manifest(file)]
+    [('1', 0.0, 'en')]
+    """
     return list(iterate_manifest(path, instruction_required=instruction_required))
 
 
@@ -123,7 +152,14 @@ def audio_path(manifest: str | Path, row: Mapping[str, Any]) -> Path:
 
 
 def open_manifest(path: Path) -> BinaryIO:
-    """Open a manifest for reading; raises ManifestError if it cannot be opened."""
+    """Open a manifest for reading; raises ManifestError if it cannot be opened.
+
+    Examples
+    --------
+    >>> open_manifest(Path("missing.jsonl"))
+    Traceback (most recent call last):
+    audiolm_lite.data.row_checks.ManifestError: missing.jsonl: no such manifest; ...
+    """
     if path.is_dir():
         raise ManifestError(f"{path}: is a folder; name the manifest in it")
     if not path.exists():

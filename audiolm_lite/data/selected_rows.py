@@ -107,6 +107,16 @@ def select_rows(
         No row is selected, or a selected row has no instruction.
     ManifestError
         A manifest cannot be read or breaks the schema.
+
+    Examples
+    --------
+    >>> from audiolm_lite.data.manifest import write_manifest
+    >>> file = getfixture("tmp_path") / "test.jsonl"
+    >>> row = {"audio": "a.wav", "instruction": "Describe it.", "target": "a dog", "dataset": "toy", "split": "test"}
+    >>> write_manifest(file, [{**row, "id": task, "task": task} for task in ("asr", "caption")])
+    2
+    >>> [row["id"] for row in select_rows([file], tasks=["caption"], split="test")]
+    ['caption']
     """
     tables = [ManifestTable(path) for path in manifests]
     rows = SelectedRows(tables, [table.select(tasks, split) for table in tables], questions)
