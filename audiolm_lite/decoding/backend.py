@@ -62,5 +62,12 @@ class Backend:
 
 
 def eager_backend(llm: nn.Module) -> Backend:
-    """Return the backend that runs plain PyTorch, with a cache of any size."""
+    """Return the backend that runs plain PyTorch, with a cache of any size.
+
+    Examples
+    --------
+    >>> backend = eager_backend(nn.Linear(2, 2))
+    >>> backend.name, backend.state, backend.prefill is prefill
+    ('eager', None, True)
+    """
     return Backend("eager", llm, prefill, decode_step, state=None, compile_seconds=0.0)

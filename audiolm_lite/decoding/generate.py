@@ -99,6 +99,17 @@ def generate(
     ------
     ValueError
         A row is empty, the model is in training mode, or the batch does not fit the cache.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes, initializer_range=0.0)).eval().requires_grad_(False)
+    >>> llm.model.embed_tokens.weight.data = torch.eye(8)
+    >>> llm.lm_head.weight.data = torch.eye(8).roll(1, 0)  # after token n, the most likely one is n + 1
+    >>> prompt = torch.eye(8)[None, 3:5]  # embeddings of tokens 3 and 4
+    >>> generate(llm, prompt, torch.ones(1, 2), max_new_tokens=5, eos_ids=7)
+    [[5, 6]]
     """
     batch, length, _ = inputs_embeds.shape
     if llm.training:
@@ -190,6 +201,12 @@ def process_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
     -------
     Tensor
         [B, V] logits; removed tokens have -inf.
+
+    Examples
+    --------
+    >>> logits, seen = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[True, False, False]])
+    >>> process_logits(logits, seen, Sampling(repetition_penalty=4.0, top_k=2)).tolist()
+    [[0.5, 1.0, -inf]]
     """
     if sampling.repetition_penalty != 1:
         penalised = torch.where(logits < 0, logits * sampling.repetition_penalty, logits / sampling.repetition_penalty)

@@ -100,6 +100,17 @@ def prefill(llm: nn.Module, state: DecodeState, inputs_embeds: Tensor, attention
     -------
     Tensor
         [B, V] float32 logits after each row's last token.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes, initializer_range=0.0)).eval().requires_grad_(False)
+    >>> llm.model.embed_tokens.weight.data = torch.eye(8)
+    >>> llm.lm_head.weight.data = torch.eye(8).roll(1, 0)  # after token n, the most likely one is n + 1
+    >>> state = DecodeState.allocate(llm, batch_size=1, max_length=4)
+    >>> prefill(llm, state, torch.eye(8)[None, 3:5], torch.ones(1, 2)).argmax(-1), state.position
+    (tensor([5]), tensor([2]))
     """
     mask = attention_mask.bool()
     lengths = mask.sum(1)
@@ -134,6 +145,17 @@ def decode_step(llm: nn.Module, state: DecodeState, token: Tensor) -> Tensor:
     -------
     Tensor
         [B, V] float32 logits of the next token.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes, initializer_range=0.0)).eval().requires_grad_(False)
+    >>> llm.model.embed_tokens.weight.data = torch.eye(8)
+    >>> llm.lm_head.weight.data = torch.eye(8).roll(1, 0)  # after token n, the most likely one is n + 1
+    >>> state = DecodeState.allocate(llm, batch_size=1, max_length=4)
+    >>> decode_step(llm, state, torch.tensor([5])).argmax(-1), state.position
+    (tensor([6]), tensor([1]))
     """
     position = state.position
     embeds = unwrap_peft(llm).get_input_embeddings()(token)[:, None]
