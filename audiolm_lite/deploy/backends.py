@@ -105,6 +105,16 @@ def make_backend(
         Unknown name, a model in training mode, or one that the static cache does not support.
     BackendError
         The backend is not available on this machine, or cannot compile this LLM; the message says why.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).eval()
+    >>> backend = make_backend("eager", llm, batch_size=1, max_length=16)
+    >>> answers = backend.generate(torch.ones(1, 3, 8), torch.ones(1, 3), max_new_tokens=2, eos_ids=())
+    >>> backend.name, [len(answer) for answer in answers]
+    ('eager', [2])
     """
     reasons = available_backends(_device(llm).type)
     if name not in reasons:

@@ -70,6 +70,16 @@ def measure(
     ------
     ValueError
         No prompt, no run or fewer than two new tokens, or a prompt that does not fit the backend's cache.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).eval()
+    >>> prompt = torch.ones(1, 3, 8), torch.ones(1, 3)
+    >>> result = measure(make_backend("eager", llm, 1, 5), [lambda: prompt], new_tokens=2, warmups=0, runs=1)
+    >>> result["prompt_tokens"], result["token_match"], result["ttft_ms"] > 0
+    (3, 1.0, True)
     """
     if new_tokens < 2 or runs < 1 or not prompts:
         raise ValueError("measure: give a prompt, at least one run and at least two new tokens")

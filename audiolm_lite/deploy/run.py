@@ -27,6 +27,16 @@ def choose_backend(name: str, llm: nn.Module) -> str:
     """Return the requested backend; for "best" the first of aoti, inductor, eager that works here for this LLM.
 
     Prints why a faster one cannot be used. A quantised LLM only runs in the eager backend.
+
+    Examples
+    --------
+    >>> llm = nn.Linear(2, 2)
+    >>> choose_backend("inductor", llm)
+    'inductor'
+    >>> llm.is_quantized = True
+    >>> choose_backend("best", llm)
+    no aoti and no inductor: the LLM is quantised
+    'eager'
     """
     if name != "best":
         return name
