@@ -60,6 +60,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         The file is missing, damaged or of another format version.
     ConfigError
         The LLM's configuration has no source.
+
+    Examples
+    --------
+    >>> from audiolm_lite.hub.save import make_config, write_config
+    >>> folder = getfixture("tmp_path")
+    >>> blocks = {"encoder": {"type": "whisper"}, "adapter": {"type": "linear"}, "llm": {"source": "owner/llm"}}
+    >>> write_config(folder, make_config({**blocks, "template": "{audio}"}, folder), {"adapter.safetensors": 4})
+    >>> config = read_config(folder)
+    >>> config["llm"], config["tensors"]
+    ({'source': 'owner/llm'}, {'adapter.safetensors': 4})
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -102,6 +112,15 @@ def resolve_source(source: str, name: str, folder: Path) -> str:
     ------
     ModelFolderError
         An absolute path that does not exist on this machine.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "llm").mkdir()
+    >>> resolve_source("llm", "llm", folder) == str((folder / "llm").resolve())
+    True
+    >>> resolve_source("owner/llm", "llm", folder)
+    'owner/llm'
     """
     path = (folder / source).resolve()
     if not Path(source).is_absolute() and path.is_relative_to(folder.resolve()) and path.exists():
@@ -128,6 +147,12 @@ def local_folder(source: str | Path, name: str = "model") -> Path:
     ------
     ModelFolderError
         Neither a folder nor a repository that can be downloaded.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> local_folder(str(folder)) == folder
+    True
     """
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser()
@@ -149,6 +174,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     ------
     ModelFolderError
         The file is missing or damaged.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> file = getfixture("tmp_path") / "adapter.safetensors"
+    >>> save_file({"weight": torch.tensor([1.0, 2.0])}, file)
+    >>> read_tensors(file)
+    {'weight': tensor([1., 2.])}
     """
     if not path.is_file():
         raise ModelFolderError(f"{path}: no such file; download the model again")
@@ -178,5 +212,16 @@ def stored_name(name: str, component: str) -> str:
 
 
 def lora_is_trained(llm: nn.Module) -> bool:
-    """Return whether any LoRA B matrix is not zero; if all are, the LoRA adds nothing."""
+    """Return whether any LoRA B matrix is not zero; if all are, the LoRA adds nothing.
+
+    Examples
+    --------
+    >>> llm = nn.ModuleDict({"lora_A": nn.Linear(4, 2, bias=False), "lora_B": nn.Linear(2, 4, bias=False)})
+    >>> _ = nn.init.zeros_(llm["lora_B"].weight)
+    >>> lora_is_trained(llm)
+    False
+    >>> _ = nn.init.ones_(llm["lora_B"].weight)
+    >>> lora_is_trained(llm)
+    True
+    """
     return any("lora_B" in name and bool(tensor.count_nonzero()) for name, tensor in llm.state_dict().items())

@@ -101,6 +101,18 @@ def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
     ------
     ModelFolderError
         As in `load_model`, or the adapter differs from the folder's, or the LLM does not have the folder's LoRA.
+
+    Examples
+    --------
+    >>> from audiolm_lite.hub.save import save_model
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).requires_grad_(False)
+    >>> model, folder = AudioLanguageModel(nn.Linear(2, 8), llm), getfixture("tmp_path")
+    >>> blocks = {"encoder": {"type": "whisper"}, "adapter": {"type": "linear"}, "llm": {"source": "owner/llm"}}
+    >>> save_model(model, {**blocks, "template": "{audio}"}, folder)
+    >>> load_trained(model, folder)
+    ['adapter.bias', 'adapter.weight']
     """
     folder = local_folder(folder)
     counts = read_config(folder)["tensors"]
@@ -139,6 +151,17 @@ def load_language_model(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Mod
     ------
     ModelFolderError, ConfigError
         As in `load_model`.
+
+    Examples
+    --------
+    >>> from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> folder = getfixture("tmp_path")
+    >>> LlamaForCausalLM(LlamaConfig(vocab_size=384, **sizes)).save_pretrained(folder / "llm")
+    >>> _ = ByT5Tokenizer().save_pretrained(folder / "llm")
+    >>> llm, tokenizer = load_language_model(folder, {"llm": {"source": "llm"}, "tensors": {}})
+    >>> type(llm).__name__, type(tokenizer).__name__
+    ('LlamaForCausalLM', 'ByT5Tokenizer')
     """
     llm_config = _resolved(config, "llm", folder)
     llm, tokenizer = load_llm(llm_config)

@@ -56,6 +56,17 @@ def save_model(
     ------
     ModelFolderError
         A pretrained model to copy has no safetensors file, or cannot be downloaded.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).requires_grad_(False)
+    >>> folder = getfixture("tmp_path")
+    >>> blocks = {"encoder": {"type": "whisper"}, "adapter": {"type": "linear"}, "llm": {"source": "owner/llm"}}
+    >>> save_model(AudioLanguageModel(nn.Linear(2, 8), llm), {**blocks, "template": "{audio}"}, folder)
+    >>> sorted(file.name for file in folder.iterdir())
+    ['adapter.safetensors', 'audiolm_lite.json']
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +114,13 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
     ------
     ModelFolderError
         As in `save_model`.
+
+    Examples
+    --------
+    >>> blocks = {"encoder": {"type": "whisper"}, "adapter": {"type": "linear"}, "llm": {"source": "owner/llm"}}
+    >>> config = make_config({**blocks, "template": "{audio}"}, getfixture("tmp_path"))
+    >>> config["llm"], config["generation"]
+    ({'source': 'owner/llm'}, {'max_new_tokens': 200})
     """
     config = {
         "format": FORMAT,
@@ -127,6 +145,13 @@ def write_config(folder: Path, config: Mapping[str, Any], counts: Mapping[str, i
         From `make_config`.
     counts : mapping
         Name of each other file of the folder ("lora" for the LoRA) -> number of its tensors.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> write_config(folder, {"format": 1}, {"adapter.safetensors": 4})
+    >>> json.loads((folder / CONFIG_FILE).read_text())
+    {'format': 1, 'tensors': {'adapter.safetensors': 4}}
     """
     write_json(folder / CONFIG_FILE, {**config, "tensors": dict(counts)})
 
