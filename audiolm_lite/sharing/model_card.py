@@ -59,6 +59,17 @@ def model_card(config: Mapping[str, Any], repo_id: str, metrics: Mapping[str, An
     -------
     str
         Markdown with the metadata block of the hub.
+
+    Examples
+    --------
+    >>> blocks = {"encoder": {"source": "openai/whisper-tiny"}, "adapter": {}, "llm": {"source": "me/llm"}}
+    >>> card = model_card({**blocks, "template": "{audio}"}, "me/listener")
+    >>> print("\\n".join(card.splitlines()[4:9]))
+    base_model:
+    - openai/whisper-tiny
+    - me/llm
+    ---
+    # listener
     """
     base_models = [source for name in ("encoder", "llm") for source in sources(config[name]) if "/" in source]
     text = _CARD.format(
