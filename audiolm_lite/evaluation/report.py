@@ -28,6 +28,15 @@ def result_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         Titles of the columns.
     rows : list of list of str
         Text of the cells.
+
+    Examples
+    --------
+    >>> age = {"type": "regression", "items": 3, "mae": 4.0, "interval": {"mae": [2.0, 6.0]}}
+    >>> header, rows = result_rows({"controls": {"normal": {"age": age}, "zeros": {"age": {**age, "mae": 9.0}}}})
+    >>> header
+    ['task', 'items', 'score', 'with audio', 'no audio']
+    >>> rows
+    [['age', '3', 'MAE ↓', '4.000 [2.000, 6.000]', '9.000 [2.000, 6.000]']]
     """
     controls = list(metrics["controls"])
     header = ["task", "items", "score", *(CONTROLS.get(control, control) for control in controls)]
@@ -95,6 +104,17 @@ def write_report(
         Paragraphs below the heading, for example the model, the data and limits of the results.
     latency : sequence of mappings
         Results of `deploy.latency.measure`, one per table column.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> answer = {"id": "1", "control": "normal", "task": "age", "instruction": "How old?", "target": "30"}
+    >>> _ = (folder / "predictions.jsonl").write_text(json.dumps({**answer, "prediction": "about 34"}))
+    >>> metrics = {"controls": {"normal": {"age": {"type": "regression", "items": 1, "mae": 4.0}}}}
+    >>> write_report(folder / "report.html", metrics, folder / "predictions.jsonl", title="Ages")
+    >>> page = (folder / "report.html").read_text(encoding="utf-8")
+    >>> [text in page for text in ("<h1>Ages</h1>", "4.000", "about 34")]
+    [True, True, True]
     """
     sections = ["<h2>Results</h2>", _table(*result_rows(metrics), numeric=3), _remarks(metrics)]
     if latency:

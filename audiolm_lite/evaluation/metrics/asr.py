@@ -98,7 +98,14 @@ def score_asr(targets: Sequence[str], answers: Sequence[str], normaliser: str = 
 
 
 def score_rows(rows: Sequence[dict], answers: Sequence[str], normaliser: str = "whisper_english") -> dict[str, Any]:
-    """Score answers to rows whose field `target` is the transcript."""
+    """Score answers to rows whose field `target` is the transcript.
+
+    Examples
+    --------
+    >>> scores = score_rows([{"target": "Four cats."}, {"target": "a dog"}], ["4 cats", "the dog"])
+    >>> scores["wer"], scores["substitutions"]
+    (0.25, 1)
+    """
     return score_asr([row["target"] for row in rows], answers, normaliser)
 
 

@@ -146,7 +146,14 @@ def score_classification(
 
 
 def score_labels(predicted: Sequence[str | None], targets: Sequence[str]) -> dict[str, Any]:
-    """Score predicted labels, None for an answer that names none; returns the scores of `score_classification`."""
+    """Score predicted labels, None for an answer that names none; returns the scores of `score_classification`.
+
+    Examples
+    --------
+    >>> scores = score_labels(["dog", None], ["dog", "rain"])
+    >>> scores["accuracy"], scores["unparsed"], scores["per_class"]["rain"]["recall"]
+    (0.5, 1, 0.0)
+    """
     predictions, truth = np.array(predicted, dtype=object), np.array(targets, dtype=object)
     classes = sorted(set(targets))
     is_target = np.stack([truth == name for name in classes], axis=1).astype(np.float64)  # [items, classes]
@@ -178,6 +185,13 @@ def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: n
     -------
     dict
         `per_class` {label: precision, recall, f1, items}, `macro_f1` (mean over the classes) and its `interval`.
+
+    Examples
+    --------
+    >>> is_target, is_predicted = np.array([[1.0, 0], [0, 1]]), np.array([[1.0, 0], [1, 0]])
+    >>> scores = score_classes(["dog", "rain"], is_target, is_predicted)
+    >>> scores["per_class"]["dog"]["precision"], round(scores["macro_f1"], 3)
+    (0.5, 0.333)
     """
     both, either = is_target * is_predicted, is_target + is_predicted
 
@@ -206,7 +220,15 @@ def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: n
 def score_rows(
     rows: Sequence[dict], answers: Sequence[str], labels: Labels | Sequence[Labels] | None = None
 ) -> dict[str, Any]:
-    """Score answers to rows with the field `label` or else `target`; `labels` defaults to the rows' field `labels`."""
+    """Score answers to rows with the field `label` or else `target`; `labels` defaults to the rows' field `labels`.
+
+    Examples
+    --------
+    >>> rows = [{"target": "dog", "labels": ["dog", "rain"]}, {"target": "rain", "labels": ["rain", "wind"]}]
+    >>> scores = score_rows(rows, ["A dog barks.", "strong wind"])
+    >>> scores["accuracy"], scores["unparsed"]
+    (0.5, 0)
+    """
     if labels is None and all("labels" in row for row in rows):
         labels = [row["labels"] for row in rows]
     return score_classification([row.get("label", row["target"]) for row in rows], answers, labels)

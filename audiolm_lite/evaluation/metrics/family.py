@@ -47,7 +47,14 @@ class MetricFamily(NamedTuple):
 
 
 def check_lengths(function: str, targets: Sequence, answers: Sequence) -> None:
-    """Raise ValueError, naming the function, unless there is one answer per target and at least one target."""
+    """Raise ValueError, naming the function, unless there is one answer per target and at least one target.
+
+    Examples
+    --------
+    >>> check_lengths("score_asr", ["yes", "no"], ["yes"])
+    Traceback (most recent call last):
+    ValueError: score_asr: 2 targets and 1 answers; give one answer per target, at least one
+    """
     if len(targets) != len(answers) or not targets:
         raise ValueError(
             f"{function}: {len(targets)} targets and {len(answers)} answers; give one answer per target, at least one"

@@ -35,6 +35,12 @@ def bootstrap(
     -------
     list of float
         [low, high].
+
+    Examples
+    --------
+    >>> values = np.array([0.0, 1.0])
+    >>> bootstrap(lambda counts: counts @ values / 2, items=2)  # the mean; each item may be drawn twice
+    [0.0, 1.0]
     """
     generator = np.random.default_rng(seed)
     block = max(1, _COUNTS_PER_BLOCK // items)

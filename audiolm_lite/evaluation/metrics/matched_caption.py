@@ -49,6 +49,13 @@ def score_matched_caption(
         Another matcher, or one whose library is not installed.
     ValueError
         No items, or differing lengths.
+
+    Examples
+    --------
+    >>> matcher = {"type": "embedding", "source": "sentence-transformers/all-MiniLM-L6-v2"}
+    >>> scores = score_matched_caption(["dog"], [""], [["dog", "rain"]], matcher)  # no caption, so no model is loaded
+    >>> scores["accuracy"], scores["unparsed"]
+    (0.0, 1)
     """
     check_lengths("score_matched_caption", targets, answers)
     kinds = {"embedding": _by_embedding, "llm": _by_llm}
@@ -114,7 +121,14 @@ def _by_llm(source: str, captions: list[str], classes: list[str]) -> Tensor:
 
 
 def score_rows(rows: Sequence[dict], answers: Sequence[str], matcher: Mapping[str, Any]) -> dict[str, Any]:
-    """Score captions of rows with the fields `label`, the correct class, and `labels`, the classes to choose from."""
+    """Score captions of rows with the fields `label`, the correct class, and `labels`, the classes to choose from.
+
+    Examples
+    --------
+    >>> matcher = {"type": "embedding", "source": "sentence-transformers/all-MiniLM-L6-v2"}
+    >>> score_rows([{"label": "dog", "labels": ["dog", "rain"]}], [""], matcher)["unparsed"]  # no caption
+    1
+    """
     return score_matched_caption([row["label"] for row in rows], answers, [row["labels"] for row in rows], matcher)
 
 

@@ -92,7 +92,14 @@ def score_multi_label(
 def score_rows(
     rows: Sequence[dict], answers: Sequence[str], field: str = "sounds", labels: Labels | None = None
 ) -> dict[str, Any]:
-    """Score answers to rows whose field `field` is the list of correct labels."""
+    """Score answers to rows whose field `field` is the list of correct labels.
+
+    Examples
+    --------
+    >>> scores = score_rows([{"sounds": ["dog", "rain"]}], ["a dog"])
+    >>> scores["precision"], scores["recall"]
+    (1.0, 0.5)
+    """
     return score_multi_label([row[field] for row in rows], answers, labels)
 
 

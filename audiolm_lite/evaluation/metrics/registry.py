@@ -72,6 +72,12 @@ def check_metrics(metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]
     ------
     ConfigError
         A task without entry, an unknown type or option, or a value that the option cannot have.
+
+    Examples
+    --------
+    >>> check_metrics({"asr": {"type": "asr", "normalizer": "basic"}}, tasks=["asr"])
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: metrics, task 'asr', type asr: unknown option 'normalizer'; did you mean ...
     """
     for task in tasks:
         where = f"metrics, task {task!r}"

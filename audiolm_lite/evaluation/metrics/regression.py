@@ -115,7 +115,14 @@ def score_regression(targets: Sequence[str | float], answers: Sequence[str], pen
 def score_rows(
     rows: Sequence[dict], answers: Sequence[str], field: str = "target", penalty: float = 20.0
 ) -> dict[str, Any]:
-    """Score answers to rows whose field `field` is the correct number."""
+    """Score answers to rows whose field `field` is the correct number.
+
+    Examples
+    --------
+    >>> scores = score_rows([{"age": "30"}, {"age": 50}], ["about thirty-two", "unknown"], field="age")
+    >>> scores["mae"], scores["unparsed"]
+    (2.0, 1)
+    """
     return score_regression([row[field] for row in rows], answers, penalty)
 
 
