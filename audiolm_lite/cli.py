@@ -57,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     ----------
     argv : sequence of str, optional
         Job and its arguments; by default those of this process.
+
+    Examples
+    --------
+    >>> main(["trian"])
+    Traceback (most recent call last):
+    SystemExit: error: unknown job 'trian'; did you mean 'train'? Known: prepare, train, ...
     """
     run_command(_run, argv)
 
@@ -77,7 +83,13 @@ def _run(argv: list[str]) -> object:
 
 
 def help_text() -> str:
-    """Describe the command and its jobs."""
+    """Describe the command and its jobs.
+
+    Examples
+    --------
+    >>> help_text().splitlines()[0]
+    'usage: audiolm-lite JOB [arguments]'
+    """
     lines = ["usage: audiolm-lite JOB [arguments]", "       audiolm-lite JOB --help", "       audiolm-lite --version"]
     for group, jobs in JOBS.items():
         lines += ["", f"{group}:", *(f"  {name:<12} {job.help}" for name, job in jobs.items())]

@@ -20,7 +20,15 @@ logger = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Put the finder in place; `import audiolm_lite` does it. A second call changes nothing."""
+    """Put the finder in place; `import audiolm_lite` does it. A second call changes nothing.
+
+    Examples
+    --------
+    >>> before = list(sys.meta_path)  # `import audiolm_lite` has put the finder in place
+    >>> install()
+    >>> sys.meta_path == before
+    True
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

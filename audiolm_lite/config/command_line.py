@@ -34,6 +34,15 @@ def parse_arguments(
     ------
     ConfigError
         No file, no such file, more than one file, or an option without a value.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "stage_1.yaml"
+    >>> file.touch()
+    >>> argv = [str(file), "--lr", "1e-4", "--adapter.stride=2", "--device", "cpu"]
+    >>> _, overrides, run_opts = parse_arguments(argv)
+    >>> overrides, run_opts
+    ({'lr': 0.0001, 'adapter': {'stride': 2}}, {'device': 'cpu'})
     """
     path: Path | None = None
     overrides: dict[str, Any] = {}
@@ -71,7 +80,13 @@ def parse_arguments(
 
 
 def help_text(keys: Mapping[str, Key]) -> str:
-    """Describe the command line: run options and documented keys with their defaults."""
+    """Describe the command line: run options and documented keys with their defaults.
+
+    Examples
+    --------
+    >>> help_text({"beams": Key("Beams of the search.", int, 4)}).splitlines()[-1].split(maxsplit=2)
+    ['--beams', 'int', 'Beams of the search. [default 4]']
+    """
     lines = ["usage: python SCRIPT.py FILE.yaml [--key value ...]", "", "run options:"]
     options = {**RUN_OPTIONS, **(STAGES_OPTION if keys is TRAINING_KEYS else {})}
     lines += [f"  {f'--{name} {value}':<34} {text}" for name, (value, text) in options.items()]

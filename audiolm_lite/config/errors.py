@@ -56,6 +56,14 @@ def run_command(main: Callable[[list[str]], Any], argv: Sequence[str] | None = N
     ------
     SystemExit
         Always; with status 1 after a `UserError`.
+
+    Examples
+    --------
+    >>> def main(arguments):
+    ...     raise UserError(f"{arguments[0]}: no such file")
+    >>> run_command(main, ["stage_1.yaml"])
+    Traceback (most recent call last):
+    SystemExit: error: stage_1.yaml: no such file
     """
     try:
         status = main(list(sys.argv[1:] if argv is None else argv))

@@ -44,6 +44,15 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
         Unknown key, missing key or wrong type; the message names file, key and remedy.
     SystemExit
         `--help` was given and printed.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "search.yaml"
+    >>> _ = file.write_text("penalty: 0.1")
+    >>> keys = {"penalty": Key("Length penalty.", float), "beams": Key("Beams of the search.", int, 4)}
+    >>> hparams, run_opts, _ = load_experiment([str(file), "--penalty", "0.2", "--device", "cpu"], keys)
+    >>> hparams, run_opts
+    ({'penalty': 0.2, 'beams': 4}, {'device': 'cpu'})
     """
     if "--help" in argv or "-h" in argv:
         print(help_text(keys))

@@ -26,6 +26,11 @@ def accelerate_options(environment: Mapping[str, str]) -> dict[str, Any]:
     ------
     ConfigError
         The file requests an engine or a precision that is not supported.
+
+    Examples
+    --------
+    >>> accelerate_options({"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "true"})
+    {'precision': 'bf16', 'parallel': 'fsdp'}
     """
 
     def requested(name: str) -> bool:

@@ -48,6 +48,12 @@ def build(package: str, config: dict[str, Any], **extra: Any) -> Any:
     ------
     ConfigError
         Unknown type, or an argument that is unknown, missing or set by the program.
+
+    Examples
+    --------
+    >>> adapter = build("adapters", {"type": "linear", "stride": 2}, feature_dim=8, num_layers=1, llm_dim=16)
+    >>> adapter.num_tokens(50)
+    25
     """
     if not isinstance(config, dict) or not isinstance(config.get("type"), str):
         known = component_types(package)
@@ -74,7 +80,13 @@ def build(package: str, config: dict[str, Any], **extra: Any) -> Any:
 
 
 def with_defaults(package: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a component's configuration with the defaults of the arguments that it leaves out."""
+    """Return a component's configuration with the defaults of the arguments that it leaves out.
+
+    Examples
+    --------
+    >>> with_defaults("adapters", {"type": "linear", "stride": 2})
+    {'stride': 2, 'hidden_dim': 2048, 'conv': False, 'type': 'linear'}
+    """
     component = importlib.import_module(f"audiolm_lite.{package}.{config['type']}").COMPONENT
     parameters = inspect.signature(component).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty} | dict(config)
@@ -108,7 +120,14 @@ def map_sources(config: Mapping[str, Any], change: Callable[[str, str], str], wh
 
 
 def sources(config: Mapping[str, Any]) -> list[str]:
-    """List every pretrained model that a component's configuration names."""
+    """List every pretrained model that a component's configuration names.
+
+    Examples
+    --------
+    >>> speech = {"type": "whisper", "source": "openai/whisper-tiny"}
+    >>> sources({"type": "fused", "encoders": {"speech": speech, "sound": {"type": "beats", "source": "BEATs.pt"}}})
+    ['openai/whisper-tiny', 'BEATs.pt']
+    """
     named: list[str] = []
 
     def keep(source: str, _: str) -> str:

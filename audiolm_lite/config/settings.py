@@ -18,6 +18,12 @@ def settings(hparams: Mapping, keys: Mapping[str, Key] = TRAINING_KEYS) -> dict[
         Loaded keys.
     keys : mapping
         The documented keys; those with `result=False` are left out.
+
+    Examples
+    --------
+    >>> keys = {"seed": Key("Seed.", int), "log_every": Key("Steps between log lines.", int, result=False)}
+    >>> settings({"seed": 3, "log_every": 10}, keys)
+    {'seed': 3}
     """
     values = {name: hparams[name] for name, key in keys.items() if key.result and name in hparams}
     if "mixing_temperature" in values:  # the manifests may move, but another mixture of them is another run

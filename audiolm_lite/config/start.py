@@ -12,7 +12,16 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the random number generators of Python, NumPy and torch, on all devices."""
+    """Seed the random number generators of Python, NumPy and torch, on all devices.
+
+    Examples
+    --------
+    >>> seed_everything(3)
+    >>> first = torch.rand(4)
+    >>> seed_everything(3)
+    >>> torch.equal(torch.rand(4), first)
+    True
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # all devices
@@ -29,6 +38,12 @@ def start_run(hparams: Mapping, resolved: str, is_main: bool = True) -> None:
         Text of the resolved YAML file.
     is_main : bool
         See `open_run_folder`.
+
+    Examples
+    --------
+    >>> start_run({"seed": 3}, resolved="seed: 3")  # a command without an output folder
+    >>> torch.initial_seed()
+    3
     """
     if "seed" in hparams:
         seed_everything(hparams["seed"])

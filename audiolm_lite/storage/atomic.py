@@ -57,13 +57,29 @@ def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes, *, sync: bool = False) -> None:
-    """Write a binary file atomically; parameters and errors are those of `atomic_path`."""
+    """Write a binary file atomically; parameters and errors are those of `atomic_path`.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "table.bin"
+    >>> write_bytes(file, b"12")
+    >>> file.read_bytes()
+    b'12'
+    """
     with atomic_path(path, sync=sync) as unfinished:
         unfinished.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically, with the line ends that `text` has."""
+    """Write a UTF-8 text file atomically, with the line ends that `text` has.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "reports" / "scores.csv"  # the folder is created too
+    >>> write_text(file, "id,wer")
+    >>> file.read_text()
+    'id,wer'
+    """
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -74,6 +90,15 @@ def write_json(path: str | Path, value: Any, **options: Any) -> None:
     ------
     TypeError, ValueError
         `value` cannot be written as JSON; an existing file is then unchanged.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "scores.json"
+    >>> write_json(file, {"wer": 0.1})
+    >>> print(file.read_text(), end="")
+    {
+     "wer": 0.1
+    }
     """
     write_text(path, json.dumps(value, **{"indent": 1, "ensure_ascii": False, **options}) + "\n")
 

@@ -16,7 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Return AUDIOLM_LITE_CACHE if it is set, else the folder `audiolm_lite` in XDG_CACHE_HOME or ~/.cache."""
+    """Return AUDIOLM_LITE_CACHE if it is set, else the folder `audiolm_lite` in XDG_CACHE_HOME or ~/.cache.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, {"AUDIOLM_LITE_CACHE": "/scratch/cache"}):
+    ...     cache_folder().as_posix()
+    '/scratch/cache'
+    """
     if folder := os.environ.get("AUDIOLM_LITE_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm_lite"

@@ -19,6 +19,15 @@ def map_file(file: BinaryIO) -> mmap.mmap:
     ------
     ValueError
         The file is empty.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "table.bin"
+    >>> _ = path.write_bytes(b"content")
+    >>> with path.open("rb") as file:
+    ...     mapped = map_file(file)
+    >>> mapped[:3]
+    b'con'
     """
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

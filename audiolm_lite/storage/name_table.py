@@ -101,7 +101,14 @@ class NameTable:
 
 
 def table_bytes(names: Iterable[str], numbers: np.ndarray, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the content of a table file of N names, their numbers [N, K] and `metadata`."""
+    """Return the content of a table file of N names, their numbers [N, K] and `metadata`.
+
+    Examples
+    --------
+    >>> table = NameTable(table_bytes(["b.wav", "a.wav"], np.array([[3], [5]]), {"format": "1"}))
+    >>> sorted(table), table.find("b.wav"), table.metadata
+    (['a.wav', 'b.wav'], [3], {'format': '1'})
+    """
     encoded = [_encode(name) for name in names]
     codes = np.fromiter(map(zlib.crc32, encoded), np.uint32, len(encoded))
     order = np.argsort(codes, kind="stable")
