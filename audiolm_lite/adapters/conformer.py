@@ -209,7 +209,15 @@ class RelativeAttention(nn.Module):
 
 
 def relative_positions(time: int, dim: int, device: torch.device) -> Tensor:
-    """Sinusoidal embeddings [2 * time - 1, dim] of the distances time - 1 down to 1 - time."""
+    """Sinusoidal embeddings [2 * time - 1, dim] of the distances time - 1 down to 1 - time.
+
+    Examples
+    --------
+    >>> relative_positions(2, 2, torch.device("cpu"))  # distances 1, 0 and -1
+    tensor([[ 0.8415,  0.5403],
+            [ 0.0000,  1.0000],
+            [-0.8415,  0.5403]])
+    """
     distance = torch.arange(time - 1, -time, -1, device=device, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, dim, 2, device=device, dtype=torch.float32) * -(math.log(10000.0) / dim))
     return torch.stack([(distance * rate).sin(), (distance * rate).cos()], dim=-1).flatten(1)

@@ -20,7 +20,14 @@ def require_single_layer(adapter: str, num_layers: int) -> None:
 
 
 def single_layer(adapter: str, features: Tensor) -> Tensor:
-    """Features [B, T, D] of the only layer in [B, 1, T, D]; ValueError if there are several layers."""
+    """Features [B, T, D] of the only layer in [B, 1, T, D]; ValueError if there are several layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> single_layer("linear", torch.zeros(2, 1, 50, 8)).shape
+    torch.Size([2, 50, 8])
+    """
     if features.shape[1] != 1:
         raise ValueError(f"{adapter}: features have {features.shape[1]} layers, this adapter reads one.")
     return features[:, 0]

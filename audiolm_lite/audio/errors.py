@@ -29,5 +29,15 @@ class AudioError(UserError, ValueError):
 
 
 def source_name(source: AudioSource) -> str:
-    """Path of a file, or the name of an open one."""
+    """Path of a file, or the name of an open one.
+
+    Examples
+    --------
+    >>> source_name(Path("clips/a.wav"))
+    'clips/a.wav'
+    >>> file = (getfixture("tmp_path") / "b.wav").open("wb")
+    >>> source_name(file).endswith("b.wav")
+    True
+    >>> file.close()
+    """
     return str(source if isinstance(source, str | Path) else source.name)

@@ -40,6 +40,13 @@ def count_samples(stream: BinaryIO) -> int | None:
     ------
     ValueError
         There are no three consecutive frames near the beginning. (Decoders find single "frames" in any noise.)
+
+    Examples
+    --------
+    >>> import io
+    >>> frame = bytes.fromhex("fffb9000") + bytes(413)  # MPEG 1 layer 3 at 44.1 kHz and 128 kbit/s: 1152 samples
+    >>> count_samples(io.BytesIO(10 * frame))
+    11520
     """
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)

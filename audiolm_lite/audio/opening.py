@@ -67,6 +67,14 @@ def open_audio(source: AudioSource) -> soundfile.SoundFile:
     ------
     AudioError
         The file is missing, not audio, truncated or damaged, or nothing installed can decode it.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "silence.wav"
+    >>> soundfile.write(path, [0.0] * 8000, 16000)
+    >>> with open_audio(path) as file:
+    ...     file.samplerate, file.frames, file.channels
+    (16000, 8000, 1)
     """
     if isinstance(source, str | Path):
         source = _open_member(Path(source)) or Path(source)

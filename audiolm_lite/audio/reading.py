@@ -73,6 +73,13 @@ def audio_blocks(
     """Yield (samples [n], rate in Hz) of a file or a segment, ten seconds at a time, at the file's own rate.
 
     Parameters and errors are those of `read_audio`; samples are float32, the mean of the channels.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "silence.wav"
+    >>> soundfile.write(file, np.zeros(12 * 8000), 8000)
+    >>> [(samples.shape, rate) for samples, rate in audio_blocks(file)]
+    [((80000,), 8000), ((16000,), 8000)]
     """
     with open_audio(path) as file:
         rate = file.samplerate
@@ -97,14 +104,30 @@ def audio_blocks(
 
 
 def audio_duration(path: AudioSource, start: float = 0.0, duration: float | None = None) -> float:
-    """Return the seconds of a file or of a segment of it, from its header; raises AudioError as `read_audio` does."""
+    """Return the seconds of a file or of a segment of it, from its header; raises AudioError as `read_audio` does.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "silence.wav"
+    >>> soundfile.write(file, np.zeros(12000), 8000)
+    >>> audio_duration(file), audio_duration(file, start=1.0)
+    (1.5, 0.5)
+    """
     with open_audio(path) as file:
         first, last = _segment(path, file, start, duration)
         return (last - first) / file.samplerate
 
 
 def audio_header(path: AudioSource) -> tuple[int, int, int]:
-    """Return the rate in Hz, the samples and the channels of a file; raises AudioError as `read_audio` does."""
+    """Return the rate in Hz, the samples and the channels of a file; raises AudioError as `read_audio` does.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "silence.wav"
+    >>> soundfile.write(file, np.zeros((12000, 2)), 8000)
+    >>> audio_header(file)
+    (8000, 12000, 2)
+    """
     with open_audio(path) as file:
         return file.samplerate, file.frames, file.channels
 

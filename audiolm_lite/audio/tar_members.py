@@ -65,7 +65,17 @@ def open_member(path: Path) -> BinaryIO | None:
 
 
 def tar_of(path: Path) -> Path | None:
-    """Return the tar file in a path; None if no part of the path is a tar file."""
+    """Return the tar file in a path; None if no part of the path is a tar file.
+
+    Examples
+    --------
+    >>> shard = getfixture("tmp_path") / "audio_3.tar"
+    >>> shard.touch()
+    >>> tar_of(shard / "00000012.flac").name
+    'audio_3.tar'
+    >>> tar_of(shard.parent / "00000012.flac") is None
+    True
+    """
     if ".tar/" not in str(path):
         return None
     return next((folder for folder in path.parents if folder.suffix == ".tar" and folder.is_file()), None)
