@@ -29,6 +29,13 @@ def cast_weights(where: str, model: nn.Module, dtype: str, quantization: str | N
     ------
     ConfigError
         Unknown dtype, or both a dtype and a quantization.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2)
+    >>> cast_weights("ssl", model, "bfloat16")
+    >>> model.weight.dtype
+    torch.bfloat16
     """
     if dtype not in DTYPES:
         raise ConfigError(f"{where}: dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
@@ -39,7 +46,15 @@ def cast_weights(where: str, model: nn.Module, dtype: str, quantization: str | N
 
 
 def weights_digest(module: nn.Module) -> str:
-    """16 hexadecimal digits of a hash over the names, dtypes, shapes and values of a module's tensors."""
+    """16 hexadecimal digits of a hash over the names, dtypes, shapes and values of a module's tensors.
+
+    Examples
+    --------
+    >>> norm = nn.LayerNorm(4)
+    >>> before = weights_digest(norm)
+    >>> before, weights_digest(nn.LayerNorm(4)) == before, weights_digest(norm.half()) == before
+    ('b0414fd1040e01c5', True, False)
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -68,6 +83,14 @@ def read_checkpoint(where: str, source: str, pattern: str) -> tuple[Path, dict[s
     ------
     ConfigError
         No such file or several, or a file that cannot be read this way.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> torch.save({"cfg": {"layers": 2}}, folder / "BEATs.pt")
+    >>> path, content = read_checkpoint("beats", str(folder), "*.pt")
+    >>> path.name, content
+    ('BEATs.pt', {'cfg': {'layers': 2}})
     """
     path = Path(source).expanduser()
     if not path.is_file():

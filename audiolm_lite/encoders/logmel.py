@@ -36,6 +36,13 @@ def log_mel(waveforms: Tensor, lengths: Tensor, filters: Tensor, n_fft: int, hop
         Spectrograms [B, mels, M] float32, zero after each clip's end, and mask of the valid frames [B, M] bool. Frame i
         has its centre at sample i * hop and is valid if the clip has that sample. For multiples of the hop these are
         the frames that Whisper keeps.
+
+    Examples
+    --------
+    >>> waveforms, lengths = torch.randn(2, 1600), torch.tensor([1600, 800])
+    >>> mel, valid = log_mel(waveforms, lengths, torch.ones(201, 80) / 201, n_fft=400, hop=160)
+    >>> mel.shape, valid.sum(1)
+    (torch.Size([2, 80, 10]), tensor([10,  5]))
     """
     half, last = n_fft // 2, (lengths - 1)[:, None]
     index = (torch.arange(waveforms.shape[1] + 2 * half, device=waveforms.device) - half).abs()

@@ -14,7 +14,15 @@ from audiolm_lite.modeling.masks import valid_mask
 
 
 def mean_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tensor]:
-    """Average every `pool` consecutive valid frames."""
+    """Average every `pool` consecutive valid frames.
+
+    Examples
+    --------
+    >>> features = torch.tensor([1.0, 3.0, 5.0, 9.0])[None, None, :, None]  # one clip, three valid frames
+    >>> pooled, frames = mean_pool(features, torch.tensor([3]), 2)
+    >>> pooled.flatten(), frames
+    (tensor([2., 5.]), tensor([2]))
+    """
     valid = valid_mask(frames, features.shape[2])
     features = features.masked_fill(~valid[:, None, :, None], 0)
     if pool == 1:
@@ -25,7 +33,15 @@ def mean_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tens
 
 
 def max_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tensor]:
-    """Take the maximum of each dimension over every `pool` consecutive valid frames."""
+    """Take the maximum of each dimension over every `pool` consecutive valid frames.
+
+    Examples
+    --------
+    >>> features = torch.tensor([1.0, 3.0, 5.0, 9.0])[None, None, :, None]  # one clip, three valid frames
+    >>> pooled, frames = max_pool(features, torch.tensor([3]), 2)
+    >>> pooled.flatten(), frames
+    (tensor([3., 5.]), tensor([2]))
+    """
     lowest = torch.finfo(features.dtype).min
     features = features.masked_fill(~valid_mask(frames, features.shape[2])[:, None, :, None], lowest)
     pooled, counts = _windows(features, pool, lowest).amax(3), -(-frames // pool)
@@ -33,7 +49,15 @@ def max_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tenso
 
 
 def stride_pool(features: Tensor, frames: Tensor, pool: int) -> tuple[Tensor, Tensor]:
-    """Keep the first of every `pool` consecutive frames."""
+    """Keep the first of every `pool` consecutive frames.
+
+    Examples
+    --------
+    >>> features = torch.tensor([1.0, 3.0, 5.0, 9.0])[None, None, :, None]  # one clip, three valid frames
+    >>> pooled, frames = stride_pool(features, torch.tensor([3]), 2)
+    >>> pooled.flatten(), frames
+    (tensor([1., 5.]), tensor([2]))
+    """
     kept, counts = features[:, :, ::pool], -(-frames // pool)
     return kept.masked_fill(~valid_mask(counts, kept.shape[2])[:, None, :, None], 0), counts
 
@@ -66,7 +90,14 @@ def mixing_weights(layer_mix: str | list[float] | None, num_layers: int) -> list
 
 
 def mix_layers(features: Tensor, weights: list[float]) -> Tensor:
-    """Weighted sum over layers: [B, L, T, D] and L weights -> [B, 1, T, D]."""
+    """Weighted sum over layers: [B, L, T, D] and L weights -> [B, 1, T, D].
+
+    Examples
+    --------
+    >>> features = torch.tensor([2.0, 6.0])[None, :, None, None]  # two layers
+    >>> mix_layers(features, [0.25, 0.75])
+    tensor([[[[5.]]]])
+    """
     return torch.einsum("bltd,l->btd", features, features.new_tensor(weights))[:, None]
 
 

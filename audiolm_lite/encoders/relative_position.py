@@ -18,6 +18,14 @@ def position_bias(embedding: nn.Embedding, time: int, max_distance: int) -> Tens
         Frames T.
     max_distance : int
         This and all larger distances have the last bucket.
+
+    Examples
+    --------
+    >>> embedding = nn.Embedding.from_pretrained(torch.arange(8.0)[:, None])  # the bias is the bucket
+    >>> position_bias(embedding, time=3, max_distance=8)
+    tensor([[[0., 5., 6.],
+             [1., 0., 5.],
+             [2., 1., 0.]]])
     """
     half = embedding.num_embeddings // 2
     exact = half // 2
@@ -42,6 +50,13 @@ def gate(states: Tensor, linear: nn.Linear, scale: Tensor) -> Tensor:
         D / heads -> 8: four numbers per gate.
     scale : Tensor
         Learned scale of the reset gate [1, heads, 1, 1].
+
+    Examples
+    --------
+    >>> linear = nn.Linear(4, 8)
+    >>> _ = linear.weight.data.zero_(), linear.bias.data.zero_()  # both gates are half open
+    >>> gate(torch.randn(1, 2, 3, 4), linear, torch.ones(1, 2, 1, 1)).unique()
+    tensor([1.7500], grad_fn=...)
     """
     update, reset = linear(states).unflatten(-1, (2, 4)).sum(-1, keepdim=True).sigmoid().unbind(-2)
     return update * (reset * scale - 1) + 2

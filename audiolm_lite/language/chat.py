@@ -39,6 +39,16 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: i
     ChatTemplateError
         The tokenizer has no chat template, or its template raises an error, changes messages or has no special token
         after an answer.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end> {% endfor %}"
+    >>> words = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1}, "<unk>"))
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", chat_template=template)
+    >>> render_chat(tokenizer, None, 1)
+    [('user: ', '<end> assistant: ', '<end>')]
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ChatTemplateError("the tokenizer has no chat template; write the complete prompt as a template instead.")

@@ -43,6 +43,18 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     ------
     ConfigError
         An entry is unknown or missing or has an invalid value, or a required package is not installed.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import LlamaConfig, PreTrainedTokenizerFast
+    >>> folder = str(getfixture("tmp_path"))
+    >>> LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(folder)
+    >>> words = Tokenizer(models.WordLevel({"<unk>": 0, "hello": 1}, "<unk>"))
+    >>> _ = PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    >>> llm, tokenizer = load_llm({"source": folder, "dtype": "bfloat16"}, on_meta=True)
+    >>> llm.device, llm.dtype, tokenizer("hello").input_ids
+    (device(type='meta'), torch.bfloat16, [1])
     """
     _check_entries("llm", config, tuple(_ENTRIES), required=("source",))
     config = _ENTRIES | config

@@ -46,6 +46,15 @@ def load_voxtral_llm(source: str, config: VoxtralConfig, **options: Any) -> nn.M
     -------
     nn.Module
         Causal LM of transformers with the checkpoint's weights, quantized if `quantization_config` is given.
+
+    Examples
+    --------
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> config = VoxtralConfig(audio_config=sizes, text_config=sizes | {"vocab_size": 16}, audio_token_id=0)
+    >>> VoxtralForConditionalGeneration(config).save_pretrained(getfixture("tmp_path"))
+    >>> llm = load_voxtral_llm(str(getfixture("tmp_path")), config)
+    >>> type(llm).__name__, llm.lm_head
+    ('LlamaForCausalLM', Linear(in_features=8, out_features=16, bias=False))
     """
     voxtral = VoxtralForConditionalGeneration.from_pretrained(source, use_safetensors=True, **options)
     if not hasattr(voxtral, "model"):  # in transformers 4 its language model is a causal LM
@@ -76,6 +85,16 @@ def load_tekken(source: str) -> PreTrainedTokenizerBase:
     -------
     PreTrainedTokenizerBase
         Tokenizer with the special tokens of the file, among them `bos_token`, `eos_token` and `unk_token`.
+
+    Examples
+    --------
+    >>> special = [{"rank": rank, "token_str": token} for rank, token in enumerate(["<unk>", "<s>", "</s>"])]
+    >>> vocab = [{"token_bytes": base64.b64encode(bytes([byte])).decode()} for byte in range(256)]
+    >>> config = {"pattern": "[a-z]+", "default_vocab_size": 259, "default_num_special_tokens": 3}
+    >>> folder, content = getfixture("tmp_path"), {"config": config, "special_tokens": special, "vocab": vocab}
+    >>> _ = (folder / "tekken.json").write_text(json.dumps(content))
+    >>> load_tekken(str(folder))("ab</s>").input_ids
+    [100, 101, 2]
     """
     content = json.loads(Path(cached_file(source, "tekken.json")).read_text(encoding="utf-8"))
     config = content["config"]

@@ -199,7 +199,16 @@ class AudioLanguageModel(nn.Module):
 
 
 def supervised_positions(batch: Batch) -> Tensor:
-    """Mask [B, S - 1] of the positions whose next token is supervised."""
+    """Mask [B, S - 1] of the positions whose next token is supervised.
+
+    Examples
+    --------
+    >>> labels, mask = torch.tensor([[IGNORE, 5, 7, IGNORE]]), torch.tensor([[True, True, True, False]])
+    >>> ids = torch.tensor([[3, 5, 7, 0]])
+    >>> batch = Batch([], [], None, None, None, None, input_ids=ids, attention_mask=mask, labels=labels)
+    >>> supervised_positions(batch)
+    tensor([[ True,  True, False]])
+    """
     supervised = batch.labels[:, 1:] != IGNORE
     # A target without a valid token before it cannot be predicted, even if its label is set.
     if batch.packed:

@@ -9,6 +9,14 @@ def unwrap_peft(llm: nn.Module) -> Any:
     """Causal language model of transformers inside a PEFT wrapper, or `llm` itself where there is no wrapper.
 
     The LoRA layers stay in place: PEFT inserts them into the wrapped model.
+
+    Examples
+    --------
+    >>> from peft import LoraConfig, get_peft_model
+    >>> linear = nn.Sequential(nn.Linear(2, 2))
+    >>> wrapped = get_peft_model(linear, LoraConfig(target_modules=["0"]))
+    >>> unwrap_peft(wrapped) is linear, unwrap_peft(linear) is linear
+    (True, True)
     """
     return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
 
@@ -25,5 +33,14 @@ def merge_lora(llm: nn.Module) -> nn.Module:
     -------
     nn.Module
         Model without wrapper; `llm` itself where there is no LoRA.
+
+    Examples
+    --------
+    >>> from peft import LoraConfig, get_peft_model
+    >>> wrapped = get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
+    >>> merge_lora(wrapped)
+    Sequential(
+      (0): Linear(in_features=2, out_features=2, bias=True)
+    )
     """
     return llm.merge_and_unload() if hasattr(llm, "merge_and_unload") else llm

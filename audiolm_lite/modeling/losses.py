@@ -28,7 +28,14 @@ def chunk_positions(vocabulary: int, chunk: int = 0) -> int:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats of logits [K, V], and the number of targets [K] with the highest logit."""
+    """Summed cross-entropy in nats of logits [K, V], and the number of targets [K] with the highest logit.
+
+    Examples
+    --------
+    >>> loss, correct = cross_entropy(torch.tensor([[0.0, 0.0], [0.0, 100.0]]), torch.tensor([1, 1]))
+    >>> loss, correct  # log(2) + 0
+    (tensor(0.6931), tensor(1))
+    """
     logits = logits.float()
     total = F.cross_entropy(logits, targets, reduction="sum")
     return total, (logits.argmax(dim=-1) == targets).sum()
@@ -64,6 +71,15 @@ def chunked_loss(
     -------
     tuple of Tensor
         The two sums. The first can be differentiated once.
+
+    Examples
+    --------
+    >>> head, hidden, targets = nn.Linear(4, 8), torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 4, 5])
+    >>> loss, _ = chunked_loss(cross_entropy, head, hidden, [targets], chunk=2)
+    >>> torch.testing.assert_close(loss, cross_entropy(head(hidden), targets)[0])
+    >>> loss.backward()
+    >>> head.weight.grad.shape
+    torch.Size([8, 4])
     """
     if len(hidden) <= chunk:  # includes the case without any position
         return function(head(hidden), *targets)
@@ -120,6 +136,13 @@ def check_loss_kernel(name: str, head: nn.Module) -> None:
     ------
     ConfigError
         Unknown name, torch without the kernel, or an output layer that is more than one matrix.
+
+    Examples
+    --------
+    >>> check_loss_kernel("chunked", nn.Linear(4, 8))
+    >>> check_loss_kernel("liger", nn.Linear(4, 8))
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: loss_kernel is 'liger', it must be one of chunked, torch
     """
     if name not in LOSS_KERNELS:
         raise ConfigError(f"loss_kernel is {name!r}, it must be one of {', '.join(LOSS_KERNELS)}")

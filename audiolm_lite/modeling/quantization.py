@@ -11,7 +11,15 @@ QUANTIZATIONS = (None, "8bit", "4bit")
 
 
 def check_quantization(where: str, bits: str | None) -> None:
-    """Raise ConfigError unless `bits` is one of `QUANTIZATIONS`; `where` is the block of the experiment file."""
+    """Raise ConfigError unless `bits` is one of `QUANTIZATIONS`; `where` is the block of the experiment file.
+
+    Examples
+    --------
+    >>> check_quantization("llm", "4bit")
+    >>> check_quantization("llm", "2bit")
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: llm: quantization is '2bit', it must be one of None, 8bit, 4bit.
+    """
     if bits not in QUANTIZATIONS:
         raise ConfigError(f"{where}: quantization is {bits!r}, it must be one of {', '.join(map(str, QUANTIZATIONS))}.")
 
@@ -41,6 +49,11 @@ def bitsandbytes_config(
     ------
     ConfigError
         Unknown value of `bits`, no NVIDIA GPU, or bitsandbytes is not installed.
+
+    Examples
+    --------
+    >>> bitsandbytes_config("llm", None, torch.bfloat16) is None
+    True
     """
     check_quantization(where, bits)
     if bits is None:

@@ -30,6 +30,13 @@ def checkpoint_activations(module: nn.Module, every: int) -> None:
 
     The gradients are identical to the last bit, also with dropout. They reach `inputs_embeds` of a frozen LLM:
     transformers' own option skips blocks in eval mode.
+
+    Examples
+    --------
+    >>> blocks = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)])
+    >>> checkpoint_activations(nn.Sequential(blocks), every=2)
+    >>> [isinstance(block.forward, partial) for block in blocks]
+    [True, False, True]
     """
     for block in find_blocks(module)[::every]:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -51,6 +58,15 @@ def set_attention(llm: nn.Module, name: str) -> None:
     ------
     ConfigError
         A required package is not installed, or the LLM does not support the implementation.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    >>> llm = LlamaForCausalLM(config)
+    >>> set_attention(llm, "eager")
+    >>> llm.config._attn_implementation
+    'eager'
     """
     try:
         unwrap_peft(llm).set_attn_implementation(name)
