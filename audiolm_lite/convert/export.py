@@ -19,6 +19,18 @@ def export_lora(folder: Path, out: Path) -> None:
         The model has no LoRA.
     FileExistsError
         `out` exists.
+
+    Examples
+    --------
+    >>> from audiolm_lite.hub.save import make_config, write_config
+    >>> folder = getfixture("tmp_path") / "model"
+    >>> (folder / "lora").mkdir(parents=True)
+    >>> _ = (folder / "lora/adapter_model.safetensors").write_bytes(b"")
+    >>> blocks = {"encoder": {}, "adapter": {}, "llm": {"source": "owner/llm"}, "template": "{instruction}"}
+    >>> write_config(folder, make_config(blocks, folder), {"lora": 2})
+    >>> export_lora(folder, folder / "peft")
+    >>> [file.name for file in (folder / "peft").iterdir()]
+    ['adapter_model.safetensors']
     """
     if "lora" not in read_config(folder)["tensors"]:
         raise ConversionError(f"{folder}: this model has no LoRA; export_merged writes its LLM")

@@ -16,6 +16,17 @@ def llm_rules(names: Iterable[str], prefix: str) -> list[Rule]:
     """Rules for the tensors of a causal LM below `prefix` (a regular expression) in a checkpoint with these names.
 
     If the checkpoint has a LoRA, the other tensors of the LLM are pretrained and frozen. Otherwise they were trained.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from audiolm_lite.convert.tensor_rules import apply_rules
+    >>> layer = "llm.model.layers.0.mlp.up_proj"
+    >>> tensors = {f"{layer}.weight": torch.zeros(4, 4), f"{layer}.lora_A.weight": torch.zeros(2, 4)}
+    >>> for tensor in apply_rules(tensors, llm_rules(tensors, "llm[.]")).report:
+    ...     print(tensor.status, tensor.note)
+    used lora: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
+    ignored pretrained, frozen under the LoRA
     """
     base = rf"{prefix}{_PEFT}({_LAYER}|model\.embed_tokens|model\.norm|lm_head)(?:\.base_layer)?\.(weight|bias)"
     frozen = any(".lora_" in name for name in names)
@@ -37,6 +48,15 @@ def check_lora(converted: Converted) -> None:
     ------
     ConversionError
         Every B is zero, so the LoRA has no effect. A LoRA that was loaded under wrong names looks like this.
+
+    Examples
+    --------
+    >>> import torch
+    >>> converted = Converted()
+    >>> converted.lora["model.layers.0.mlp.up_proj.lora_A.weight"] = torch.zeros(8, 64)
+    >>> check_lora(converted)
+    >>> [(tensor.name, tensor.status) for tensor in converted.report]
+    [('lora: model.layers.0.mlp.up_proj.lora_B.weight', 'missing')]
     """
     lora = converted.lora
     kinds = {re.sub(r"layers\.\d+\.", "layers.*.", name) for name in lora}
@@ -59,6 +79,12 @@ def lora_block(lora: Mapping[str, Tensor], alpha: float) -> dict[str, Any] | Non
     ------
     ConversionError
         Layers have LoRAs of different ranks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> lora_block({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(8, 64)}, alpha=16)
+    {'r': 8, 'alpha': 16, 'dropout': 0.0, 'target_modules': ['q_proj']}
     """
     if not lora:
         return None

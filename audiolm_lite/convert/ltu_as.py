@@ -39,6 +39,14 @@ def convert(tensors: Mapping[str, Tensor], *, llm_dim: int | None = None) -> Con
     ------
     ConversionError
         The file is AudioSet's TLTR, and `llm_dim` is None.
+
+    Examples
+    --------
+    >>> converted = convert({"0.at_model.time_tr.attn_ln.weight": torch.ones(4), "1.proj.weight": torch.zeros(8, 4)})
+    >>> list(converted.adapter)
+    ['time_block.attention_norm.weight', 'projection.weight']
+    >>> converted.block, converted.sizes
+    ({'type': 'tltr'}, {'feature_dim': 4, 'llm_dim': 8})
     """
     # SpeechBrain stores the LLM in an attribute `model`
     result = apply_rules(tensors, _RULES + llm_rules(tensors, r"(?:model\.)?"))

@@ -51,7 +51,17 @@ _RULES = [
 
 
 def convert(tensors: Mapping[str, Tensor]) -> Converted:
-    """Convert the tensors of a SALM. NeMo stores the embeddings outside the LLM; they become the LLM's again."""
+    """Convert the tensors of a SALM. NeMo stores the embeddings outside the LLM; they become the LLM's again.
+
+    Examples
+    --------
+    >>> import torch
+    >>> converted = convert({"perception.proj.weight": torch.zeros(8, 4), "perception.proj.bias": torch.zeros(8)})
+    >>> list(converted.adapter)
+    ['projection.bias', 'projection.weight']
+    >>> converted.block, converted.sizes
+    ({'type': 'identity'}, {'feature_dim': 4, 'llm_dim': 8})
+    """
     renamed = {"llm.model.embed_tokens.weight" if n == "embed_tokens.weight" else n: t for n, t in tensors.items()}
     result = apply_rules(renamed, _RULES + llm_rules(tensors, r"llm\."))
     adapter = result.adapter

@@ -4,7 +4,16 @@ from audiolm_lite.convert.tensor_rules import ConversionError, Rule, Tensors
 
 
 def block_rules(prefix: str, inner: str) -> list[Rule]:
-    """Rules for the layers below `prefix` (a regular expression); `inner` is the module with query, key and value."""
+    """Rules for the layers below `prefix` (a regular expression); `inner` is the module with query, key and value.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from audiolm_lite.convert.tensor_rules import apply_rules
+    >>> tensors = {"bert.encoder.layer.1.attention.self.query.bias": torch.zeros(8)}
+    >>> list(apply_rules(tensors, block_rules("bert[.]", "self")).adapter)
+    ['blocks.1.self_attention.query.bias']
+    """
     layer = rf"{prefix}encoder\.layer\.(\d+)\."
     rules = []
     for theirs, ours in (("attention", "self"), ("crossattention", "cross")):
@@ -35,6 +44,13 @@ def block_sizes(adapter: Tensors, heads: int | None) -> dict[str, int]:
     ------
     ConversionError
         `heads` is None, and the width is not a multiple of 64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> adapter = Tensors({"query": torch.zeros(1, 128), "blocks.0.mlp.0.weight": torch.zeros(512, 128)})
+    >>> block_sizes(adapter, heads=None)
+    {'queries': 1, 'dim': 128, 'heads': 2, 'hidden_dim': 512, 'blocks': 1}
     """
     queries, dim = adapter["query"].shape
     if heads is None and dim % 64:

@@ -55,6 +55,15 @@ def read_published(path: Path, patterns: Sequence[str], lora_prefix: str | None 
     ConversionError
         There is nothing to read, a file is neither safetensors nor a pickle of plain tensors, or a tensor's name occurs
         twice.
+
+    Examples
+    --------
+    >>> from safetensors.torch import save_file
+    >>> folder = getfixture("tmp_path")
+    >>> save_file({"projection.bias": torch.zeros(4)}, folder / "model.safetensors")
+    >>> _ = (folder / "config.json").write_text('{"stride": 5}')
+    >>> read_published(folder, ["*.safetensors"])
+    Published(tensors={'projection.bias': tensor([0., 0., 0., 0.])}, config={'stride': 5}, peft={})
     """
     result = Published()
     for file in _files(path, patterns):
@@ -104,6 +113,13 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     ------
     ConversionError
         The file is damaged, contains no tensors, or needs code to be unpickled.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "model.pt"
+    >>> torch.save({"model": {"module.projection.bias": torch.zeros(4)}, "config": {"stride": 5}}, path)
+    >>> read_file(path)
+    ({'projection.bias': tensor([0., 0., 0., 0.])}, {'stride': 5})
     """
     if path.suffix == ".safetensors":
         try:

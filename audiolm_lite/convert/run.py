@@ -57,6 +57,22 @@ def convert(
         The checkpoint is incomplete, is not of this format, or cannot be read without running code.
     FileExistsError
         `out` exists.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> folder = getfixture("tmp_path")
+    >>> tensors = {"perception.proj.weight": torch.zeros(8, 4), "perception.proj.bias": torch.zeros(8)}
+    >>> save_file(tensors, folder / "model.safetensors")
+    >>> convert("nemo_salm", folder, folder / "converted")
+    tensor                  count  status  new name or reason
+    perception.proj.bias    1      used    adapter: projection.bias
+    perception.proj.weight  1      used    adapter: projection.weight
+    2 used, 0 ignored, 0 missing, 0 misshapen, 0 unexpected
+    written to .../converted
+    >>> sorted(file.name for file in (folder / "converted").iterdir())
+    ['adapter.safetensors', 'adapter.yaml']
     """
     module = importlib.import_module(f"audiolm_lite.convert.{name}")
     published = read_published(source, module.FILES, getattr(module, "LORA_PREFIX", None))

@@ -30,7 +30,21 @@ _RULES = [
 
 
 def convert(tensors: Mapping[str, Tensor], *, window: int = 17, heads: int | None = None) -> Converted:
-    """Convert the tensors of a `.pth`. The block drops the frames of an incomplete window, as in SALMONN's training."""
+    """Convert the tensors of a `.pth`. The block drops the frames of an incomplete window, as in SALMONN's training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> tensors = {
+    ...     "ln_speech.weight": torch.ones(4),
+    ...     "speech_query_tokens": torch.zeros(1, 1, 64),
+    ...     "speech_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight": torch.zeros(128, 64),
+    ...     "speech_llama_proj.weight": torch.zeros(8, 64),
+    ... }
+    >>> converted = convert(tensors)
+    >>> converted.block["streams"], converted.block["heads"], converted.sizes
+    ([4], 1, {'feature_dim': 4, 'llm_dim': 8})
+    """
     result = apply_rules(tensors, _RULES + llm_rules(tensors, r"llama_model\."))
     adapter = result.adapter
     streams = [len(adapter[f"stream_norms.{i}.weight"]) for i in (0, 1) if i == 0 or "stream_norms.1.weight" in adapter]

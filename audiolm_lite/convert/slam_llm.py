@@ -32,7 +32,18 @@ _RULES = [
 
 
 def convert(tensors: Mapping[str, Tensor], *, stride: int = 5, heads: int | None = None) -> Converted:
-    """Convert the tensors of a `model.pt`; raises ConversionError if sizes do not follow from them."""
+    """Convert the tensors of a `model.pt`; raises ConversionError if sizes do not follow from them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> sizes = {"linear1": (16, 20), "linear2": (8, 16)}
+    >>> converted = convert({f"encoder_projector.{name}.weight": torch.zeros(size) for name, size in sizes.items()})
+    >>> list(converted.adapter)
+    ['stacked.weight', 'projection.weight']
+    >>> converted.block, converted.sizes
+    ({'type': 'linear', 'stride': 5, 'hidden_dim': 16, 'conv': False}, {'feature_dim': 4, 'llm_dim': 8})
+    """
     result = apply_rules(tensors, _RULES + llm_rules(tensors, r"llm\."))
     adapter = result.adapter
     if "query" in adapter:

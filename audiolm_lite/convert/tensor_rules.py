@@ -139,7 +139,18 @@ def apply_rules(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> Convert
 
 
 def check_adapter(converted: Converted) -> None:
-    """Compare the adapter's tensors with those of the adapter that its block builds; report every difference."""
+    """Compare the adapter's tensors with those of the adapter that its block builds; report every difference.
+
+    Examples
+    --------
+    >>> converted = Converted(block={"type": "identity"}, sizes={"feature_dim": 4, "llm_dim": 8})
+    >>> converted.adapter["projection.weight"] = torch.zeros(8, 5)
+    >>> check_adapter(converted)
+    >>> for tensor in converted.report:
+    ...     print(tensor.name, tensor.status, tensor.note)
+    adapter: projection.weight misshapen [8, 5], expected [8, 4]
+    adapter: projection.bias missing shape [8]
+    """
     with torch.device("meta"):
         expected = build_adapter(converted.block, **{"num_layers": 1, **converted.sizes}).state_dict()
     report = converted.report
@@ -154,7 +165,17 @@ def check_adapter(converted: Converted) -> None:
 
 
 def status_table(report: Sequence[TensorStatus]) -> str:
-    """Format a report; tensors that are used or ignored and differ only in their layer's number share one line."""
+    """Format a report; tensors that are used or ignored and differ only in their layer's number share one line.
+
+    Examples
+    --------
+    >>> report = [TensorStatus(f"layers.{i}.norm", "ignored", "pretrained") for i in range(2)]
+    >>> print(status_table([*report, TensorStatus("head", "unexpected", "no tensor of this format")]))
+    tensor         count  status      new name or reason
+    layers.*.norm  2      ignored     pretrained
+    head           1      unexpected  no tensor of this format
+    0 used, 2 ignored, 0 missing, 0 misshapen, 1 unexpected
+    """
     counts: dict[tuple[str, str, str], int] = {}
     for tensor in report:
         key = (tensor.name, tensor.status, tensor.note)
@@ -176,7 +197,14 @@ def _any_layer(name: str) -> str:
 
 
 def require_complete(converted: Converted) -> None:
-    """Raise ConversionError if a tensor is missing, misshapen or unexpected."""
+    """Raise ConversionError if a tensor is missing, misshapen or unexpected.
+
+    Examples
+    --------
+    >>> require_complete(Converted(report=[TensorStatus("adapter: norm.bias", "missing", "shape [4]")]))
+    Traceback (most recent call last):
+    audiolm_lite.convert.tensor_rules.ConversionError: 1 tensors do not fit the format: adapter: norm.bias is ...
+    """
     bad = [tensor for tensor in converted.report if tensor.status in ("missing", "misshapen", "unexpected")]
     if bad:
         shown = "; ".join(f"{tensor.name} is {tensor.status} ({tensor.note})" for tensor in bad[:3])

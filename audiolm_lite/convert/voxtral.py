@@ -72,6 +72,13 @@ def convert(tensors: Mapping[str, Tensor], *, layout: str | None = None, project
     projector : path, optional
         The model that the LoRA adapts. Its projector with the LoRA becomes an adapter. (Of a complete model in
         `tensors`, the projector becomes an adapter without this argument.)
+
+    Examples
+    --------
+    >>> import torch
+    >>> lora = "base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    >>> list(convert({lora: torch.zeros(8, 64)}, layout="new").lora)
+    ['base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight']
     """
     if not any(".lora_" in name for name in tensors):
         return _projector(tensors)
@@ -125,6 +132,13 @@ def peft_config(config: Mapping[str, Any], lora: Mapping[str, Tensor]) -> dict[s
     ------
     ConversionError
         There is no configuration, or it is not that of a plain LoRA with one rank and alpha.
+
+    Examples
+    --------
+    >>> import torch
+    >>> lora = {"base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(8, 64)}
+    >>> peft_config({"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"]}, lora)["target_modules"]
+    ['model.language_model.layers.0.self_attn.q_proj']
     """
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
         kind = "DoRA or modules_to_save" if config.get("peft_type") == "LORA" else repr(config.get("peft_type"))

@@ -45,6 +45,19 @@ def write_folder(
     ------
     FileExistsError
         `out` exists.
+
+    Examples
+    --------
+    >>> import torch
+    >>> converted = Converted(block={"type": "identity"}, sizes={"feature_dim": 4, "llm_dim": 8})
+    >>> converted.adapter["projection.bias"] = torch.zeros(8)
+    >>> out = getfixture("tmp_path") / "converted"
+    >>> write_folder(converted, out, lora=None)
+    >>> sorted(file.name for file in out.iterdir())
+    ['adapter.safetensors', 'adapter.yaml']
+    >>> print((out / "adapter.yaml").read_text(), end="")
+    # Converted; feature_dim 4, llm_dim 8.
+    type: identity
     """
     with atomic_folder(out) as unfinished:
         counts: dict[str, int] = {}
@@ -71,7 +84,18 @@ def write_folder(
 
 
 def write_lora(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], base_model: str) -> None:
-    """Write a PEFT folder that `PeftModel.from_pretrained` loads."""
+    """Write a PEFT folder that `PeftModel.from_pretrained` loads.
+
+    Examples
+    --------
+    >>> import torch
+    >>> folder = getfixture("tmp_path") / "lora"
+    >>> write_lora(folder, {"lora_A.weight": torch.zeros(8, 64)}, {"peft_type": "LORA", "r": 8}, "owner/llm")
+    >>> sorted(file.name for file in folder.iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
+    >>> json.loads((folder / "adapter_config.json").read_text())
+    {'peft_type': 'LORA', 'r': 8, 'base_model_name_or_path': 'owner/llm'}
+    """
     folder.mkdir()
     save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
     text = json.dumps({**config, "base_model_name_or_path": base_model}, indent=1)
