@@ -32,7 +32,19 @@ def assumed_item(
     text_tokens: int,
     answer_tokens: int,
 ) -> Item:
-    """An item of these lengths, filled with zeros, for data that is not prepared yet."""
+    """An item of these lengths, filled with zeros, for data that is not prepared yet.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from audiolm_lite.adapters.identity import Identity
+    >>> from audiolm_lite.encoders.logmel import LogMel
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> model = AudioLanguageModel(Identity(80, 1, 8), LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)))
+    >>> item = assumed_item(model, LogMel(80, "exact"), audio_seconds=1.0, text_tokens=3, answer_tokens=2)
+    >>> item.input_ids.count(AUDIO_SLOT), len(item.input_ids), item.labels[-3:]
+    (100, 105, [-100, 0, 0])
+    """
     samples = round(audio_seconds * SAMPLE_RATE)
     if isinstance(source, FeatureStore):
         frames = max(1, round(audio_seconds / source.fingerprint["frame_seconds"]))
@@ -53,6 +65,12 @@ def largest_batch(item: Item, batch_tokens: int) -> Batch:
     ------
     ConfigError
         The budget is smaller than one item.
+
+    Examples
+    --------
+    >>> item = Item({"id": "a"}, [AUDIO_SLOT, 5, 6, 7], [IGNORE, IGNORE, 6, 7], features=torch.zeros(1, 1, 8))
+    >>> largest_batch(item, 15).input_ids.tolist()
+    [[-1, 5, 6, 7], [-1, 5, 6, 7], [-1, 5, 6, 0]]
     """
     size = batch_tokens // len(item.input_ids)
     if size < 1:
@@ -64,6 +82,13 @@ def largest_batch(item: Item, batch_tokens: int) -> Batch:
 
 
 def padded_batch(item: Item, size: int) -> Batch:
-    """`size` copies of an item. The last of several lacks its last token, since batches with padding need a mask."""
+    """`size` copies of an item. The last of several lacks its last token, since batches with padding need a mask.
+
+    Examples
+    --------
+    >>> item = Item({"id": "a"}, [AUDIO_SLOT, 5, 6], [IGNORE, IGNORE, 6], features=torch.zeros(1, 1, 8))
+    >>> padded_batch(item, 2).attention_mask.tolist()
+    [[True, True, True], [True, True, False]]
+    """
     shorter = replace(item, input_ids=item.input_ids[:-1], labels=item.labels[:-1])
     return collate([*[item] * (size - 1), shorter if size > 1 else item])

@@ -93,7 +93,13 @@ def _reserved_bytes(brain: AudioLMBrain, batch: Batch) -> int | None:
 
 
 def process_memory(entry: str) -> int:
-    """Bytes of an entry of /proc/self/status: VmRSS, the resident memory, or VmHWM, its maximum."""
+    """Bytes of an entry of /proc/self/status: VmRSS, the resident memory, or VmHWM, its maximum.
+
+    Examples
+    --------
+    >>> process_memory("VmRSS") <= process_memory("VmHWM")
+    True
+    """
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     match = re.search(rf"^{entry}:\s+(\d+) kB", text, re.MULTILINE)
     if match is None:

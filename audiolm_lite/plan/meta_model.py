@@ -64,7 +64,14 @@ def build_meta_model(hparams: Mapping) -> tuple[AudioLanguageModel, PreTrainedTo
 
 
 def build_meta_encoder(block: Mapping) -> nn.Module:
-    """Build an encoder on the meta device from its block, reading only the JSON files of its pretrained models."""
+    """Build an encoder on the meta device from its block, reading only the JSON files of its pretrained models.
+
+    Examples
+    --------
+    >>> encoder = build_meta_encoder({"type": "whisper", "source": {"d_model": 8, "encoder_attention_heads": 2}})
+    >>> encoder.feature_dim, encoder.num_layers, next(encoder.parameters()).is_meta
+    (8, 4, True)
+    """
 
     def configuration(source: str, where: str) -> Any:
         if source.endswith(".pt"):
@@ -90,7 +97,19 @@ def _unquantised(block: Any) -> Any:
 
 
 def weight_bytes(model: AudioLanguageModel, hparams: Mapping) -> dict[str, int]:
-    """Bytes of the weights that a process keeps, by part: encoder, adapter, LLM and LoRA."""
+    """Bytes of the weights that a process keeps, by part: encoder, adapter, LLM and LoRA.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
+    >>> model = AudioLanguageModel(nn.Linear(8, 8), llm)
+    >>> weight_bytes(model, {"llm": {}, "encoder": {}})
+    {'adapter': 288, 'LLM': 4768}
+    >>> weight_bytes(model, {"llm": {"quantization": "8bit"}, "encoder": {}})
+    {'adapter': 288, 'LLM': 2080}
+    """
     quantised = _quantised_weights(model, hparams)
     fraction = sharded_fraction(hparams)
     sizes: dict[str, float] = {}
@@ -103,7 +122,18 @@ def weight_bytes(model: AudioLanguageModel, hparams: Mapping) -> dict[str, int]:
 
 
 def communication_bytes(model: AudioLanguageModel, hparams: Mapping) -> int:
-    """Bytes of a process's communication buffers. Quantised weights are not sharded, so they need none."""
+    """Bytes of a process's communication buffers. Quantised weights are not sharded, so they need none.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
+    >>> model = AudioLanguageModel(nn.Linear(8, 8), llm)
+    >>> processes = {"processes": 2, "parallel": "ddp", "cpu_offload": False}
+    >>> communication_bytes(model, {"llm": {}, "encoder": {}, **processes})
+    5056
+    """
     quantised = _quantised_weights(model, hparams)
     return communication_buffers(model, hparams, lambda name, p: 0 if name in quantised else p.nbytes)
 
@@ -122,7 +152,14 @@ def _quantised_weights(model: AudioLanguageModel, hparams: Mapping) -> dict[str,
 
 
 def optimizer_bytes(model: AudioLanguageModel, optimizer: str) -> int:
-    """Bytes of AdamW's two moments: in the parameter's dtype, or in 8 bits with a float32 per 256 elements."""
+    """Bytes of AdamW's two moments: in the parameter's dtype, or in 8 bits with a float32 per 256 elements.
+
+    Examples
+    --------
+    >>> model = nn.Linear(100, 100, bias=False)
+    >>> optimizer_bytes(model, "adamw"), optimizer_bytes(model, "adamw_8bit")
+    (80000, 20312)
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not optimizer.endswith("8bit"):
         return sum(2 * parameter.numel() * parameter.element_size() for parameter in trained)

@@ -15,7 +15,15 @@ NCCL_ALLOWANCE = 400 * 2**20
 
 
 def require_supported(hparams: Mapping) -> None:
-    """Raise ConfigError if there is no estimate for several processes with this `parallel`."""
+    """Raise ConfigError if there is no estimate for several processes with this `parallel`.
+
+    Examples
+    --------
+    >>> require_supported({"processes": 2, "parallel": "fsdp"})
+    >>> require_supported({"processes": 2, "parallel": "deepspeed"})
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: --processes supports parallel: ddp and fsdp, not deepspeed; fsdp is ...
+    """
     if hparams["processes"] > 1 and hparams["parallel"] not in ("ddp", "fsdp"):
         raise ConfigError(
             f"--processes supports parallel: ddp and fsdp, not {hparams['parallel']}; fsdp is similar to ZeRO-3"
@@ -49,6 +57,12 @@ def communication_buffers(model: AudioLanguageModel, hparams: Mapping, stored: C
         `processes`, `parallel`, `cpu_offload`.
     stored : callable
         Takes a parameter and its name; returns its bytes if it is sharded, otherwise 0.
+
+    Examples
+    --------
+    >>> model = nn.Linear(10, 10)
+    >>> communication_buffers(model, {"processes": 2, "parallel": "ddp"}, lambda name, parameter: parameter.nbytes)
+    440
     """
     if hparams.get("processes", 1) == 1:
         return 0
@@ -67,7 +81,16 @@ def communication_buffers(model: AudioLanguageModel, hparams: Mapping, stored: C
 
 @contextmanager
 def shard_gradients(trained: list[nn.Parameter], fraction: float) -> Iterator[None]:
-    """Within the context, backward passes replace each gradient by a new tensor with this fraction of its elements."""
+    """Within the context, backward passes replace each gradient by a new tensor with this fraction of its elements.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 2)
+    >>> with shard_gradients(list(layer.parameters()), 0.5):
+    ...     layer(torch.ones(2)).sum().backward()
+    >>> layer.weight.grad is None
+    True
+    """
     shards = []
 
     def shard(parameter: nn.Parameter) -> None:

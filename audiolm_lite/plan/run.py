@@ -75,7 +75,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def allowance(hparams: Mapping) -> int:
-    """Bytes reserved for memory that is not computed."""
+    """Bytes reserved for memory that is not computed.
+
+    Examples
+    --------
+    >>> allowance({"processes": 1}) / 2**20, allowance({"processes": 2}) / 2**20
+    (600.0, 1000.0)
+    """
     return CUDA_ALLOWANCE + (NCCL_ALLOWANCE if hparams["processes"] > 1 else 0)
 
 
@@ -135,7 +141,15 @@ def _frozen_llm(hparams: Mapping) -> bool:
 
 
 def alternatives(hparams: Mapping) -> Iterator[tuple[str, dict]]:
-    """Settings that need less memory: each change of CHANGES alone, then those of COMBINED together."""
+    """Settings that need less memory: each change of CHANGES alone, then those of COMBINED together.
+
+    Examples
+    --------
+    >>> settings = {"gradient_checkpointing": 0, "loss_chunk": 0, "optimizer": "adamw", "llm": {"lora": None}}
+    >>> changes = alternatives(settings)
+    >>> next(changes)[0], next(changes)[0]
+    ('gradient_checkpointing: 1', 'loss_chunk: 128')
+    """
     combined: dict = dict(hparams)
     labels: list[str] = []
     for key, value in CHANGES:

@@ -134,6 +134,20 @@ def estimate(model: AudioLanguageModel, batch: Batch, hparams: Mapping) -> Estim
     hparams : mapping
         `precision`, `optimizer`, `grad_accumulation_factor`, and the blocks `llm` and `encoder`; for several
         `processes` also `parallel` and `cpu_offload`.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from audiolm_lite.adapters.identity import Identity
+    >>> from audiolm_lite.data.batching import Item, collate
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> with torch.device("meta"):
+    ...     model = AudioLanguageModel(Identity(8, 1, 8), LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)))
+    >>> batch = collate([Item({"id": "a"}, [-1, 5, 6], [IGNORE, IGNORE, 6], features=torch.zeros(1, 1, 8))])
+    >>> hparams = {"precision": "fp32", "optimizer": "adamw", "grad_accumulation_factor": 1, "llm": {}, "encoder": {}}
+    >>> needed = estimate(model, batch, hparams)
+    >>> needed.weights, needed.optimizer, needed.gradients
+    ({'adapter': 288, 'LLM': 2912}, 6400, 3200)
     """
     weights, communication = weight_bytes(model, hparams), communication_bytes(model, hparams)
     fraction = sharded_fraction(hparams)
@@ -182,7 +196,15 @@ def estimate(model: AudioLanguageModel, batch: Batch, hparams: Mapping) -> Estim
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace every parameter and buffer on the meta device by a fake one on the CPU; tied weights stay tied."""
+    """Replace every parameter and buffer on the meta device by a fake one on the CPU; tied weights stay tied.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 3, device="meta")
+    >>> make_fake(layer, FakeTensorMode())
+    >>> layer.weight.device, layer.weight.shape
+    (device(type='cpu'), torch.Size([3, 2]))
+    """
     replaced: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
