@@ -68,6 +68,16 @@ def configure_model(model: AudioLanguageModel, hparams: Mapping[str, Any]) -> No
     ------
     ConfigError
         A pattern of `trainable` is wrong, or the LLM does not support the attention.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> model = AudioLanguageModel(nn.Linear(8, 8), LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)))
+    >>> speed = {"attention": None, "compile": False, "gradient_checkpointing": 0}
+    >>> configure_model(model, {"trainable": ["adapter.*"], **speed})
+    >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ['adapter.weight', 'adapter.bias']
     """
     select_trainable(model, hparams["trainable"])
     if hparams["attention"] is not None:
@@ -141,6 +151,16 @@ def open_store(hparams: Mapping[str, Any]) -> FeatureStore:
         `feature_folder` is missing, or an entry of the block differs from the store's fingerprint.
     FeatureStoreError
         The store cannot be read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from audiolm_lite.features.writer import FeatureWriter
+    >>> folder = getfixture("tmp_path")
+    >>> with FeatureWriter(folder, {"type": "logmel"}) as writer:
+    ...     writer.add("a.flac", torch.zeros(1, 3, 80))
+    >>> open_store({"feature_folder": folder, "encoder": {"type": "logmel"}})["a.flac"].shape
+    torch.Size([1, 3, 80])
     """
     folder, config = hparams["feature_folder"], hparams["encoder"]
     if folder is None:
@@ -176,5 +196,11 @@ def _require_encoder(
 
 
 def frame_seconds(source: nn.Module | FeatureStore) -> float:
-    """Duration of a frame of an encoder, or of the features in a store, in seconds."""
+    """Duration of a frame of an encoder, or of the features in a store, in seconds.
+
+    Examples
+    --------
+    >>> frame_seconds(build("encoders", {"type": "logmel"}))
+    0.01
+    """
     return source.fingerprint["frame_seconds"] if isinstance(source, FeatureStore) else source.frame_seconds

@@ -188,6 +188,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     ------
     DamagedCheckpointError
         A file is missing, or its content is not the one that was written.
+
+    Examples
+    --------
+    >>> folder = CheckpointFolder(getfixture("tmp_path"), "loss").save({"bias": torch.zeros(2)}, {}, {"step": 3})
+    >>> checkpoint = read_checkpoint(folder)
+    >>> checkpoint.folder.name, checkpoint.tensors, checkpoint.info["step"]
+    ('step_00000003', {'bias': tensor([0., 0.])}, 3)
     """
     try:
         info = json.loads((folder / INFO).read_text(encoding="utf-8"))
@@ -201,7 +208,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name to a safetensors file."""
+    """Write tensors by name to a safetensors file.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "trained.safetensors"
+    >>> save_tensors(path, {"adapter.bias": nn.Parameter(torch.zeros(2))})
+    >>> load_file(path)
+    {'adapter.bias': tensor([0., 0.])}
+    """
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
@@ -220,6 +235,13 @@ def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: Any) -
     ------
     ConfigError
         The model has no tensor of a name, or one of another shape.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 2)
+    >>> copy_tensors(layer, {"bias": torch.tensor([1.0, 2.0])}, "stage_1")
+    >>> layer.bias.tolist()
+    [1.0, 2.0]
     """
     own = model.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
@@ -236,7 +258,16 @@ def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: Any) -
 
 
 def random_state() -> dict:
-    """State of all random number generators that training draws from, as tensors and plain numbers."""
+    """State of all random number generators that training draws from, as tensors and plain numbers.
+
+    Examples
+    --------
+    >>> state = random_state()
+    >>> first = torch.rand(3)
+    >>> set_random_state(state)
+    >>> torch.equal(torch.rand(3), first)
+    True
+    """
     legacy = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
@@ -247,7 +278,16 @@ def random_state() -> dict:
 
 
 def set_random_state(state: Mapping) -> None:
-    """Restore the state of the random number generators that `random_state` returned."""
+    """Restore the state of the random number generators that `random_state` returned.
+
+    Examples
+    --------
+    >>> state = random_state()
+    >>> numbers = random.random(), np.random.rand()
+    >>> set_random_state(state)
+    >>> (random.random(), np.random.rand()) == numbers
+    True
+    """
     random.setstate(state["python"])
     saved = state["numpy"]
     np.random.set_state({**saved, "state": {**saved["state"], "key": np.array(saved["state"]["key"], dtype=np.uint32)}})
@@ -257,7 +297,16 @@ def set_random_state(state: Mapping) -> None:
 
 
 def seed_process(*numbers: int) -> None:
-    """Seed all random number generators from several numbers, such as seed, step and rank."""
+    """Seed all random number generators from several numbers, such as seed, step and rank.
+
+    Examples
+    --------
+    >>> seed_process(1234, 0)
+    >>> first = torch.rand(3)
+    >>> seed_process(1234, 1)  # another rank
+    >>> torch.equal(torch.rand(3), first)
+    False
+    """
     first, second, third = np.random.SeedSequence(numbers).generate_state(3).tolist()
     random.seed(first)
     np.random.seed(second)

@@ -108,7 +108,15 @@ class WindowLoader:
 
 
 def raise_in_all_processes(windows: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-    """Iterate in all processes at once; an exception in one of them, such as an unreadable item, ends all."""
+    """Iterate in all processes at once; an exception in one of them, such as an unreadable item, ends all.
+
+    Examples
+    --------
+    >>> item = Item({"id": "a"}, [5, 6], [IGNORE, 6], features=torch.zeros(1, 1, 8))
+    >>> windows = iter([[collate([item])], [collate([item, item])]])
+    >>> [[batch.ids for batch in window] for window in raise_in_all_processes(windows)]
+    [[['a']], [['a', 'a']]]
+    """
     while True:
         window, error = None, None
         try:

@@ -115,6 +115,17 @@ def without_lora(llm: nn.Module) -> Iterator[None]:
     """Run an LLM with its pretrained weights only.
 
     PEFT's own `disable_adapter` also changes which parameters are trainable, and leaves all LoRAs trainable.
+
+    Examples
+    --------
+    >>> from peft import LoraConfig, get_peft_model
+    >>> base = nn.Sequential(nn.Linear(2, 2))
+    >>> before = base(torch.ones(2))
+    >>> llm = get_peft_model(base, LoraConfig(target_modules=["0"], init_lora_weights=False))
+    >>> with without_lora(llm):
+    ...     same = torch.equal(llm(torch.ones(2)), before)
+    >>> same, torch.equal(llm(torch.ones(2)), before)
+    (True, False)
     """
     layers = [module for module in llm.modules() if hasattr(module, "_disable_adapters")]
     before = [layer._disable_adapters for layer in layers]
@@ -134,6 +145,12 @@ def require_frozen_llm(model: AudioLanguageModel) -> None:
     ------
     ConfigError
         Such a weight trains.
+
+    Examples
+    --------
+    >>> require_frozen_llm(nn.ModuleDict({"llm": nn.Linear(2, 2)}))
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: distillation: llm.weight is trainable, and the teacher must not change; ...
     """
     for name, parameter in model.llm.named_parameters():
         if parameter.requires_grad and "lora_" not in name:

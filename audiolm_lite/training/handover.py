@@ -34,7 +34,13 @@ EQUAL_BLOCKS = ("encoder", "adapter")
 
 
 def previous_folder(hparams: Mapping[str, Any]) -> Path | None:
-    """Output folder of the previous stage: `previous_stage` if set, otherwise by number; None for stage 1."""
+    """Output folder of the previous stage: `previous_stage` if set, otherwise by number; None for stage 1.
+
+    Examples
+    --------
+    >>> print(previous_folder({"previous_stage": None, "output_root": "results", "stage": 3}))
+    results/stage_2
+    """
     if hparams["previous_stage"] is not None:
         return Path(hparams["previous_stage"])
     return Path(hparams["output_root"]) / f"stage_{hparams['stage'] - 1}" if hparams["stage"] > 1 else None
@@ -54,6 +60,16 @@ def load_previous_stage(model: nn.Module, hparams: Mapping[str, Any]) -> list[st
     ------
     ConfigError
         The previous stage is not finished, or has another encoder, adapter or LLM. The message says what to run.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> blocks = {"encoder": {"type": "logmel"}, "adapter": {"type": "identity"}, "llm": {"source": "owner/llm"}}
+    >>> hparams = {"output_folder": folder / "stage_1", "stage": 1, "previous_stage": None, **blocks}
+    >>> save_stage(nn.ModuleDict({"adapter": nn.Linear(2, 2)}), hparams, {}, inherited=[], summary={})
+    >>> model = nn.ModuleDict({"adapter": nn.Linear(2, 2)})
+    >>> load_previous_stage(model, {**hparams, "stage": 2, "output_root": folder})
+    ['adapter.bias', 'adapter.weight']
     """
     folder = previous_folder(hparams)
     if folder is None:
@@ -124,6 +140,13 @@ def handed_over_names(model: nn.Module, inherited: Iterable[str]) -> list[str]:
         The parameters that this stage trains are trainable.
     inherited : iterable of str
         Names of the tensors that earlier stages have trained.
+
+    Examples
+    --------
+    >>> model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("encoder", "adapter", "llm")})
+    >>> _ = model.requires_grad_(False)
+    >>> handed_over_names(model, inherited=["llm.weight"])
+    ['adapter.weight', 'llm.weight']
     """
     wanted = {*inherited, *trainable_names(model)}
     return [name for name in model.state_dict() if name in wanted or name.startswith("adapter.") or ".lora_" in name]
@@ -147,6 +170,15 @@ def save_stage(
         See `handed_over_names`.
     summary : mapping
         JSON, written into `finished.json`.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> hparams = {"output_folder": folder, "stage": 1, "previous_stage": None, "epochs": 2}
+    >>> model = nn.ModuleDict({"adapter": nn.Linear(2, 2)})
+    >>> save_stage(model, hparams, {}, inherited=[], summary={"loss": 1.5})
+    >>> sorted(file.name for file in folder.iterdir())
+    ['finished.json', 'trained.safetensors']
     """
     folder = Path(hparams["output_folder"])
     state = model.state_dict()
@@ -171,6 +203,15 @@ def is_finished(hparams: Mapping[str, Any], run_opts: Mapping[str, Any]) -> bool
     ------
     ConfigError
         The output folder contains a stage with other settings, or the previous stage was trained again since.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> hparams = {"output_folder": folder, "stage": 1, "previous_stage": None, "epochs": 2}
+    >>> before = is_finished(hparams, {})
+    >>> save_stage(nn.ModuleDict({"adapter": nn.Linear(2, 2)}), hparams, {}, inherited=[], summary={})
+    >>> before, is_finished(hparams, {})
+    (False, True)
     """
     folder = Path(hparams["output_folder"])
     finished = _read_finished(folder)

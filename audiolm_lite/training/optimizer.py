@@ -29,6 +29,13 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], betas: Sequence[flo
     ------
     ConfigError
         The optimiser needs an NVIDIA GPU or bitsandbytes, which is missing.
+
+    Examples
+    --------
+    >>> groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.1, "weight_decay": 0.0}]
+    >>> optimizer = build_optimizer("adamw", groups, betas=(0.9, 0.95))
+    >>> type(optimizer).__name__, optimizer.param_groups[0]["betas"]
+    ('AdamW', (0.9, 0.95))
     """
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=(betas[0], betas[1]))
@@ -60,7 +67,15 @@ def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, total_s
 
 
 def set_learning_rates(groups: Sequence[dict[str, Any]], step: int, total_steps: int) -> None:
-    """Set the learning rate of each optimiser group for a step, from its peak (`initial_lr`), schedule and warm-up."""
+    """Set the learning rate of each optimiser group for a step, from its peak (`initial_lr`), schedule and warm-up.
+
+    Examples
+    --------
+    >>> groups = [{"initial_lr": 0.1, "schedule": "linear", "warmup_steps": 2}]
+    >>> set_learning_rates(groups, step=4, total_steps=6)
+    >>> groups[0]["lr"]
+    0.05
+    """
     for group in groups:
         factor = learning_rate_factor(
             step, schedule=group["schedule"], warmup_steps=group["warmup_steps"], total_steps=total_steps

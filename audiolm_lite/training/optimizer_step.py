@@ -68,6 +68,13 @@ def sum_window(sums: Tensor, window: Sequence[Batch]) -> Tensor:
     -------
     Tensor
         [6] float32: the first six entries of a `StepResult`.
+
+    Examples
+    --------
+    >>> from audiolm_lite.data.batching import Item, collate
+    >>> items = [Item({"id": "a"}, [5] * size, [5] * size, torch.zeros(1, 1, 8)) for size in (2, 3)]
+    >>> sum_window(torch.tensor([[2.5, 5.0]]), [collate(items)])
+    tensor([2.5000, 5.0000, 2.0000, 0.0000, 5.0000, 6.0000])
     """
     counted = [batch for batch in window if batch.ids]
     amounts = [
@@ -90,6 +97,13 @@ def read_result(totals: Tensor, norms: Tensor, loss_scale: float = 1.0) -> StepR
         [1 + groups] float32, norms of all gradients and of those of each group.
     loss_scale : float
         Factor of the loss in float16 training.
+
+    Examples
+    --------
+    >>> totals = torch.tensor([12.0, 8.0, 2.0, 3.5, 20.0, 25.0])
+    >>> result = read_result(totals, norms=torch.tensor([float("inf"), 1.0]), loss_scale=65536.0)
+    >>> result.loss, result.tokens, result.finite, result.overflow
+    (12.0, 8.0, False, True)
     """
     loss, tokens, samples, seconds, inputs, positions, norm, *group_norms = torch.cat([totals, norms]).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm)
@@ -98,7 +112,15 @@ def read_result(totals: Tensor, norms: Tensor, loss_scale: float = 1.0) -> StepR
 
 
 def count_step(progress: Progress, result: StepResult) -> None:
-    """Move the position of a run past a step that was taken or skipped."""
+    """Move the position of a run past a step that was taken or skipped.
+
+    Examples
+    --------
+    >>> progress = Progress(step=10, window=3)
+    >>> count_step(progress, read_result(torch.tensor([12.0, 8.0, 2.0, 3.5, 20.0, 25.0]), torch.tensor([1.0])))
+    >>> progress.step, progress.window, progress.mean_loss
+    (11, 4, 1.5)
+    """
     progress.step += 1
     progress.window += 1
     if result.finite:
@@ -124,6 +146,14 @@ def report_skipped_step(progress: Progress, window: Sequence[Batch], losses: Seq
     ------
     NonFiniteError
         In every process, with the items of all of them.
+
+    Examples
+    --------
+    >>> from audiolm_lite.data.batching import Item, collate
+    >>> window = [collate([Item({"id": name}, [5], [5], torch.zeros(1, 1, 8))]) for name in ("a", "b")]
+    >>> report_skipped_step(Progress(), window, losses=[1.5, math.nan], patience=0)
+    Traceback (most recent call last):
+    audiolm_lite.training.optimizer_step.NonFiniteError: 1 in epoch 1 steps had a non-finite loss or gradient, more ...
     """
     progress.skipped += 1
     own = [(batch.ids, math.isfinite(loss)) for batch, loss in zip(window, losses)]
@@ -157,6 +187,13 @@ def step_record(progress: Progress, result: StepResult, groups: Sequence[Mapping
         step, epoch, loss (mean per answer token, nats), lr (the highest), grad_norm (before clipping), tokens (of
         answers), samples, audio_seconds, input_tokens (audio and text), padding (fraction of the batches' positions),
         and `groups`: lr and grad_norm of each pattern of `learning_rates`. Over all processes.
+
+    Examples
+    --------
+    >>> result = read_result(torch.tensor([12.0, 8.0, 2.0, 3.5, 20.0, 25.0]), torch.tensor([1.0, 1.0]))
+    >>> record = step_record(Progress(step=10), result, [{"pattern": "adapter.*", "lr": 0.1}])
+    >>> record["step"], record["loss"], record["padding"], record["groups"]
+    (10, 1.5, 0.2, {'adapter.*': {'lr': 0.1, 'grad_norm': 1.0}})
     """
     rates = {group["pattern"]: group["lr"] for group in groups}
     norms: list[dict] = [{"grad_norm": norm} for norm in result.group_norms] or [{} for _ in rates]

@@ -164,6 +164,16 @@ def open_checkpoints(
     ------
     ConfigError
         The checkpoint was saved with other settings, or not all processes can read it.
+
+    Examples
+    --------
+    >>> folder, settings = getfixture("tmp_path"), {"epochs": 2}
+    >>> checkpoints, newest = open_checkpoints(folder, "loss", {**settings, "items": 10})
+    >>> newest is None
+    True
+    >>> _ = checkpoints.save({}, {}, {"step": 5, "settings": settings, "items": 10})
+    >>> open_checkpoints(folder, "loss", {**settings, "items": 10})[1].info["step"]
+    5
     """
     for main_process in (True, False):
         if processes.is_main() == main_process:
@@ -183,6 +193,13 @@ def open_checkpoints(
 
 
 def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters by name, and the buffers of the adapter: training changes those of batch norms, too."""
+    """Trainable parameters by name, and the buffers of the adapter: training changes those of batch norms, too.
+
+    Examples
+    --------
+    >>> model = nn.ModuleDict({"adapter": nn.BatchNorm1d(2, affine=False), "llm": nn.Linear(2, 2)})
+    >>> list(tensors_to_save(model))
+    ['llm.weight', 'llm.bias', 'adapter.running_mean', 'adapter.running_var', 'adapter.num_batches_tracked']
+    """
     tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return tensors | {name: buffer for name, buffer in model.named_buffers() if name.startswith("adapter.")}

@@ -66,6 +66,17 @@ def soft_text(
         The LLM's.
     onset : str
         Text whose embedding marks the token in which a word begins, so that a repeated word differs from a long one.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> vocabulary = models.WordLevel({",": 0, "yes": 1, "male": 2}, unk_token=",")
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(vocabulary))
+    >>> soft = soft_text([("yes", 0.0, 0.15)], ["male"], tokens=2, token_seconds=0.1, tokenizer=tokenizer)
+    >>> soft.embed(torch.eye(3))
+    tensor([[0.4000, 1.0000, 0.4000],
+            [0.0000, 0.5000, 0.4000]])
     """
     entries: dict[tuple[int, int], float] = {}
 

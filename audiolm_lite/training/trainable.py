@@ -52,7 +52,14 @@ def select_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the trainable parameters, in the model's order."""
+    """Names of the trainable parameters, in the model's order.
+
+    Examples
+    --------
+    >>> model = nn.ModuleDict({"adapter": nn.Linear(2, 2), "llm": nn.Linear(2, 2).requires_grad_(False)})
+    >>> trainable_names(model)
+    ['adapter.weight', 'adapter.bias']
+    """
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
@@ -82,6 +89,15 @@ def parameter_groups(
     ConfigError
         A trainable parameter matches no pattern, a pattern is the first match of no parameter, or an entry of a pattern
         is unknown or wrong.
+
+    Examples
+    --------
+    >>> model = nn.ModuleDict({"adapter": nn.Linear(2, 2)})
+    >>> defaults = {"weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 10}
+    >>> for group in parameter_groups(model, {"adapter.*": 1e-4}, defaults):
+    ...     print(group["names"], group["lr"], group["weight_decay"])
+    ['adapter.weight'] 0.0001 0.01
+    ['adapter.bias'] 0.0001 0.0
     """
     rates = {pattern: _rate(pattern, value, defaults) for pattern, value in learning_rates.items()}
     groups: dict[tuple[str, bool], dict] = {}
@@ -141,6 +157,16 @@ def parameter_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
     """Describe the parts of a model in a table: part | parameters | trainable | lr | dtype | memory.
 
     Memory is that of weights, gradients and AdamW's moments, without activations.
+
+    Examples
+    --------
+    >>> model = nn.ModuleDict({"encoder": nn.Linear(1024, 1024).requires_grad_(False), "llm": nn.Linear(1024, 1024)})
+    >>> print(parameter_table(model, [{"names": ["llm.weight", "llm.bias"], "initial_lr": 1e-4}]))
+    part     parameters  trainable  lr      dtype    memory
+    -------------------------------------------------------
+    encoder  1,049,600   0          -       float32  4.0 MiB
+    llm      1,049,600   1,049,600  0.0001  float32  16.0 MiB
+    total    2,099,200   1,049,600  0.0001  float32  20.0 MiB
     """
     rates = {name: group["initial_lr"] for group in groups for name in group["names"]}
     rows: dict[str, list[tuple[str, nn.Parameter]]] = {}
@@ -167,7 +193,16 @@ def parameter_table(model: nn.Module, groups: Sequence[Mapping]) -> str:
 
 
 def audio_token_rate(adapter: nn.Module, frame_seconds: float, seconds: float = 10.0) -> float:
-    """Audio tokens per second of a clip of `seconds`, whose frames have a duration of `frame_seconds`."""
+    """Audio tokens per second of a clip of `seconds`, whose frames have a duration of `frame_seconds`.
+
+    Examples
+    --------
+    >>> from audiolm_lite.adapters.build import build_adapter
+    >>> block = {"type": "linear", "stride": 5, "hidden_dim": 8}
+    >>> adapter = build_adapter(block, feature_dim=4, num_layers=1, llm_dim=8)
+    >>> audio_token_rate(adapter, frame_seconds=0.02)
+    10.0
+    """
     return adapter.num_tokens(round(seconds / frame_seconds)) / seconds
 
 

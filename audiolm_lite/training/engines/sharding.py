@@ -22,7 +22,13 @@ from audiolm_lite.modeling.transformer_blocks import find_blocks
 
 
 def is_sharded_run(parallel: str) -> bool:
-    """Whether each process of a run with this value of `parallel` has only a shard of the model."""
+    """Whether each process of a run with this value of `parallel` has only a shard of the model.
+
+    Examples
+    --------
+    >>> is_sharded_run("deepspeed"), is_sharded_run("fsdp")  # in one process
+    (True, False)
+    """
     return parallel == "deepspeed" or (parallel == "fsdp" and processes.world_size() > 1)
 
 
@@ -76,12 +82,24 @@ def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process has only a shard of a tensor, by FSDP2 or ZeRO-3."""
+    """Whether this process has only a shard of a tensor, by FSDP2 or ZeRO-3.
+
+    Examples
+    --------
+    >>> is_sharded(torch.zeros(2))
+    False
+    """
     return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor unsharded and without gradient; a collective call if it is sharded."""
+    """Return a tensor unsharded and without gradient; a collective call if it is sharded.
+
+    Examples
+    --------
+    >>> full_tensor(nn.Parameter(torch.ones(2)))
+    tensor([1., 1.])
+    """
     if isinstance(tensor, DTensor):
         return tensor.detach().full_tensor()  # type: ignore[attr-defined]
     if is_sharded(tensor):
@@ -103,14 +121,34 @@ def unshard_parameters(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def rebind_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Replace the parameters of an optimiser without state by the model's current ones of the same names."""
+    """Replace the parameters of an optimiser without state by the model's current ones of the same names.
+
+    Examples
+    --------
+    >>> old, new = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> groups = [{"params": list(old.parameters()), "names": ["weight", "bias"]}]
+    >>> optimizer = torch.optim.AdamW(groups)
+    >>> rebind_parameters(optimizer, new)
+    >>> optimizer.param_groups[0]["params"][1] is new.bias
+    True
+    """
     parameters = dict(model.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [parameters[name] for name in group["names"]]
 
 
 def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict:
-    """State of an optimiser with unsharded tensors, the same for any number of processes."""
+    """State of an optimiser with unsharded tensors, the same for any number of processes.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> optimizer = torch.optim.AdamW([weight])
+    >>> weight.grad = torch.tensor([1.0, 2.0])
+    >>> optimizer.step()
+    >>> full_optimizer_state(optimizer)["state"][0]["exp_avg"]
+    tensor([0.1000, 0.2000])
+    """
     state = optimizer.state_dict()
     moments = {
         index: {name: full_tensor(value) if isinstance(value, Tensor) else value for name, value in entries.items()}
@@ -120,7 +158,15 @@ def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict:
 
 
 def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load what `full_optimizer_state` returned; each process keeps its shard."""
+    """Load what `full_optimizer_state` returned; each process keeps its shard.
+
+    Examples
+    --------
+    >>> optimizer, resumed = (torch.optim.AdamW([nn.Parameter(torch.zeros(2))], lr=lr) for lr in (0.5, 0.1))
+    >>> load_full_optimizer_state(resumed, full_optimizer_state(optimizer))
+    >>> resumed.param_groups[0]["lr"]
+    0.5
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def shard(parameter: Tensor, value: Any) -> Any:

@@ -123,6 +123,15 @@ def average_and_clip(groups: Sequence[Sequence[Tensor]], tokens: Tensor, max_nor
     -------
     Tensor
         Norms [1 + groups] float32 before clipping, of all and of each group, the same in every process.
+
+    Examples
+    --------
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([6.0, 8.0])
+    >>> average_and_clip([[weight]], tokens=torch.tensor(2), max_norm=1.0)
+    tensor([5., 5.])
+    >>> weight.grad
+    tensor([0.6000, 0.8000])
     """
     gradients = [[parameter.grad for parameter in group if parameter.grad is not None] for group in groups]
     for gradient in chain.from_iterable(gradients):

@@ -159,6 +159,13 @@ def require_layout(saved: Mapping | None, current: Mapping | None, folder: Path)
         `layout` of the engine that saved the checkpoint and of the present one.
     folder : Path
         The checkpoint.
+
+    Examples
+    --------
+    >>> require_layout(None, None, Path("step_00000100"))
+    >>> require_layout({"stage": 2, "ranks": 4}, {"stage": 2, "ranks": 8}, Path("step_00000100"))
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: step_00000100 was saved by DeepSpeed (ZeRO-2, 4 processes) and cannot ...
     """
     if saved != current:
         engines = [

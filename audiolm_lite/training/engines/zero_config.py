@@ -93,7 +93,13 @@ def require_deepspeed() -> None:
 
 
 def offloads_optimizer(config: Mapping[str, Any]) -> bool:
-    """Whether the optimiser's state is kept in the host's memory."""
+    """Whether the optimiser's state is kept in the host's memory.
+
+    Examples
+    --------
+    >>> offloads_optimizer({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}})
+    True
+    """
     return (config["zero_optimization"].get("offload_optimizer") or {}).get("device", "none") == "cpu"
 
 

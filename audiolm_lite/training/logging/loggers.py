@@ -43,6 +43,15 @@ def open_loggers(folder: Path, step: int, wandb: Mapping[str, Any] | None, setti
     ------
     ConfigError
         Weights & Biases is requested and its package is not installed.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> loggers = open_loggers(folder, step=0, wandb=None, settings={})
+    >>> [type(logger).__name__ for logger in loggers]
+    ['TensorBoard']
+    >>> for logger in loggers:
+    ...     logger.close()
     """
     loggers: list[Logger] = []
     if importlib.util.find_spec("tensorboard") is not None:  # optional: the files of JSON lines contain the same

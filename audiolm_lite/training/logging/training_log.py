@@ -157,7 +157,14 @@ class TrainingLog:
 
 
 def progress_bar(total: int, initial: int, description: str, disable: bool, leave: bool = True) -> tqdm:
-    """Create a progress bar; without a terminal it prints a line every ten seconds."""
+    """Create a progress bar; without a terminal it prints a line every ten seconds.
+
+    Examples
+    --------
+    >>> with progress_bar(total=100, initial=40, description="stage 1", disable=True) as bar:
+    ...     print(bar.n)
+    40
+    """
     interval = 0.5 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
