@@ -36,6 +36,17 @@ def read_an4(data_folder: str | Path, valid_share: float, seed: int) -> list[Cli
     ------
     CorpusError
         A file of the corpus is missing or not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("etc", "wav"):
+    ...     (folder / name).mkdir()
+    >>> for part, speaker in (("train", "fash"), ("test", "mjgk")):
+    ...     _ = (folder / f"etc/an4_{part}.fileids").write_text(f"{part}/{speaker}/an1-{speaker}\\n")
+    ...     _ = (folder / f"etc/an4_{part}.transcription").write_text(f"<s> YES </s> (an1-{speaker})\\n")
+    >>> [(clip.id, clip.split, clip.gender, clip.text) for clip in read_an4(folder, valid_share=0.1, seed=0)]
+    [('an1-fash', 'train', 'female', 'yes'), ('an1-mjgk', 'test', 'male', 'yes')]
     """
     folder = Path(data_folder)
     names = [f"etc/an4_{part}.{kind}" for part in ("train", "test") for kind in ("fileids", "transcription")]

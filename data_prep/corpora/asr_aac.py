@@ -35,6 +35,16 @@ def read_asr_aac(**options: Any) -> Iterator[Clip]:
         No folder is given.
     CorpusError
         A corpus is incomplete or not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "dev-clean/84/121123").mkdir(parents=True)
+    >>> _ = (folder / "SPEAKERS.TXT").write_text("84 | F | dev-clean\\n")
+    >>> _ = (folder / "dev-clean/84/121123/84-121123.trans.txt").write_text("84-121123-0000 GO DO YOU HEAR\\n")
+    >>> options = {"librispeech_folder": folder, "librispeech_subsets": {"valid": ["dev-clean"]}}
+    >>> [(clip.dataset, clip.split, clip.text) for clip in read_asr_aac(**dict.fromkeys(KEYS) | options)]
+    [('LibriSpeech-dev-clean', 'valid', 'GO DO YOU HEAR')]
     """
     readers: dict[str, Callable[[str], Iterable[Clip]]] = {
         "librispeech": lambda folder: librispeech.read_librispeech(folder, options["librispeech_subsets"]),

@@ -32,6 +32,17 @@ def read_audiocaps(data_folder: str | Path) -> Iterator[Clip]:
     ------
     CorpusError
         A list or audio/ is missing, or a list is not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "audio").mkdir()
+    >>> (folder / "audio/Yabc.wav").touch()
+    >>> lines = {"train": "", "val": "1,abc,30,A dog barks\\n2,abc,30,The bark of a dog\\n", "test": ""}
+    >>> for part, text in lines.items():
+    ...     _ = (folder / f"{part}.csv").write_text(f"audiocap_id,youtube_id,start_time,caption\\n{text}")
+    >>> [(clip.id, clip.audio.name, clip.split, clip.captions) for clip in read_audiocaps(folder)]
+    [('abc_30', 'Yabc.wav', 'valid', ('A dog barks', 'The bark of a dog'))]
     """
     folder = Path(data_folder)
     require(folder, ["audio", *(f"{part}.csv" for part in PARTS)], "AudioCaps", SOURCE)

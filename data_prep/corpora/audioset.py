@@ -48,6 +48,16 @@ def read_audioset(data_folder: str | Path, parts: Sequence[str], valid_share: fl
     ------
     CorpusError
         A list or audio/ is missing, a list is not in its format, or contains an unknown class.
+
+    Examples
+    --------
+    >>> folder, header = getfixture("tmp_path"), "# three\\n# lines\\n# of comment\\n"
+    >>> (folder / "audio").mkdir()
+    >>> _ = (folder / "class_labels_indices.csv").write_text("index,mid,display_name\\n0,/m/09x0r,Speech\\n")
+    >>> _ = (folder / "balanced_train_segments.csv").write_text(header + 'abc, 30.000, 40.000, "/m/09x0r"\\n')
+    >>> _ = (folder / "eval_segments.csv").write_text(header)
+    >>> [(clip.id, clip.split, clip.events) for clip in read_audioset(folder, ["balanced"], valid_share=0.1, seed=0)]
+    [('abc', 'train', (Event(sound='speech', start=None, end=None),))]
     """
     folder = Path(data_folder)
     if not parts or set(parts) - {*_WEAK, "strong"}:

@@ -37,6 +37,16 @@ def read_clotho_and_aqa(data_folder: str | Path, aqa_folder: str | Path | None =
     ------
     CorpusError
         A list or folder is missing, or a list is not in its format.
+
+    Examples
+    --------
+    >>> folder, header = getfixture("tmp_path"), ",".join(("file_name", *_CAPTIONS))
+    >>> for part in PARTS:
+    ...     (folder / part).mkdir()
+    ...     line = f"{part}.wav,rain falls,it rains,rain,drops fall,a shower"
+    ...     _ = (folder / f"clotho_captions_{part}.csv").write_text(f"{header}\\n{line}\\n")
+    >>> [(clip.id, clip.split) for clip in read_clotho_and_aqa(folder)]
+    [('development.wav', 'train'), ('validation.wav', 'valid'), ('evaluation.wav', 'test')]
     """
     corpora = [lambda: read_clotho(data_folder)]
     if aqa_folder is not None:
@@ -64,6 +74,15 @@ def read_clotho(data_folder: str | Path, parts: Sequence[str] = tuple(PARTS)) ->
     ------
     CorpusError
         A list or folder is missing, or a list is not in its format.
+
+    Examples
+    --------
+    >>> folder, header = getfixture("tmp_path"), ",".join(("file_name", *_CAPTIONS))
+    >>> (folder / "evaluation").mkdir()
+    >>> line = "rain.wav,rain falls,it rains,rain,drops fall,a shower"
+    >>> _ = (folder / "clotho_captions_evaluation.csv").write_text(f"{header}\\n{line}\\n")
+    >>> [(clip.id, clip.split, clip.captions[:2]) for clip in read_clotho(folder, ["evaluation"])]
+    [('rain.wav', 'test', ('rain falls', 'it rains'))]
     """
     folder = Path(data_folder)
     require(folder, [name for part in parts for name in (f"clotho_captions_{part}.csv", part)], "Clotho", SOURCE)
@@ -101,6 +120,16 @@ def read_clotho_aqa(data_folder: str | Path, clotho_folder: str | Path | None = 
     ------
     CorpusError
         A list or folder is missing, or a list is not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "audio_files").mkdir()
+    >>> lines = "".join(f"rain.wav,Does it rain?,{answer},yes\\n" for answer in ("yes", "yes", "no"))
+    >>> for part, text in {"train": lines, "val": "", "test": ""}.items():
+    ...     _ = (folder / f"clotho_aqa_{part}.csv").write_text(f"file_name,QuestionText,answer,confidence\\n{text}")
+    >>> [(clip.split, *clip.questions) for clip in read_clotho_aqa(folder)]
+    [('train', Question(question='Does it rain?', answers=('yes', 'yes', 'no'), choices=('yes', 'no')))]
     """
     folder = Path(data_folder)
     require(folder, [*(f"clotho_aqa_{part}.csv" for part in AQA_PARTS), "audio_files"], "Clotho-AQA", AQA_SOURCE)

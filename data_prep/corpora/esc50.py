@@ -94,6 +94,17 @@ def read_esc50(data_folder: str | Path, esc10: bool, test_fold: int, valid_share
     ------
     CorpusError
         A file or column is missing, a class is unknown, or the test fold has no clip.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("audio", "meta"):
+    ...     (folder / name).mkdir()
+    >>> lines = ["filename,fold,category,esc10,src_file", "1-1-A-0.wav,1,dog,True,1", "2-2-A-10.wav,2,rain,True,2"]
+    >>> _ = (folder / "meta/esc50.csv").write_text("\\n".join(lines))
+    >>> clips = read_esc50(folder, esc10=True, test_fold=2, valid_share=0.1, seed=0)
+    >>> [(clip.id, clip.split, clip.label("sound_class"), clip.captions[0]) for clip in clips]
+    [('1-1-A-0', 'train', 'dog', 'a dog barks'), ('2-2-A-10', 'test', 'rain', 'rain falls')]
     """
     folder = Path(data_folder)
     table = folder / "meta/esc50.csv"

@@ -40,6 +40,16 @@ def read_fma(data_folder: str | Path, subset: str) -> Iterator[Clip]:
     ------
     CorpusError
         The table or the folder is missing, or the table is not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("fma_metadata", "fma_small"):
+    ...     (folder / name).mkdir()
+    >>> header = ",set,set,track\\n,subset,split,genre_top\\ntrack_id,,,\\n"
+    >>> _ = (folder / "fma_metadata/tracks.csv").write_text(header + "2,small,training,Rock\\n5,small,test,Folk\\n")
+    >>> [(clip.id, clip.split, clip.label("genre")) for clip in read_fma(folder, "small")]
+    [('000002', 'train', 'Rock'), ('000005', 'test', 'Folk')]
     """
     folder = Path(data_folder)
     if subset not in SUBSETS:

@@ -31,6 +31,16 @@ def read_fsd50k(data_folder: str | Path) -> Iterator[Clip]:
     ------
     CorpusError
         A list or folder is missing, or a list is not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("ground_truth", "dev_audio", "eval_audio"):
+    ...     (folder / f"FSD50K.{name}").mkdir()
+    >>> _ = (folder / "FSD50K.ground_truth/dev.csv").write_text('fname,labels,mids,split\\n64,"Dog,Animal",,val\\n')
+    >>> _ = (folder / "FSD50K.ground_truth/eval.csv").write_text("fname,labels,mids\\n37,Rain,\\n")
+    >>> [(clip.id, clip.split, [event.sound for event in clip.events]) for clip in read_fsd50k(folder)]
+    [('64', 'valid', ['dog', 'animal']), ('37', 'test', ['rain'])]
     """
     folder = Path(data_folder)
     lists = [f"FSD50K.ground_truth/{part}.csv" for part in ("dev", "eval")]

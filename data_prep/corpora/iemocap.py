@@ -44,6 +44,19 @@ def read_iemocap(data_folder: str | Path, valid_session: int, test_session: int)
     ------
     CorpusError
         A folder is missing, the sessions are not two of the five, or a file is not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> for number in range(1, 6):
+    ...     for name in ("dialog/EmoEvaluation", "dialog/transcriptions", "sentences/wav"):
+    ...         (folder / f"Session{number}" / name).mkdir(parents=True)
+    >>> dialog, name = folder / "Session1/dialog", "Ses01F_impro01"
+    >>> _ = (dialog / f"EmoEvaluation/{name}.txt").write_text(f"[6.29 - 8.24]\\t{name}_F000\\tneu\\t[2.5, 2.5, 2.5]\\n")
+    >>> _ = (dialog / f"transcriptions/{name}.txt").write_text(f"{name}_F000 [006.29-008.24]: Excuse me.\\n")
+    >>> clips = read_iemocap(folder, valid_session=4, test_session=5)
+    >>> [(clip.split, clip.speaker, clip.gender, clip.text, clip.label("emotion")) for clip in clips]
+    [('train', 'Ses01F', 'female', 'Excuse me.', 'neutral')]
     """
     folder = Path(data_folder)
     if not {valid_session, test_session} < {1, 2, 3, 4, 5} or valid_session == test_session:

@@ -44,6 +44,16 @@ def read_kaldi(
     CorpusError
         A file is missing or not in its format, a speaker is in two splits, or wav.scp contains a command in place of a
         path. Commands are never executed.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "dev").mkdir()
+    >>> for name, line in {"wav.scp": "u1 wav/u1.wav", "text": "u1 안녕", "utt2spk": "u1 s1"}.items():
+    ...     _ = (folder / "dev" / name).write_text(line, encoding="utf-8")
+    >>> clips = read_kaldi(folder, {"valid": "dev"}, None, dataset="Zeroth", language="ko")
+    >>> [(clip.id, clip.split, clip.speaker, clip.text) for clip in clips]
+    [('u1', 'valid', 's1', '안녕')]
     """
     folder = Path(data_folder)
     needed = [f"{part}/{name}" for part in parts.values() for name in ("wav.scp", "text", "utt2spk")]
@@ -69,7 +79,18 @@ def read_kaldi_part(
     language: str = "en",
     normalise: Callable[[str], str] = str,
 ) -> Iterator[Clip]:
-    """Read one data folder; `normalise` is applied to each transcript, other arguments are those of `read_kaldi`."""
+    """Read one data folder; `normalise` is applied to each transcript, other arguments are those of `read_kaldi`.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> files = {"wav.scp": "r1 r1.wav", "segments": "u1 r1 2.0 3.5", "text": "u1 HELLO", "utt2spk": "u1 s1"}
+    >>> for name, line in files.items():
+    ...     _ = (folder / name).write_text(line)
+    >>> clips = read_kaldi_part(folder, folder, "corpus", "train", normalise=str.lower)
+    >>> [(clip.id, clip.audio.name, clip.start, clip.duration, clip.text) for clip in clips]
+    [('u1', 'r1.wav', 2.0, 1.5, 'hello')]
+    """
     tables = {
         name: read_table(folder / name) if (folder / name).exists() else {}
         for name in ("wav.scp", "text", "utt2spk", "segments", "spk2gender", "spk2age")

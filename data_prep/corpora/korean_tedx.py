@@ -34,6 +34,16 @@ def read_korean_tedx(data_folder: str | Path, valid_share: float, test_share: fl
     ------
     CorpusError
         The folder does not exist, or contains no list of transcripts.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> for speaker in ("Kim", "Lee", "Park"):
+    ...     (folder / speaker / "talk").mkdir(parents=True)
+    ...     _ = (folder / speaker / "talk/talk.trans.txt").write_text(f"{speaker}-1 안녕\\n", encoding="utf-8")
+    >>> clips = read_korean_tedx(folder, valid_share=0.1, test_share=0.1, seed=0)
+    >>> [(clip.id, clip.split, clip.text) for clip in clips]
+    [('Kim-1', 'test', '안녕'), ('Lee-1', 'valid', '안녕'), ('Park-1', 'train', '안녕')]
     """
     clips = [
         Clip(

@@ -37,6 +37,14 @@ def read_ksponspeech(data_folder: str | Path, parts: tuple[str, ...] = tuple(PAR
     ------
     CorpusError
         A list is missing or a line is not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> line = "KsponSpeech_05/KsponSpeech_0620/KsponSpeech_620001.pcm :: b/ 아/ (3시)/(세 시)"
+    >>> _ = (folder / "dev.trn").write_text(line, encoding="utf-8")
+    >>> [(clip.dataset, clip.id, clip.split, clip.text) for clip in read_ksponspeech(folder, ("dev",))]
+    [('KsponSpeech-dev', 'KsponSpeech_620001', 'valid', 'b/ 아/ (3시)/(세 시)')]
     """
     folder = Path(data_folder)
     lists = "" if any((folder / f"{part}.trn").exists() for part in parts) else "KsponSpeech_scripts/"

@@ -36,6 +36,16 @@ def read_librispeech(data_folder: str | Path, subsets: Mapping[str, Sequence[str
     ------
     CorpusError
         A subset or SPEAKERS.TXT is missing or not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "dev-clean/84/121123").mkdir(parents=True)
+    >>> _ = (folder / "SPEAKERS.TXT").write_text("84 | F | dev-clean\\n")
+    >>> _ = (folder / "dev-clean/84/121123/84-121123.trans.txt").write_text("84-121123-0000 GO DO YOU HEAR\\n")
+    >>> clips = read_librispeech(folder, {"valid": ["dev-clean"]})
+    >>> [(clip.dataset, clip.id, clip.speaker, clip.gender, clip.text) for clip in clips]
+    [('LibriSpeech-dev-clean', '84-121123-0000', '84', 'female', 'GO DO YOU HEAR')]
     """
     folder = Path(data_folder)
     require(folder, ["SPEAKERS.TXT", *(name for names in subsets.values() for name in names)], "LibriSpeech", SOURCE)
@@ -70,6 +80,14 @@ def read_transcribed_folders(folder: Path) -> Iterator[tuple[Path, str, str]]:
     ------
     CorpusError
         The folder contains no such list.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "84/121123").mkdir(parents=True)
+    >>> _ = (folder / "84/121123/84-121123.trans.txt").write_text("84-121123-0000 GO DO YOU HEAR\\n")
+    >>> [(file.name, speaker, text) for file, speaker, text in read_transcribed_folders(folder)]
+    [('84-121123-0000.flac', '84', 'GO DO YOU HEAR')]
     """
     has_lists = False
     for parent, names in walk(folder):

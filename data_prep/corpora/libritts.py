@@ -37,6 +37,17 @@ def read_libritts(data_folder: str | Path, subsets: Mapping[str, Sequence[str]])
     ------
     CorpusError
         A subset or speakers.tsv is missing or not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> chapter = folder / "dev-clean/84/121123"
+    >>> chapter.mkdir(parents=True)
+    >>> _ = (folder / "speakers.tsv").write_text("READER\\tGENDER\\n84\\tF\\n")
+    >>> _ = (chapter / "84_121123_000007_000001.normalized.txt").write_text("Go! Do you hear?")
+    >>> clips = read_libritts(folder, {"valid": ["dev-clean"]})
+    >>> [(clip.dataset, clip.id, clip.gender, clip.text) for clip in clips]
+    [('LibriTTS-dev-clean', '84_121123_000007_000001', 'female', 'Go! Do you hear?')]
     """
     folder = Path(data_folder)
     require(folder, ["speakers.tsv", *(name for names in subsets.values() for name in names)], "LibriTTS", SOURCE)

@@ -60,6 +60,15 @@ def read_open_asqa(valid_share: float, seed: int, **options: Any) -> Iterator[Cl
         No folder is given.
     CorpusError
         A corpus is incomplete or not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "audio").mkdir()
+    >>> _ = (folder / "vggsound.csv").write_text("abc,30,dog barking,test\\n")
+    >>> options = dict.fromkeys(KEYS) | {"vggsound_folder": folder, "valid_share": 0.1}
+    >>> [(clip.dataset, clip.id, clip.split) for clip in read_open_asqa(**options, seed=0)]
+    [('VGGSound', 'abc_30', 'test')]
     """
     sessions = options["iemocap_valid_session"], options["iemocap_test_session"]
     readers: dict[str, Callable[[str], Iterable[Clip]]] = {

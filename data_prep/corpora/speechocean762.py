@@ -40,6 +40,17 @@ def read_speechocean762(data_folder: str | Path, valid_share: float, test_share:
     ------
     CorpusError
         A file of the corpus is missing or not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "train").mkdir()
+    >>> lines = ("u1 WAVE/u1.wav", "u1 GOOD MORNING", "u1 s1", "s1 9", "s1 f")
+    >>> for name, line in zip(_FILES, lines):
+    ...     _ = (folder / "train" / name).write_text(line)
+    >>> clips = read_speechocean762(folder, valid_share=0.1, test_share=0.2, seed=0)
+    >>> [(clip.id, clip.split, clip.speaker, clip.age, clip.gender, clip.text) for clip in clips]
+    [('u1', 'train', 's1', 9, 'female', 'good morning')]
     """
     folder = Path(data_folder)
     parts = ["train"] if test_share is not None else ["train", "test"]

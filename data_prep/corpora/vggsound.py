@@ -36,6 +36,15 @@ def read_vggsound(data_folder: str | Path, valid_share: float, seed: int) -> Ite
     ------
     CorpusError
         The list or audio/ is missing, or the list is not in its format.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "audio").mkdir()
+    >>> _ = (folder / "vggsound.csv").write_text('abc,30,"dog barking",test\\n')
+    >>> clips = read_vggsound(folder, valid_share=0.1, seed=0)
+    >>> [(clip.id, clip.split, clip.group, clip.label("sound_class")) for clip in clips]
+    [('abc_30', 'test', 'youtube abc', 'dog barking')]
     """
     folder = Path(data_folder)
     require(folder, ["vggsound.csv", "audio"], "VGGSound", SOURCE)

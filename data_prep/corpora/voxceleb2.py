@@ -52,6 +52,16 @@ def read_voxceleb2(data_folder: str | Path, ages: bool, valid_share: float, seed
     ------
     CorpusError
         A list is missing or not in its format, there is no audio folder, or a speaker is not in vox2_meta.csv.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "test/wav/id00017/abc").mkdir(parents=True)
+    >>> (folder / "test/wav/id00017/abc/00001.wav").touch()
+    >>> _ = (folder / "vox2_meta.csv").write_text("VoxCeleb2 ID,Gender,Set\\nid00017,f,test\\n")
+    >>> clips = read_voxceleb2(folder, ages=False, valid_share=0.1, seed=0)
+    >>> [(clip.id, clip.split, clip.gender) for clip in clips]
+    [('id00017/abc/00001', 'test', 'female')]
     """
     folder = Path(data_folder)
     require(folder, ["vox2_meta.csv"], "VoxCeleb2", SOURCE)
