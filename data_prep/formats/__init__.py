@@ -76,17 +76,35 @@ class Report:
 
 
 def format_names() -> list[str]:
-    """Names of all formats: the files of this package. All of them can be read."""
+    """Names of all formats: the files of this package. All of them can be read.
+
+    Examples
+    --------
+    >>> format_names()
+    ['huggingface', 'kaldi', 'lhotse', 'manifest', 'nemo', 'openasqa', 'salmonn', 'slam', 'speechbrain']
+    """
     return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__")
 
 
 def writable_formats() -> list[str]:
-    """Names of the formats that can also be written."""
+    """Names of the formats that can also be written.
+
+    Examples
+    --------
+    >>> sorted(set(format_names()) - set(writable_formats()))
+    ['openasqa', 'salmonn', 'slam']
+    """
     return [name for name in format_names() if hasattr(load_format(name), "write")]
 
 
 def load_format(name: str) -> ModuleType:
-    """Module of a format; raises FormatError if there is none of this name."""
+    """Module of a format; raises FormatError if there is none of this name.
+
+    Examples
+    --------
+    >>> load_format("nemo").NAMES["audio"]
+    ('audio_filepath',)
+    """
     if name not in format_names():
         raise FormatError(f"unknown format {name!r}{did_you_mean(name, format_names())}")
     return importlib.import_module(f"{__name__}.{name}")
@@ -117,6 +135,16 @@ def checked_rows(
         `instruction` of None leaves rows without one, for training with question files.
     unit : str
         The source's term for an entry, for messages.
+
+    Examples
+    --------
+    >>> entries, report = [(1, {"audio": "1.wav", "target": "hello"}), (2, {"audio": "2.wav"})], Report()
+    >>> defaults = {"dataset": "d", "split": "train", "task": "asr", "instruction": "Transcribe."}
+    >>> rows = checked_rows(Path("list.json"), entries, dict, report, defaults)
+    >>> [(row["id"], row["audio"], row["start"]) for row in rows]
+    [('d-1', '1.wav', 0.0)]
+    >>> report.rejected
+    [{'line': 2, 'reason': 'list.json, line 2, field "target": missing; write a string'}]
     """
     checker = RowChecker(path, unit, instruction_required=defaults.get("instruction", "") is not None)
     for label, entry in entries:
@@ -134,7 +162,16 @@ def checked_rows(
 
 
 def target_entries(rows: Iterable[Row], to_entry: Callable[[Row], Any], report: Report) -> Iterator[Any]:
-    """Convert rows to a target's entries; rows that raise FormatError or AudioError are listed in the report."""
+    """Convert rows to a target's entries; rows that raise FormatError or AudioError are listed in the report.
+
+    Examples
+    --------
+    >>> report = Report()
+    >>> list(target_entries([{"id": "1", "target": "hello"}], lambda row: row["target"].upper(), report))
+    ['HELLO']
+    >>> report.written
+    1
+    """
     for row in rows:
         try:
             entry = to_entry(row)
@@ -183,7 +220,13 @@ def rename_to_manifest(entry: Any, names: Mapping[str, tuple[str, ...]], report:
 
 
 def rename_from_manifest(row: Row, names: Mapping[str, tuple[str, ...]], report: Report) -> dict[str, Any]:
-    """Rename a row's fields to the first of their names in the target; the inverse of `rename_to_manifest`."""
+    """Rename a row's fields to the first of their names in the target; the inverse of `rename_to_manifest`.
+
+    Examples
+    --------
+    >>> rename_from_manifest({"target": "hello", "snr": 12}, {"target": ("text", "wrd")}, Report())
+    {'text': 'hello', 'snr': 12}
+    """
     entry = {names[name][0]: value for name, value in row.items() if name in names}
     for name, value in row.items():
         if name not in names:
@@ -195,7 +238,15 @@ def rename_from_manifest(row: Row, names: Mapping[str, tuple[str, ...]], report:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield number and value of each line that is not blank; the value of a line that is not JSON is a FormatError."""
+    """Yield number and value of each line that is not blank; the value of a line that is not JSON is a FormatError.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "list.jsonl"
+    >>> _ = file.write_text('{"id": 1}\\n\\n{"id": 2\\n')
+    >>> [(number, type(value).__name__) for number, value in json_lines(file)]
+    [(1, 'dict'), (3, 'FormatError')]
+    """
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -214,7 +265,15 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """Value of a JSON file; raises FormatError."""
+    """Value of a JSON file; raises FormatError.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "list.json"
+    >>> _ = file.write_text('[{"id": 1}]')
+    >>> read_json(file)
+    [{'id': 1}]
+    """
     try:
         return parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except (OSError, FormatError) as error:
@@ -222,7 +281,17 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """Value of UTF-8 JSON; raises FormatError, also for NaN and for a repeated name, which `json` accepts."""
+    """Value of UTF-8 JSON; raises FormatError, also for NaN and for a repeated name, which `json` accepts.
+
+    Examples
+    --------
+    >>> parse_json(b'{"id": 1}')
+    {'id': 1}
+    >>> parse_json(b'{"id": 1, "id": 2}')
+    Traceback (most recent call last):
+        ...
+    data_prep.formats.FormatError: not JSON in UTF-8 ("id" is given twice); write it again
+    """
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -242,7 +311,13 @@ def _no_constant(name: str) -> None:
 
 
 def to_json(value: Any) -> str:
-    """One line of standard JSON; raises FormatError for values that JSON cannot store (NaN, bytes, lone surrogates)."""
+    """One line of standard JSON; raises FormatError for values that JSON cannot store (NaN, bytes, lone surrogates).
+
+    Examples
+    --------
+    >>> to_json({"target": "안녕", "start": 0.0})
+    '{"target": "안녕", "start": 0.0}'
+    """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode("utf-8")
@@ -253,7 +328,16 @@ def to_json(value: Any) -> str:
 
 @contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 text file for an atomic write; one named .gz is compressed."""
+    """Open a UTF-8 text file for an atomic write; one named .gz is compressed.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "list.txt.gz"
+    >>> with text_file(path) as file:
+    ...     _ = file.write("hello")
+    >>> gzip.decompress(path.read_bytes())
+    b'hello'
+    """
     opened = gzip.open if path.suffix == ".gz" else open
     with atomic_path(path) as unfinished, opened(unfinished, "wt", encoding="utf-8", newline="") as file:
         yield file
@@ -261,7 +345,16 @@ def text_file(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give the temporary folder to fill for `path`; raises FormatError if that exists already."""
+    """Give the temporary folder to fill for `path`; raises FormatError if that exists already.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "kaldi"
+    >>> with new_folder(path) as folder:
+    ...     _ = (folder / "text").write_text("utt1 hello\\n")
+    >>> [file.name for file in path.iterdir()]
+    ['text']
+    """
     try:
         with atomic_folder(path) as unfinished:
             yield unfinished

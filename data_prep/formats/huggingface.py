@@ -60,6 +60,16 @@ def read(
         As for the other formats.
     audio_folder : Path, optional
         Folder in which audio bytes are stored, equal bytes once, named by their hash; by default `path`/audio.
+
+    Examples
+    --------
+    >>> import pyarrow.csv
+    >>> folder = getfixture("tmp_path")
+    >>> table = pyarrow.csv.read_csv(BytesIO(b"audio,sentence\\n1.wav,hello\\n"))
+    >>> pq.write_table(table, folder / "train-00000-of-00001.parquet")
+    >>> rows = read(folder, Report(), {"dataset": "d", "task": "asr", "instruction": "Transcribe."})
+    >>> [(row["id"], row["audio"], row["split"], row["target"]) for row in rows]
+    [('d-1', '1.wav', 'train', 'hello')]
     """
     names = {**NAMES, "audio": ("audio", "file", "path"), **(fields or {})}
     audio_folder = audio_folder or path / "audio"

@@ -20,6 +20,16 @@ def read(path: Path, report: Report, defaults: Mapping[str, str]) -> Iterator[Ro
     """Yield one row per utterance or, without segments, per recording.
 
     A command in place of a path ("sox ... |") is never executed: its utterances are rejected.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> files = {"wav.scp": "r1 /data/r1.wav", "segments": "u1 r1 2.0 3.5", "text": "u1 hello", "utt2spk": "u1 anna"}
+    >>> for name, line in files.items():
+    ...     _ = (folder / name).write_text(line)
+    >>> rows = read(folder, Report(), {"dataset": "d", "split": "train", "task": "asr", "instruction": "Transcribe."})
+    >>> [(row["id"], row["audio"], row["start"], row["duration"], row["speaker"]) for row in rows]
+    [('u1', '/data/r1.wav', 2.0, 1.5, 'anna')]
     """
     for name in ("wav.scp", "text"):
         if not (path / name).is_file():
@@ -64,6 +74,17 @@ def write(rows: Iterable[Row], path: Path, report: Report) -> None:
 
     Paths are absolute, because Kaldi's are not relative to the folder. Rows are rejected if their id contains spaces,
     or if their path or target contains a line break.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path") / "train"
+    >>> row = {"id": "u1", "audio": "/data/r1.wav", "start": 2.0, "duration": 1.5, "target": "hello"}
+    >>> row |= {"speaker": "anna", "language": "en", "references": ["hello"]}
+    >>> write([row], folder, Report())
+    >>> sorted(file.name for file in folder.iterdir())
+    ['segments', 'spk2utt', 'text', 'utt2lang', 'utt2spk', 'wav.scp']
+    >>> (folder / "segments").read_text()
+    'u1 u1 2.0 3.5\\n'
     """
     entries = list(target_entries(rows, lambda row: _checked(row, path, report), report))
     files: dict[str, list[tuple[str, str]]] = defaultdict(list, {"wav.scp": [], "text": []})

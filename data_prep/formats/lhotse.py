@@ -28,12 +28,35 @@ def read(path: Path, report: Report, defaults: Mapping[str, str]) -> Iterator[Ro
 
     Rejected are cuts of other types (mixed, padded), cuts without supervisions, and recordings that are not plain files
     (a command is never executed), are one of several channels, or have a transform other than resampling.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "cuts.jsonl"
+    >>> source = {"type": "file", "channels": [0], "source": "r1.wav"}
+    >>> cut = {"id": "c1", "start": 2.0, "channel": 0, "recording": {"id": "r1", "sources": [source]}}
+    >>> cut["supervisions"] = [{"id": "s1", "start": 0.5, "duration": 1.5, "text": "hello"}]
+    >>> _ = file.write_text(to_json(cut))
+    >>> rows = read(file, Report(), {"dataset": "d", "split": "train", "task": "asr", "instruction": "Transcribe."})
+    >>> [(row["id"], row["audio"], row["start"], row["duration"], row["target"]) for row in rows]
+    [('c1', 'r1.wav', 2.5, 1.5, 'hello')]
     """
     return checked_rows(path, _supervisions(path), lambda pair: _row(*pair, report), report, defaults)
 
 
 def write(rows: Iterable[Row], path: Path, report: Report) -> None:
-    """Write one cut with one supervision per row; rate and length are read from the header of each file."""
+    """Write one cut with one supervision per row; rate and length are read from the header of each file.
+
+    Examples
+    --------
+    >>> import soundfile
+    >>> folder = getfixture("tmp_path")
+    >>> soundfile.write(folder / "1.wav", [0.0] * 800, 16000)
+    >>> row = {"id": "1", "audio": "1.wav", "start": 0.0, "duration": None, "target": "hello", "task": "asr"}
+    >>> write([row], folder / "cuts.jsonl", Report())
+    >>> [(_, cut)] = json_lines(folder / "cuts.jsonl")
+    >>> cut["duration"], cut["recording"]["num_samples"], cut["supervisions"][0]["text"], cut["custom"]
+    (0.05, 800, 'hello', {'task': 'asr'})
+    """
     with text_file(path) as file:
         for cut in target_entries(rows, lambda row: _cut(row, audio_path(path, row), report), report):
             file.write(to_json(cut) + "\n")

@@ -42,6 +42,14 @@ def read(
 
     `shards` is a pattern of tar files, such as audio__OP_0..511_CL_.tar, with the audio of the rows that have a
     `shard_id`.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "train.json"
+    >>> _ = file.write_text('{"audio_filepath": "1.wav", "offset": null, "duration": 1.5, "text": "hello"}\\n')
+    >>> rows = read(file, Report(), {"dataset": "d", "split": "train", "task": "asr", "instruction": "Transcribe."})
+    >>> [(row["id"], row["audio"], row["start"], row["duration"], row["target"]) for row in rows]
+    [('d-1', '1.wav', 0.0, 1.5, 'hello')]
     """
     files = _shards(shards, path.parent)
 
@@ -63,6 +71,13 @@ def write(rows: Iterable[Row], path: Path, report: Report) -> None:
     """Write one object per line; fields unknown to NeMo keep their names.
 
     For audio in a shard, NeMo requires the member's name and the shard's number.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "train.json"
+    >>> write([{"id": "1", "audio": "1.wav", "start": 0.0, "duration": 1.5, "target": "hello"}], file, Report())
+    >>> print(file.read_text().strip())
+    {"audio_filepath": "1.wav", "offset": 0.0, "duration": 1.5, "answer": "hello", "id": "1"}
     """
 
     def to_entry(row: Row) -> dict[str, Any]:

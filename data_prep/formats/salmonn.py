@@ -11,7 +11,16 @@ NAMES = {"audio": ("path",), "target": ("text",), "instruction": ("Q",)}
 def read(
     path: Path, report: Report, defaults: Mapping[str, str], fields: Mapping[str, tuple[str, ...]] | None = None
 ) -> Iterator[Row]:
-    """Yield rows."""
+    """Yield rows.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "train.json"
+    >>> _ = file.write_text('{"annotation": [{"path": "1.wav", "text": "hello", "task": "asr"}]}')
+    >>> rows = read(file, Report(), {"dataset": "d", "split": "train", "instruction": "Transcribe."})
+    >>> [(row["id"], row["audio"], row["task"], row["target"]) for row in rows]
+    [('d-1', '1.wav', 'asr', 'hello')]
+    """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("annotation"), list):
         raise FormatError(f'{path}: expected an object with a list "annotation"; check the format')

@@ -55,6 +55,15 @@ def read(
     data_root : str, optional
         Value of the placeholder, whatever its name ({data_root}, $data_folder). Without it, rows with a placeholder are
         rejected.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "train.csv"
+    >>> _ = file.write_text("ID,duration,wav,wrd\\nu1,1.5,$data_root/1.wav,hello\\n")
+    >>> defaults = {"dataset": "d", "split": "train", "task": "asr", "instruction": "Transcribe."}
+    >>> rows = read(file, Report(), defaults, data_root="/data")
+    >>> [(row["id"], row["audio"], row["duration"], row["target"]) for row in rows]
+    [('u1', '/data/1.wav', 1.5, 'hello')]
     """
     names = {**NAMES, **(fields or {})}
 
@@ -86,6 +95,16 @@ def write(rows: Iterable[Row], path: Path, report: Report, data_root: str | None
         Updated.
     data_root : str, optional
         In the paths of audio in this folder, a placeholder replaces the folder.
+
+    Examples
+    --------
+    >>> import soundfile
+    >>> folder = getfixture("tmp_path")
+    >>> soundfile.write(folder / "1.wav", [0.0] * 800, 16000)
+    >>> row = {"id": "u1", "audio": "1.wav", "start": 0.0, "duration": None, "target": "hello", "task": "asr"}
+    >>> write([row], folder / "train.json", Report())
+    >>> read_json(folder / "train.json")
+    {'u1': {'wav': '1.wav', 'wrd': 'hello', 'duration': 0.05, 'task': 'asr'}}
     """
     as_csv = path.suffix == ".csv"
 
