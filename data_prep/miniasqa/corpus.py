@@ -78,6 +78,14 @@ def make_plans(seed: int, split: str, speech: int, sound: int, mixture: int) -> 
     -------
     list of Plan
         Speech first, then sounds, then mixtures.
+
+    Examples
+    --------
+    >>> plans = make_plans(seed=1, split="test", speech=1, sound=1, mixture=1)
+    >>> [(plan.name, plan.kind) for plan in plans]
+    [('test-speech-00000', 'speech'), ('test-sound-00001', 'sound'), ('test-mixture-00002', 'mixture')]
+    >>> plans[0].text, plans[1].sound.label
+    ('please give him their long chair', 'rain')
     """
     speakers = make_speakers(split)
     kinds = ["speech"] * speech + ["sound"] * sound + ["mixture"] * mixture
@@ -129,7 +137,14 @@ def _render_and_finish(plans: list[Plan], finish: Callable[[list[Clip]], Any]) -
 
 
 def render_shard(plans: list[Plan]) -> list[Clip]:
-    """Render plans in this process. For reproducible bytes, the process must not have synthesised speech before."""
+    """Render plans in this process. For reproducible bytes, the process must not have synthesised speech before.
+
+    Examples
+    --------
+    >>> clips = render_shard(make_plans(seed=1, split="test", speech=0, sound=2, mixture=0))
+    >>> [(clip.plan.sound.label, clip.plan.sound.seconds, len(clip.samples) / RATE) for clip in clips]
+    [('dog', 3.7, 3.7), ('rain', 3.21, 3.21)]
+    """
     speakers = {plan.speaker.name: plan.speaker for plan in plans if plan.speaker}
     espeak = Espeak(list(speakers.values())) if speakers else None
     return [_render_one(plan, espeak) for plan in plans]

@@ -135,6 +135,15 @@ def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3) -> 
     """Questions about a clip: fields task, instruction, target, references and, for closed questions, label.
 
     `voice_questions` of the three about the voice (gender, emotion, age) are drawn at random.
+
+    Examples
+    --------
+    >>> from data_prep.miniasqa.sounds import SoundEvent
+    >>> plan = Plan("test-sound-0", "test", (0,), sound=SoundEvent("dog", True, "steady", 2.0))
+    >>> for row in rows_for(plan, np.random.default_rng(0)):
+    ...     print(row["task"], "-", row["instruction"], "-", row["target"])
+    sound_class - classify the sound in this clip. - the sound is dog
+    caption - describe this recording in one sentence. - somewhere a dog barks quickly steadily
     """
     rows = []
     if plan.text is not None:
@@ -157,7 +166,14 @@ def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3) -> 
 
 
 def spoken_labels(plan: Plan) -> list[str]:
-    """Labels of a clip, in the words that the answers use."""
+    """Labels of a clip, in the words that the answers use.
+
+    Examples
+    --------
+    >>> from data_prep.miniasqa.sounds import SoundEvent
+    >>> spoken_labels(Plan("test-sound-0", "test", (0,), sound=SoundEvent("dog", True, "rising", 2.0)))
+    ['dog', 'quickly', 'louder']
+    """
     labels = []
     if plan.speaker is not None:
         labels += [plan.speaker.gender, plan.emotion, str(5 * round(plan.speaker.age / 5))]
@@ -170,7 +186,14 @@ def spoken_labels(plan: Plan) -> list[str]:
 
 
 def captions(plan: Plan) -> list[str]:
-    """The five reference captions of a clip."""
+    """The five reference captions of a clip.
+
+    Examples
+    --------
+    >>> from data_prep.miniasqa.sounds import SoundEvent
+    >>> captions(Plan("test-sound-0", "test", (0,), sound=SoundEvent("rain", True, "rising", 2.0)))[:2]
+    ['rain falls heavily and grows louder', 'rain is falling heavily and gets louder']
+    """
     if plan.sound is not None:
         phrases = PHRASES[plan.sound.label]
     if plan.speaker is not None:

@@ -50,6 +50,12 @@ def make_sentence(rng: np.random.Generator) -> tuple[str, str]:
     text, spoken : str
         Lower-case words separated by single spaces, and the same number of words spelled so that espeak-ng pronounces
         them correctly (the letter "a" as "ay").
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(1)
+    >>> [make_sentence(rng)[0] for _ in range(2)]
+    ['we hoped that that proud singer drove to the castle always', 'it is cold and sunny in the hospital']
     """
     form = FORMS[int(rng.choice(len(FORMS), p=_WEIGHTS))]
     words = form(_Draw(rng)).split()
@@ -59,7 +65,14 @@ def make_sentence(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def split_of(text: str) -> str:
-    """Split of a sentence: one in twelve is for test, one in twelve for validation."""
+    """Split of a sentence: one in twelve is for test, one in twelve for validation.
+
+    Examples
+    --------
+    >>> splits = [split_of(f"sentence {number}") for number in range(1200)]
+    >>> {split: splits.count(split) for split in ("train", "valid", "test")}
+    {'train': 996, 'valid': 102, 'test': 102}
+    """
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 12
     return {0: "test", 1: "valid"}.get(bucket, "train")
 

@@ -23,7 +23,14 @@ class SoundEvent:
 
 
 def synthesise(event: SoundEvent, rng: np.random.Generator) -> np.ndarray:
-    """Return the sound as float32 [S] with peak 1."""
+    """Return the sound as float32 [S] with peak 1.
+
+    Examples
+    --------
+    >>> samples = synthesise(SoundEvent("bell", False, "fading", 2.0), np.random.default_rng(0))
+    >>> samples.dtype, samples.shape, round(float(abs(samples).max()), 3)
+    (dtype('float32'), (32000,), 1.0)
+    """
     samples = SOUNDS[event.label](rng, event.seconds, event.fast)
     envelope = {
         "steady": np.ones(len(samples)),

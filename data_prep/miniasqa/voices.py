@@ -72,7 +72,14 @@ class Speaker:
 
 
 def make_speakers(split: str) -> list[Speaker]:
-    """Return the speakers of a split. They are the same on every machine, and no speaker is in two splits."""
+    """Return the speakers of a split. They are the same on every machine, and no speaker is in two splits.
+
+    Examples
+    --------
+    >>> speakers = make_speakers("valid")
+    >>> len(speakers), [(speaker.name, speaker.gender) for speaker in speakers[:2]]
+    (24, [('valid000', 'male'), ('valid001', 'female')])
+    """
     offset = list(SPEAKERS).index(split)
     return [_draw(f"{split}{i:03d}", np.random.default_rng([20, offset, i]), i) for i in range(SPEAKERS[split])]
 

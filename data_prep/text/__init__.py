@@ -28,29 +28,59 @@ _INSIDE = re.compile(r"(?<=[^\W\d_])['’](?=[^\W\d_])|(?<=\d)[.,:](?=\d)")
 
 
 def nfc(text: str) -> str:
-    """Compose characters (Unicode form NFC), so that a syllable or accented letter has only one representation."""
+    """Compose characters (Unicode form NFC), so that a syllable or accented letter has only one representation.
+
+    Examples
+    --------
+    >>> len("e\\u0301"), len(nfc("e\\u0301"))
+    (2, 1)
+    """
     return unicodedata.normalize("NFC", text)
 
 
 def lower(text: str) -> str:
-    """Convert to lower case."""
+    """Convert to lower case.
+
+    Examples
+    --------
+    >>> lower("Good Morning")
+    'good morning'
+    """
     return text.lower()
 
 
 def sphinx_marks(text: str) -> str:
-    """Drop the marks of Sphinx transcripts: <s>, <sil>, ++BREATH++, [noise], and the (2) of THE(2)."""
+    """Drop the marks of Sphinx transcripts: <s>, <sil>, ++BREATH++, [noise], and the (2) of THE(2).
+
+    Examples
+    --------
+    >>> sphinx_marks("<s> GO ++NOISE++ THE(2) </s>").split()
+    ['GO', 'THE']
+    """
     return _SPHINX_MARKS.sub(" ", text)
 
 
 def brackets(text: str) -> str:
-    """Drop round, square, angle and curly brackets with their content, also nested ones; unpaired ones are kept."""
+    """Drop round, square, angle and curly brackets with their content, also nested ones; unpaired ones are kept.
+
+    Examples
+    --------
+    >>> brackets("good (very [loud] noise) morning (sic").split()
+    ['good', 'morning', '(sic']
+    """
     while (shorter := _BRACKETED.sub(" ", text)) != text:
         text = shorter
     return text
 
 
 def punctuation(text: str) -> str:
-    """Drop punctuation, except apostrophes in words, points, commas and colons in numbers, and % & @ # * / +."""
+    """Drop punctuation, except apostrophes in words, points, commas and colons in numbers, and % & @ # * / +.
+
+    Examples
+    --------
+    >>> punctuation("Well, don't pay 3.5 % (today)!").split()
+    ['Well', "don't", 'pay', '3.5', '%', 'today']
+    """
     kept = {match.start() for match in _INSIDE.finditer(text)}
     return "".join(
         " " if unicodedata.category(c)[0] == "P" and c not in _SPOKEN and i not in kept else c

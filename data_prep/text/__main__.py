@@ -21,6 +21,16 @@ def main(argv: Sequence[str]) -> None:
         A step is unknown.
     UserError
         The file cannot be read.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "transcripts.txt"
+    >>> _ = file.write_text("GO THE(2) END\\nyes\\n")
+    >>> main(["sphinx_marks", "lower", "--file", str(file)])
+    line 1
+      - GO THE(2) END
+      + go the end
+    1 of 2 transcripts change; 0 are empty afterwards
     """
     listed = "\n".join(f"  {name:<18} {step.__doc__.splitlines()[0]}" for name, step in STEPS.items())
     parser = argparse.ArgumentParser(

@@ -35,17 +35,35 @@ _MONEY = {"$": "달러", "₩": "원", "€": "유로", "¥": "엔"}
 
 
 def korean_noises(text: str) -> str:
-    """Drop the noises b/ l/ n/ o/ u/ of Korean transcripts."""
+    """Drop the noises b/ l/ n/ o/ u/ of Korean transcripts.
+
+    Examples
+    --------
+    >>> korean_noises("b/ 아 n/ 소리").split()
+    ['아', '소리']
+    """
     return _NOISE.sub(" ", text)
 
 
 def korean_spoken(text: str) -> str:
-    """Keep the spoken form of (written)/(spoken): 칠 십 퍼센트 of (70%)/(칠 십 퍼센트)."""
+    """Keep the spoken form of (written)/(spoken): 칠 십 퍼센트 of (70%)/(칠 십 퍼센트).
+
+    Examples
+    --------
+    >>> korean_spoken("(70%)/(칠 십 퍼센트) 확률")
+    '칠 십 퍼센트 확률'
+    """
     return _choose(text, 2)
 
 
 def korean_written(text: str) -> str:
-    """Keep the written form of (written)/(spoken): 70% of (70%)/(칠 십 퍼센트)."""
+    """Keep the written form of (written)/(spoken): 70% of (70%)/(칠 십 퍼센트).
+
+    Examples
+    --------
+    >>> korean_written("(70%)/(칠 십 퍼센트) 확률")
+    '70% 확률'
+    """
     return _choose(text, 1)
 
 
@@ -56,12 +74,24 @@ def _choose(text: str, form: int) -> str:
 
 
 def korean_marks(text: str) -> str:
-    """Drop the marks / + * at the end of Korean words (filler, repetition, unclear), and keep the words."""
+    """Drop the marks / + * at the end of Korean words (filler, repetition, unclear), and keep the words.
+
+    Examples
+    --------
+    >>> korean_marks("아/ 모+ 몬 소리야*")
+    '아 모 몬 소리야'
+    """
     return _MARK.sub("", _MARK_AT_NOISE.sub(" ", text))
 
 
 def korean_symbols(text: str) -> str:
-    """Write % ℃ ㎏ ㎞ ㎝ ㎜ ㎡ # & @ and the money of a number ($5, ₩, €, ¥) as they are read in Korean."""
+    """Write % ℃ ㎏ ㎞ ㎝ ㎜ ㎡ # & @ and the money of a number ($5, ₩, €, ¥) as they are read in Korean.
+
+    Examples
+    --------
+    >>> korean_symbols("$5 70% 20℃")
+    '5달러 70퍼센트 20도'
+    """
     text = re.sub(rf"([{''.join(_MONEY)}])+\s?(\d[\d,]*(?:\.\d+)?)", lambda match: match[2] + _MONEY[match[1]], text)
     return "".join(_SYMBOLS.get(character, character) for character in text)
 
