@@ -63,7 +63,17 @@ class AudioIndex:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield a folder and all its sub-folders with the names of their files, in alphabetical order."""
+    """Yield a folder and all its sub-folders with the names of their files, in alphabetical order.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "talk").mkdir()
+    >>> for name in ("talk/2.wav", "talk/1.wav", "talk/.cache", "readme.txt"):
+    ...     (folder / name).touch()
+    >>> [(parent.relative_to(folder).as_posix(), names) for parent, names in walk(folder)]
+    [('.', ['readme.txt']), ('talk', ['1.wav', '2.wav'])]
+    """
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield Path(parent), sorted(name for name in names if not name.startswith("."))

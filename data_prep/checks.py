@@ -120,7 +120,13 @@ class CheckedAudio:
 
 
 def in_threads(function: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Future]]:
-    """Yield (item, future of function(item)) in order; work is at most a few hundred items ahead of the caller."""
+    """Yield (item, future of function(item)) in order; work is at most a few hundred items ahead of the caller.
+
+    Examples
+    --------
+    >>> [(item, future.result()) for item, future in in_threads(len, ["a", "bcd", "ef"])]
+    [('a', 1), ('bcd', 3), ('ef', 2)]
+    """
     with ThreadPoolExecutor() as pool:
         waiting: deque[tuple[T, Future]] = deque()
         try:

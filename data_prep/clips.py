@@ -106,7 +106,16 @@ class Clip:
 
 
 def require(folder: Path, paths: Sequence[str], corpus: str, source: str) -> None:
-    """Raise CorpusError unless all `paths` exist in `folder`; the message names the missing ones and the source."""
+    """Raise CorpusError unless all `paths` exist in `folder`; the message names the missing ones and the source.
+
+    Examples
+    --------
+    >>> try:
+    ...     require(getfixture("tmp_path"), ["wav", "etc"], "AN4", "http://www.speech.cs.cmu.edu/databases/an4/")
+    ... except CorpusError as error:
+    ...     print(str(error).partition(" in ")[0])
+    AN4: expected wav, etc
+    """
     missing = [path for path in paths if not (folder / path).exists()]
     if missing:
         raise CorpusError(
@@ -137,6 +146,13 @@ def read_lines(file: Path, *encodings: str) -> Iterator[tuple[int, str]]:
     ------
     CorpusError
         The file is in none of the encodings.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "transcripts.txt"
+    >>> _ = file.write_bytes("good morning\\n\\n안녕\\n".encode("cp949"))
+    >>> list(read_lines(file, "utf-8-sig", "cp949"))
+    [(1, 'good morning'), (3, '안녕')]
     """
     content = file.read_bytes()
     for encoding in encodings or ("utf-8-sig",):
@@ -205,6 +221,13 @@ def read_rows(
     ------
     CorpusError
         A column is missing, or a line has too few; the message names file and line.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "sounds.csv"
+    >>> _ = file.write_text('# a comment\\nname, sound\\n1.wav, "rain, wind"\\n')
+    >>> list(read_rows(file, ["name", "sound"], "https://example.org", skip=1))
+    [{'name': '1.wav', 'sound': 'rain, wind'}]
     """
     with file.open(encoding=encoding, newline="") as lines:
         for _ in range(skip):
@@ -228,7 +251,17 @@ def read_rows(
 
 
 def parse_number(file: Path, text: str) -> float:
-    """Convert the text of a table's cell to a number; raises CorpusError, which names the file."""
+    """Convert the text of a table's cell to a number; raises CorpusError, which names the file.
+
+    Examples
+    --------
+    >>> parse_number(Path("times.csv"), " 2.50")
+    2.5
+    >>> parse_number(Path("times.csv"), "two")
+    Traceback (most recent call last):
+        ...
+    data_prep.clips.CorpusError: times.csv: 'two' is not a number; download it again
+    """
     try:
         return float(text)
     except ValueError as error:
@@ -259,6 +292,13 @@ def keep_apart(corpora: Sequence[Callable[[], Iterable[Clip]]]) -> Iterator[Clip
     ----------
     corpora : sequence of callable
         Each returns the clips of one corpus. All are called twice, so that only held-out groups are kept in memory.
+
+    Examples
+    --------
+    >>> clotho = [Clip("Clotho", name, Path(name), "train", f"freesound {name}") for name in "ab"]
+    >>> aqa = [Clip("Clotho-AQA", "a", Path("a"), "test", "freesound a")]
+    >>> [(clip.dataset, clip.id, clip.split) for clip in keep_apart([lambda: clotho, lambda: aqa])]
+    [('Clotho', 'b', 'train'), ('Clotho-AQA', 'a', 'test')]
     """
     order = {"train": 0, "valid": 1, "test": 2}
     held_out: dict[str, int] = {}
@@ -298,6 +338,14 @@ def read_collection(
     ------
     ConfigError
         No folder is given.
+
+    Examples
+    --------
+    >>> def read(folder):
+    ...     yield Clip("AN4", "1", Path(folder, "1.wav"), "train", "fash")
+    >>> readers, folders = {"an4": read, "esc50": read}, {"an4_folder": "/data/an4", "esc50_folder": None}
+    >>> [clip.audio.as_posix() for clip in read_collection(readers, folders)]
+    ['/data/an4/1.wav']
     """
     folders = {name: options[f"{name}_folder"] for name in readers}
     corpora = [partial(readers[name], folder) for name, folder in folders.items() if folder is not None]
@@ -326,6 +374,13 @@ def hold_out(clips: Iterable[Clip], share: float, split: str, seed: int, stratum
     -------
     list of Clip
         In the given order.
+
+    Examples
+    --------
+    >>> genders = {"anna": "female", "berta": "female", "carl": "male", "dan": "male"}
+    >>> clips = [Clip("d", name, Path(name), "train", name, gender=gender) for name, gender in genders.items()]
+    >>> [(clip.group, clip.split) for clip in hold_out(clips, 0.5, "valid", seed=0, stratum=lambda clip: clip.gender)]
+    [('anna', 'train'), ('berta', 'valid'), ('carl', 'train'), ('dan', 'valid')]
     """
     clips = list(clips)
     groups: dict[str, set[str]] = defaultdict(set)

@@ -61,6 +61,18 @@ def convert(
     FormatError, CorpusError, ManifestError
         The source is not in its format or has no rows, the target cannot be written, an option belongs to neither
         format, or too many rows were rejected.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> source, target = folder / "slam.jsonl", folder / "nemo.jsonl"
+    >>> _ = source.write_text('{"key": "1", "source": "1.wav", "target": "hello"}\\n{"key": "2", "source": "2.wav"}\\n')
+    >>> defaults = {"dataset": "d", "split": "train", "task": "asr", "instruction": "Transcribe."}
+    >>> report = convert("slam", "nemo", source, target, defaults=defaults, max_rejects=0.5)
+    >>> report.read, report.written, len(report.rejected), report.without_audio
+    (2, 1, 1, 1)
+    >>> len(target.read_text().splitlines())
+    1
     """
     reader, writer, report = load_format(source), load_format(target), Report()
     if target not in writable_formats():
@@ -101,7 +113,13 @@ def convert(
 
 
 def rejects_path(output: Path) -> Path:
-    """File that lists the rejected rows of a conversion."""
+    """File that lists the rejected rows of a conversion.
+
+    Examples
+    --------
+    >>> rejects_path(Path("data/train.jsonl")).name
+    'train.jsonl.rejected.jsonl'
+    """
     return output.with_name(output.name + ".rejected.jsonl")
 
 

@@ -93,7 +93,13 @@ class Filters:
 
 
 def frame_levels(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Root mean square [frames] of each 20 ms of samples [S] at `rate` Hz; the last frame may be shorter."""
+    """Root mean square [frames] of each 20 ms of samples [S] at `rate` Hz; the last frame may be shorter.
+
+    Examples
+    --------
+    >>> frame_levels(np.array([0.1, -0.1, 0.3, 0.3, 0.0]), rate=100)
+    array([0.1, 0.3, 0. ])
+    """
     starts = np.arange(0, len(samples), max(1, round(FRAME_SECONDS * rate)))
     squares = np.add.reduceat(samples.astype(np.float64) ** 2, starts)
     return np.sqrt(squares / np.diff(starts, append=len(samples)))

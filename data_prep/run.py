@@ -50,6 +50,13 @@ def command_keys(argv: Sequence[str]) -> dict[str, Key]:
     """Documented keys of a command: those of every preparation and those of the reader that its YAML file names.
 
     The keys of a reader are the constant `KEYS` of its module.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "prepare.yaml"
+    >>> _ = file.write_text("corpus: !name:data_prep.corpora.librispeech.read_librispeech\\n")
+    >>> sorted(command_keys([str(file)]).keys() - PREPARE_KEYS.keys())
+    ['data_folder', 'subsets']
     """
     words = [word for word in argv if word not in ("--help", "-h")]
     if not words:

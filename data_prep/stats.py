@@ -91,6 +91,18 @@ def collect(manifests: Sequence[str | Path]) -> Statistics:
     ------
     ManifestError
         A manifest cannot be read at all.
+
+    Examples
+    --------
+    >>> from audiolm_lite.data.manifest import write_manifest
+    >>> file = getfixture("tmp_path") / "train.jsonl"
+    >>> row = {"id": "1", "audio": "1.wav", "duration": 1.5, "task": "asr", "instruction": "Transcribe."}
+    >>> _ = write_manifest(file, [{**row, "target": "hello", "dataset": "d", "split": "train"}])
+    >>> statistics = collect([file])
+    >>> statistics.clips, dict(statistics.seconds["task"]), statistics.characters["l"]
+    (1, {'asr': 1.5}, 2)
+    >>> len(statistics.faults)  # the audio file does not exist
+    1
     """
     statistics, generator = Statistics(), random.Random(0)
     seen: set[bytes] = set()  # hashes: about 60 bytes per clip and task
@@ -154,7 +166,21 @@ def _count_clip(statistics: Statistics, row: dict[str, Any], seconds: float) -> 
 
 
 def tables(statistics: Statistics) -> list[Table]:
-    """All tables of the report."""
+    """All tables of the report.
+
+    Examples
+    --------
+    >>> statistics = Statistics(rows=2, clips=1, durations=Counter({150: 1}), lengths=Counter({5: 2}))
+    >>> statistics.seconds["dataset"]["d", "train"] = 1800
+    >>> for table in tables(statistics)[::2]:
+    ...     print(f"{table.title}\\n{format_table(table.header, table.rows)}")
+    Total
+    rows  clips  hours  speakers  faults
+       2      1   0.50         0       0
+    hours by dataset
+    dataset  split  hours
+    d        train   0.50
+    """
     hours = sum(statistics.seconds["dataset"].values()) / 3600
     result = [
         Table("Total", ["rows", "clips", "hours", "speakers", "faults"],
@@ -256,7 +282,19 @@ def _bars(axis: Any, bars: Sequence[tuple[str, float]], title: str) -> None:
 
 
 def page(manifests: Sequence[str | Path], report: Iterable[Table], picture: bytes) -> str:
-    """The report as one HTML page without external resources."""
+    """The report as one HTML page without external resources.
+
+    Examples
+    --------
+    >>> html = page(["train.jsonl"], [Table("Total", ["rows", "hours"], [[2, 0.5]])], picture=b"")
+    >>> print(html[html.index("<h2>") :].strip())
+    <h2>Total</h2><table><tr>
+    <th>rows</th>
+    <th>hours</th>
+    </tr>
+    </tr><td class=n>2</td><td class=n>0.50</td>
+    </table>
+    """
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Statistics</title><style>",
         "body{font:15px/1.4 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}img{max-width:100%}",
