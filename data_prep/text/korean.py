@@ -92,7 +92,9 @@ def korean_symbols(text: str) -> str:
     >>> korean_symbols("$5 70% 20℃")
     '5달러 70퍼센트 20도'
     """
-    text = re.sub(rf"([{''.join(_MONEY)}])+\s?(\d[\d,]*(?:\.\d+)?)", lambda match: match[2] + _MONEY[match[1]], text)
+    text = re.sub(
+        rf"([{''.join(_MONEY)}])+\s?(\d+(?:,\d+)*(?:\.\d+)?)", lambda match: match[2] + _MONEY[match[1]], text
+    )
     return "".join(_SYMBOLS.get(character, character) for character in text)
 
 
