@@ -2,7 +2,7 @@
 # Installs what is missing, then runs the linter, the formatter check, the type checker, the build of the API
 # reference and the whole test suite.
 #   ./test.sh                                  everything
-#   ./test.sh tests/test_audio.py -k stereo    arguments go to pytest
+#   ./test.sh tests/encoders -k batch          arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . tools/environment.sh
