@@ -77,8 +77,10 @@ class AudioLMBrain(sb.Brain):
     def __init__(self, model: nn.Module, hparams: dict[str, Any], run_opts: dict[str, Any] | None = None):
         if hparams["patience"] is not None and hparams["patience"] < 1:
             raise ConfigError(f"patience is {hparams['patience']}; write 1 at least, or null to train all epochs")
-        configure_model(model, hparams)
         self.experiment, self.run_opts = hparams, dict(run_opts or {})
+        if hparams["precision"] == "fp16" and torch.device(self.run_opts.get("device") or "cpu").type == "cpu":
+            raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or --precision fp32 on the CPU")
+        configure_model(model, hparams)
         # a model that will be sharded is not moved: each process moves its shard
         modules = {} if sharding.is_sharded_run(hparams["parallel"]) else {"model": model}
         super().__init__(modules=modules, hparams=hparams, run_opts=self.run_opts)

@@ -192,6 +192,11 @@ def test_a_damaged_newest_checkpoint_is_logged_and_the_previous_one_used(tmp_pat
     assert_same_weights(expected.model, resumed.model)
 
 
+def test_float16_on_the_cpu_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="precision fp16 needs a GPU"):
+        make_brain(tmp_path, precision="fp16")
+
+
 def test_a_run_cannot_continue_with_other_settings(tmp_path):
     train(tmp_path, epochs=1)
     with pytest.raises(ConfigError, match="epochs was 1, is now 3"):
