@@ -10,6 +10,9 @@ use_environment captioning,data,test
 
 # Two workers with one thread each: faster than threads for models this small, and sums keep one order.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+# Many tests start interpreters; compiled modules are kept, also where the environment turns that off.
+export PYTHONPYCACHEPREFIX="$PWD/.cache/bytecode"
+unset PYTHONDONTWRITEBYTECODE
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
