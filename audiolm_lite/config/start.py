@@ -1,7 +1,6 @@
 """Start of a run: random seeds, the output folder and logging."""
 
 import logging
-import os
 import random
 import sys
 from collections.abc import Mapping
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from audiolm_lite.storage.atomic import write_text
 
 
 def seed_everything(seed: int) -> None:
@@ -71,9 +72,7 @@ def open_run_folder(folder: str | Path, resolved: str, is_main: bool = True) -> 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if is_main:
-        temporary = folder / f"hyperparams.yaml.{os.getpid()}.tmp"  # several processes may prepare into it
-        temporary.write_text(resolved, encoding="utf-8")
-        os.replace(temporary, folder / "hyperparams.yaml")
+        write_text(folder / "hyperparams.yaml", resolved)  # atomic: several processes may prepare into this folder
         handlers.append(logging.FileHandler(folder / "log.txt", encoding="utf-8"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
     for handler in handlers:
