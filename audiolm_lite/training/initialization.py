@@ -19,9 +19,7 @@ from audiolm_lite.training.build import frame_seconds
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, Callable[..., str]] = {
-    "alignment_init": align_projection,
-}  # by their keys in the YAML file
+METHODS: dict[str, Callable[..., str]] = {"alignment_init": align_projection}  # by their keys in the YAML file
 _MANY_FRAMES = 10_000  # of a long clip, whose audio tokens give their mean duration
 
 

@@ -6,18 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audiolm_lite.audio.reading import read_audio
 from data_prep.formats import FormatError, Report, format_names, load_format, writable_formats
+from tests.data_prep.conftest import RATE, SECONDS
 
 DEFAULTS = {"dataset": "set", "split": "train", "task": "asr", "instruction": "What is said?", "language": "en"}
-SECONDS, RATE = 4.0, 8000
 WRITABLE = [("huggingface", ""), ("kaldi", ""), ("lhotse", ".jsonl"), ("lhotse", ".jsonl.gz"), ("manifest", ".jsonl"),
             ("nemo", ".json"), ("speechbrain", ".csv"), ("speechbrain", ".json")]  # fmt: skip
 # Formats that are only read: how the test writes a list of entries.
@@ -30,17 +27,6 @@ READ_ONLY = {
 ROW = {"id": "a", "audio": "wav/a.wav", "task": "asr", "instruction": "What?", "target": "one, two", "dataset": "d",
        "split": "train", "start": 0.0, "duration": None, "language": "en", "speaker": "s1",
        "references": ["one, two"]}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Folder with wav/a.wav and wav/b c.wav, both SECONDS long."""
-    root = tmp_path_factory.mktemp("corpus")
-    (root / "wav").mkdir()
-    samples = np.random.default_rng(0).uniform(-0.5, 0.5, int(SECONDS * RATE))
-    for name in ("a", "b c"):
-        soundfile.write(root / f"wav/{name}.wav", samples, RATE)
-    return root
 
 
 def write(name: str, rows: list[dict], path: Path) -> Report:
@@ -324,93 +310,3 @@ def test_speechbrain_csv_keeps_what_only_looks_like_a_number(tmp_path):
     assert report.rejected[0]["entry"] == "u2" and "cells" in report.rejected[0]["reason"]
     with path.open(newline="") as file:
         assert next(csv.reader(file, skipinitialspace=True))[0] == "ID"
-
-
-def test_lhotse_itself_reads_what_is_written(folder, tmp_path):
-    lhotse = pytest.importorskip("lhotse")
-    rows = [
-        {**ROW, "audio": str(folder / "wav/a.wav"), "start": 0.5, "duration": 1.25, "gender": "female", "mood": "x"}
-    ]
-    path = tmp_path / "cuts.jsonl.gz"
-    write("lhotse", rows, path)
-    (cut,) = lhotse.CutSet.from_file(path)
-    assert (
-        cut.supervisions[0].text == "one, two" and cut.custom["mood"] == "x" and cut.supervisions[0].gender == "female"
-    )
-    lhotse.validate(cut)
-    expected = read_audio(rows[0]["audio"], 0.5, 1.25, sample_rate=RATE)
-    np.testing.assert_allclose(cut.load_audio()[0], expected, atol=1e-4)
-
-
-def test_lhotse_cuts_of_lhotse_are_read(folder, tmp_path):
-    lhotse = pytest.importorskip("lhotse")
-    recording = lhotse.Recording.from_file(folder / "wav/a.wav")
-    supervisions = [
-        lhotse.SupervisionSegment(id=f"s{n}", recording_id="a", start=n * 0.5, duration=0.5, text=f"t{n}")
-        for n in (0, 1)
-    ]
-    cut = lhotse.MonoCut("c", start=1.0, duration=2.0, channel=0, supervisions=supervisions, recording=recording)
-    path = tmp_path / "cuts.jsonl"
-    lhotse.CutSet.from_cuts([cut, cut.pad(5), cut.perturb_speed(0.9)]).to_file(path)
-    rows, report = read("lhotse", path)
-    assert [(row["id"], row["start"], row["duration"], row["target"]) for row in rows] == [
-        ("s0", 1.0, 0.5, "t0"), ("s1", 1.5, 0.5, "t1")]  # fmt: skip
-    reasons = " ".join(entry["reason"] for entry in report.rejected)
-    assert "supervisions" in reasons and "changed when it is read (Speed)" in reasons
-
-
-def test_lhotse_recordings_that_are_not_plain_files_are_refused(tmp_path):
-    def cut(kind: str, channels: list[int]) -> str:
-        source = {"type": kind, "channels": channels, "source": "x"}
-        part = {"id": "c", "start": 0.0, "duration": 1.0, "channel": 0}
-        return json.dumps(
-            {**part, "supervisions": [{**part, "text": "t"}], "recording": {"id": "r", "sources": [source]}}
-        )
-
-    path = tmp_path / "cuts.jsonl"
-    path.write_text("\n".join([cut("command", [0]), cut("file", [0, 1]), "{}"]))
-    rows, report = read("lhotse", path)
-    reasons = [entry["reason"] for entry in report.rejected]
-    assert rows == [] and 'type "command"' in reasons[0] and "has channels [0, 1]" in reasons[1] and len(reasons) == 3
-
-
-def test_hugging_face_folders_of_the_library_are_read(folder, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    file = folder / "wav/a.wav"
-    audio = [{"bytes": file.read_bytes(), "path": "../../x.wav"}, {"bytes": file.read_bytes(), "path": None}]
-    columns = {"audio": audio, "sentence": ["eins", "zwei"], "n": [1, None]}
-    one = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))
-    datasets.DatasetDict({"valid": one}).save_to_disk(tmp_path / "disk")
-    (tmp_path / "hub/data").mkdir(parents=True)
-    one.to_parquet(tmp_path / "hub/data/valid-00000-of-00001.parquet")
-    for name in ("disk", "hub"):
-        rows, report = read("huggingface", tmp_path / name, audio_folder=tmp_path / "audio")
-        assert report.rejected == [] and [row["target"] for row in rows] == ["eins", "zwei"]
-        assert [row["split"] for row in rows] == ["valid"] * 2 and rows[0]["n"] == 1 and "n" not in rows[1]
-        written = tmp_path / name / rows[0]["audio"]
-        assert written.resolve().parent == tmp_path / "audio" and written.read_bytes() == file.read_bytes()
-        assert rows[1]["audio"] == rows[0]["audio"]
-    assert len(list((tmp_path / "audio").iterdir())) == 1
-
-
-def test_hugging_face_columns_of_paths_and_of_nothing(tmp_path):
-    for name, audio in (("path", ["a.wav"]), ("struct", [{"bytes": None, "path": "a.wav"}]), ("none", [3])):
-        (tmp_path / name).mkdir()
-        pq.write_table(pa.table({"audio": audio, "text": ["t"]}), tmp_path / name / "part.parquet")
-        rows, report = read("huggingface", tmp_path / name)
-        if name == "none":
-            assert rows == [] and "--field audio=COLUMN" in report.rejected[0]["reason"]
-        else:
-            assert rows[0]["audio"] == "a.wav" and rows[0]["split"] == "train"
-
-
-def test_hugging_face_library_reads_what_is_written(folder, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = [{**ROW, "audio": str(folder / "wav/a.wav"), "labels": ["a", "b"], "mixed": 1},
-            {**ROW, "id": "b", "audio": str(folder / "wav/a.wav"), "mixed": {"x": None}}]  # fmt: skip
-    write("huggingface", rows, tmp_path / "out")
-    files = [str(file) for file in (tmp_path / "out").rglob("*.parquet")]
-    loaded = datasets.Dataset.from_parquet(files, cache_dir=str(tmp_path / "cache"))
-    assert isinstance(loaded.features["audio"], datasets.Audio) and loaded["labels"][0] == ["a", "b"]
-    clip = loaded.cast_column("audio", datasets.Audio(decode=False))[0]["audio"]
-    assert clip["bytes"] == (folder / "wav/a.wav").read_bytes() and clip["path"] == "a.wav"
