@@ -27,6 +27,7 @@ PUBLISHED = {
     "openai/whisper-large-v2": whisper(80),
     "openai/whisper-large-v3": whisper(128),
     "openai/whisper-large-v3-turbo": whisper(128),
+    "whisper-tiny.en": whisper(80, 384, 4, 6),
     "mistralai/Voxtral-Mini-3B-2507": whisper(128),
     "microsoft/wavlm-large": ssl("wavlm", 1024, 24, conv_bias=False, num_buckets=320, max_bucket_distance=800),
     "facebook/hubert-xlarge-ls960-ft": ssl("hubert", 1280, 48, conv_bias=True),
@@ -40,6 +41,7 @@ EXPECTED = {
     "whisper_large_v3": (637.0, 32, 1280, 25),  # of 10 s
     "whisper_large_v3_exact": (637.0, 1, 1280, 1500),
     "whisper_large_v3_turbo": (637.0, 1, 1280, 1500),
+    "whisper_tiny_en": (8.2, 4, 384, 750),
     "voxtral_mini_3b": (637.0, 1, 1280, 1500),
     "wavlm_large": (315.5, 1, 1024, 1499),
     "hubert_xlarge": (962.5, 1, 1280, 1499),
