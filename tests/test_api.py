@@ -94,6 +94,19 @@ def test_several_clips_and_turns_in_one_question(folder):
         model.ask(pair, "what <audio>")
 
 
+def test_fields_fill_optional_slots(folder):
+    experiment = json.loads((folder / "model" / "audiolm_lite.json").read_text())
+    experiment["template"] = "{bos}user : {audio}{transcript:: *.} {instruction} answer : {answer}{eos}"
+    (folder / "model" / "audiolm_lite.json").write_text(json.dumps(experiment))
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    without, filled, blank = (
+        model._item(folder / "0.wav", {"instruction": "what", **fields}).input_ids
+        for fields in ({}, {"transcript": "dog rain"}, {"transcript": ""})
+    )
+    assert blank == without and len(filled) == len(without) + 4
+    assert model.ask(folder / "0.wav", "what", fields={"transcript": ""}) == model.ask(folder / "0.wav", "what")
+
+
 def test_beams_are_a_generation_setting(folder):
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
     files = [folder / f"{number}.wav" for number in range(3)]

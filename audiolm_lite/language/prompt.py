@@ -13,6 +13,7 @@ from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 
 AUDIO_MARK = "<audio>"  # position of the next clip within an instruction
 _FIELDS = {"answer": "target"}  # slots whose manifest field has another name
+_UNWRAPPED = ("bos", "eos", "turn", "chat", "answer")  # slots that take no text around them
 
 
 class PromptError(UserError, ValueError):
@@ -31,15 +32,16 @@ class Piece(NamedTuple):
         Turn of the conversation that the piece belongs to.
     supervised : bool
         Whether its tokens are labels.
-    wrap : tuple of str
-        Audio slot: text before and after each clip. Chat slot: system prompt.
+    wrap : tuple of str, optional
+        Text before and after each clip of the audio slot, or before and after a field, which is then optional. Chat
+        slot: system prompt.
     """
 
     kind: str
     value: str
     turn: int = 0
     supervised: bool = False
-    wrap: tuple[str, str] = ("", "")
+    wrap: tuple[str, str] | None = None
 
 
 class PromptTemplate:
@@ -49,6 +51,9 @@ class PromptTemplate:
     braces. ``{audio:<Speech>*</Speech>}`` adds text around each clip. Only answers and their end tokens are supervised.
     Each literal text and each slot is tokenized separately, so that the ids before the answer are the same in training
     and in generation.
+
+    *Optional fields.* ``{transcript:Heard: *\n}`` adds text around a field. The slot and its text are omitted for rows
+    in which the field is missing, null or blank. ``{transcript}`` without ``*`` needs the field in every row.
 
     *Conversations.* The turns of a row's ``history`` come before its own turn. The template after ``{turn}`` is
     repeated for each turn. All clips are in the first turn, unless ``<audio>`` in instructions gives their positions.
@@ -86,7 +91,7 @@ class PromptTemplate:
         self.system: str | None = None
         self.chat = bool(pieces) and pieces[0].value == "chat" and pieces[0].kind == "slot"
         if self.chat:
-            self.system = pieces.pop(0).wrap[0] or None
+            self.system = (pieces.pop(0).wrap or ("", ""))[0] or None
         slots = [piece.value for piece in pieces if piece.kind == "slot"]
         for name in ("audio",) if self.chat else ("audio", "answer"):
             if slots.count(name) != 1:
@@ -185,18 +190,21 @@ class PromptTemplate:
         labels: list[int] = []
         for piece in pieces:
             fields = row if piece.turn == last else {**row, **turns[piece.turn]}
-            if piece.kind == "text":  # the template's author may name special tokens, e.g. "<|start_header_id|>"
-                new = tokenizer.encode(piece.value, add_special_tokens=False)
+            if piece.kind == "text":
+                new = _encode_text(piece.value, tokenizer)
             elif piece.value == "audio":
                 new = [] if marks or piece.turn else _clips(piece, clips, tokenizer, take=len(clips))
             elif piece.value in ("bos", "eos"):
                 new = [_special(tokenizer, piece.value)]
             elif piece.value == "instruction" and marks:
                 new = self._marked_instruction(fields, clips, tokenizer)
+                new = _wrapped(piece, new, tokenizer) if new else []
             else:
-                new = _encode_field(fields, piece.value, tokenizer)
+                blank = piece.wrap is not None and _is_blank(fields.get(piece.value))
+                new = [] if blank else _encode_field(fields, piece.value, tokenizer)
                 if cut[1] and piece.turn == last and _FIELDS.get(piece.value, piece.value) == cut[0]:
                     new = _cut(new, cut, row)
+                new = [] if blank else _wrapped(piece, new, tokenizer)
             ids += new
             labels += new if piece.supervised and with_answer else [IGNORE] * len(new)
         return ids, labels
@@ -230,16 +238,17 @@ def _parse(template: str) -> list[Piece]:
             pieces.append(Piece("text", literal))
         if slot is None:
             continue
-        wrap: tuple[str, str] = ("", "")
-        if slot == "audio" and spec and spec.count("*") == 1:
+        wrap: tuple[str, str] | None = None
+        if slot not in _UNWRAPPED and spec and spec.count("*") == 1 and "{" not in spec:
             before, after = spec.split("*")
             wrap, spec = (before, after), ""
         elif slot == "chat" and not pieces:
             wrap, spec = (spec or "", ""), ""
         if not slot.isidentifier() or spec or conversion:
             raise PromptError(
-                f"template {template!r}: a slot is a plain field name, {{audio:before*after}} or, as the first slot, "
-                f"{{chat:system prompt}}; not {{{slot}{conversion and '!' + conversion or ''}{spec and ':' + spec}}}."
+                f"template {template!r}: a slot is a plain field name, {{field:before*after}} with one * and no "
+                "braces or, as the first slot, {chat:system prompt}; not "
+                f"{{{slot}{conversion and '!' + conversion or ''}{spec and ':' + spec}}}."
             )
         pieces.append(Piece("slot", slot, wrap=wrap))
     return pieces
@@ -263,8 +272,18 @@ def _chat_pieces(template: PromptTemplate, turns: int, tokenizer: PreTrainedToke
 
 def _clips(piece: Piece, clips: list[int], tokenizer: PreTrainedTokenizerBase, take: int) -> list[int]:
     """Audio slots of the next `take` clips, each with the template's text before and after it."""
-    before, after = (tokenizer.encode(text, add_special_tokens=False) if text else [] for text in piece.wrap)
-    return [token for _ in range(take) for token in [*before, *[AUDIO_SLOT] * clips.pop(0), *after]]
+    return [token for _ in range(take) for token in _wrapped(piece, [AUDIO_SLOT] * clips.pop(0), tokenizer)]
+
+
+def _wrapped(piece: Piece, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a slot's content between those of the template's text around the slot."""
+    before, after = (_encode_text(text, tokenizer) for text in piece.wrap or ("", ""))
+    return [*before, *ids, *after]
+
+
+def _encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokenize text of the template, in which the author may name special tokens, e.g. "<|start_header_id|>"."""
+    return tokenizer.encode(text, add_special_tokens=False) if text else []
 
 
 def _cut(ids: list[int], cut: tuple[str, int], row: Mapping[str, Any]) -> list[int]:
@@ -291,12 +310,17 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(special.union(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
 
 
+def _is_blank(value: Any) -> bool:
+    return value is None or not str(value).strip()
+
+
 def _encode_field(row: Mapping[str, Any], slot: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokenize a field as plain text: a transcript that contains "</s>" must not end the turn."""
     field = _FIELDS.get(slot, slot)
     if row.get(field) is None:
+        remedy = "." if slot in _UNWRAPPED else f", or make the slot optional with {{{slot}:text before*text after}}."
         raise PromptError(
-            f'row "{row.get("id")}": the template has {{{slot}}}, and the row has no field "{field}"; add it.'
+            f'row "{row.get("id")}": the template has {{{slot}}}, and the row has no field "{field}"; add it{remedy}'
         )
     ids = tokenizer.encode(str(row[field]), add_special_tokens=False, split_special_tokens=True)
     # Some vocabularies merge ordinary pieces into a special token.

@@ -69,6 +69,24 @@ def test_a_field_is_truncated(dataset, tokenizer, caplog):
     assert text == "<|bos|>what?abcdefirst<|eos|>" and torch.equal(cut[1].features, plain[1].features)
 
 
+def test_an_optional_field_is_counted_only_where_a_row_has_it(dataset, tmp_path, tokenizer):
+    dataset()  # writes the features
+    rows = [ROWS[0] | {"transcript": None}, ROWS[1]]
+    write_manifest(tmp_path / "optional.jsonl", rows)
+    template = PromptTemplate('{bos}{audio}{instruction}{transcript: ("*")}{answer}{eos}')
+    source = FeatureSource(FeatureStore(tmp_path / "store"))
+    prompt = PromptBuilder(template, tokenizer, num_tokens)
+
+    def lengths(**options):
+        data = AudioTextDataset(select_rows([tmp_path / "optional.jsonl"]), source, prompt, **options)
+        assert data.lengths.tolist() == [len(item.input_ids) for item in data]
+        return data.lengths.tolist()
+
+    without, present = lengths()
+    assert present - without == len(' ("abcdefgh")') + num_tokens(9) - num_tokens(4)
+    assert lengths(limit=LengthLimit(present - 3, "transcript")) == [without, present - 3]
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_audio_is_truncated(dataset, live):
     plain = dataset(live=live)

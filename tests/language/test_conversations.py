@@ -122,11 +122,47 @@ def test_chat_templates_that_cannot_be_used_are_refused(tokenizer):
         ("{turn}{turn}{audio}{answer}{eos}", "write it once"),
         ("{audio}{turn}{answer}{eos}", "must follow {turn}"),
         ("{audio:<a>}{answer}{eos}", "before"),
+        ("{audio}{transcript:a*b*}{answer}{eos}", "with one [*]"),
+        ("{audio}{transcript:{x}*}{answer}{eos}", "no braces"),
+        ("{audio}{answer:a*}{eos}", "plain field name"),
     ],
 )
 def test_wrong_templates_are_refused(template, message):
     with pytest.raises(PromptError, match=message):
         PromptTemplate(template)
+
+
+OPTIONAL = "{transcript:Heard: \"*\"\n}"
+
+
+def test_an_optional_slot_disappears_with_its_text(tokenizer):
+    template = PromptTemplate("{bos}{audio}" + OPTIONAL + "{age:(*)}{instruction} {answer}{eos}")
+    with_both = template.encode(ROW | {"transcript": "a: *b*", "age": 0}, tokenizer, 1)[0]
+    assert spelt(tokenizer, with_both) == '<s>#Heard: "a: *b*"\n(0)what? a dog</s>'
+    without = PromptTemplate("{bos}{audio}{instruction} {answer}{eos}").encode(ROW, tokenizer, 1)
+    for missing in ({}, {"transcript": None, "age": None}, {"transcript": " \n", "age": ""}):
+        assert template.encode(ROW | missing, tokenizer, 1) == without
+    with pytest.raises(PromptError, match=r'no field "transcript"; add it, or make.*\{transcript:text before\*'):
+        PromptTemplate("{audio}{transcript}{answer}{eos}").encode(ROW, tokenizer, 1)
+
+
+def test_optional_slots_in_a_history_and_in_chat_templates(tokenizer):
+    row = ROW | {"transcript": "ab", "history": [HISTORY[0] | {"transcript": None}]}
+    ids, labels = PromptTemplate("{bos}{turn}{audio}" + OPTIONAL + "{instruction}{answer}{eos}").encode(row, tokenizer, 1)
+    assert spelt(tokenizer, ids) == '<s>#hellohi</s>Heard: "ab"\nwhat?a dog</s>'
+    assert supervised(tokenizer, labels) == "hi</s>a dog</s>"
+    chat = PromptTemplate("{chat:Listen.}{audio}" + OPTIONAL + "{instruction}")
+    for transcript, text in (("ab", '#Heard: "ab"\nwhat?'), ("", "#what?")):
+        ids, _ = chat.encode(ROW | {"transcript": transcript}, with_chat(tokenizer, CHATML), 1)
+        assert f"<|im_start|>user\n{text}<|im_end|>" in spelt(tokenizer, ids)
+
+
+def test_an_optional_field_is_cut_but_not_its_text(tokenizer):
+    template = PromptTemplate("{audio}" + OPTIONAL + "{answer}{eos}")
+    row = ROW | {"transcript": "abcd"}
+    assert spelt(tokenizer, template.encode(row, tokenizer, 1, cut=("transcript", 3))[0]) == '#Heard: "a"\na dog</s>'
+    with pytest.raises(PromptError, match='field "transcript" has only 0'):
+        template.encode(ROW, tokenizer, 1, cut=("transcript", 1))
 
 
 @given(text=st.text(alphabet="ab <>/\n", max_size=12), drop=st.integers(0, 12))
