@@ -6,10 +6,12 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from audiolm_lite.config.errors import ConfigError, UserError
 
@@ -40,11 +42,12 @@ class Event(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question from the corpus itself, the answers of different people, and the choices of a closed question."""
+    """A question about a clip, the answers of different people, the choices of a closed question, and its task."""
 
     question: str
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
+    task: str = "qa"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class Clip:
     captions : tuple of str
         Reference captions.
     questions : tuple of Question
-        Questions from the corpus itself.
+        Questions with wordings of their own.
+    render : callable, optional
+        Returns the samples [S] (float32, 16 kHz) of a clip made from others, which preparation writes to `audio`.
     """
 
     dataset: str
@@ -99,6 +104,7 @@ class Clip:
     events: tuple[Event, ...] = ()
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
+    render: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     def label(self, task: str) -> str:
         """Class of a task; raises KeyError if the clip has none."""
@@ -332,12 +338,7 @@ def read_collection(
     readers : mapping
         Corpus -> function that reads the clips in a folder.
     options : mapping
-        `<corpus>_folder` for every corpus; None leaves the corpus out.
-
-    Raises
-    ------
-    ConfigError
-        No folder is given.
+        `<corpus>_folder` for every corpus; None leaves the corpus out. ConfigError if all are None.
 
     Examples
     --------

@@ -35,6 +35,7 @@ from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store_format import DTYPES
 from data_prep.checks import Check, CheckedAudio, in_threads
 from data_prep.clips import Clip, CorpusError
+from data_prep.derived import write_derived
 from data_prep.filters import Dropped, Filters
 from data_prep.questions import questions
 from data_prep.tables import format_table
@@ -202,7 +203,11 @@ def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: P
         checked = stack.enter_context(CheckedAudio(work / "checks.sqlite", decode, filters.duplicates == "drop"))
 
         def check_audio(clip: Clip) -> Check | None:
-            return None if clip.text == "" else checked.check(clip.audio, clip.start, clip.duration)
+            if clip.text == "":
+                return None
+            if clip.render is not None:
+                write_derived(clip)
+            return checked.check(clip.audio, clip.start, clip.duration)
 
         for clip, check in tqdm(in_threads(check_audio, clips), desc="clips", unit=" clips"):
             total += 1

@@ -67,11 +67,11 @@ def questions(clip: Clip, seed: int, wordings: str = "miniasqa") -> list[dict[st
         ask("timeline", "; ".join(f"{event.sound} {_times(event)}" for event in timed))
     if len(timed) > 1 and timed[1].start - timed[0].start >= 0.2:  # the order of closer ones is not audible
         ask("first_sound", timed[0].sound, label=timed[0].sound, labels=sorted({event.sound for event in timed}))
-    for number, (question, answers, choices) in enumerate(clip.questions, start=1):
+    for number, (question, answers, choices, task) in enumerate(clip.questions, start=1):
         # The most frequent answer, and the first of them at a tie.
         target = max(dict.fromkeys(answers), key=answers.count)
         closed = {"label": target, "labels": list(choices)} if choices else {}
-        row = {"name": f"qa{number}", "task": "qa", "instruction": question, "target": target}
+        row = {"name": f"{task}{number}", "task": task, "instruction": question, "target": target}
         rows.append({**row, "references": list(answers), **closed})
     return rows
 

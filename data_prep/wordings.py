@@ -133,6 +133,48 @@ _TIMELINE = [
     ("Write a timeline of the recording.", "{label}"),
     ("Give all sound events in order, with start and end in seconds.", "{label}"),
 ]
+_ORDER = [
+    "What does the customer order?",
+    "List the order.",
+    "Write down the drink and everything that goes with it.",
+    "What should the barista make?",
+    "Fill in the order form.",
+    "Which drink is ordered, and how?",
+    "Take this order.",
+    "Give the order as a list of names and values.",
+]
+# Questions about the words of a transcript; {word} is a word, {place} its number ("second").
+TRANSCRIPT_QUESTIONS = {
+    "word_said": [
+        'Is the word "{word}" said?',
+        'Does the speaker say "{word}"?',
+        'Can you hear the word "{word}"?',
+        'Does "{word}" occur in what is said?',
+    ],
+    "word_count": [
+        "How many words are said?",
+        "Count the words.",
+        "How many words does the speaker say?",
+        "What is the number of spoken words?",
+    ],
+    "word_place": [
+        "What is the {place} word?",
+        "Which word is the {place} one?",
+        "Give the {place} word that is said.",
+        "Say only the {place} word.",
+    ],
+    "spelling": [
+        "Spell the {place} word letter by letter.",
+        "How is the {place} word spelled?",
+        "Write the letters of the {place} word one by one.",
+        "Spell out the {place} word.",
+    ],
+}
+
+
+def _with_plain_answers(questions: list[str]) -> Forms:
+    return [(question, "{label}") for question in questions]
+
 
 # Tasks that MiniASQA does not have.
 _COMMON: dict[str, Forms] = {
@@ -142,16 +184,14 @@ _COMMON: dict[str, Forms] = {
     "first_sound": _FIRST_SOUND,
     "event_time": _EVENT_TIME,
     "timeline": _TIMELINE,
+    "order": _with_plain_answers(_ORDER),
 }
-
-
-def _with_plain_answers(questions: list[str]) -> Forms:
-    return [(question, "{label}") for question in questions]
 
 
 MINIASQA: dict[str, Forms] = {
     **_COMMON,
     "asr": _with_plain_answers(miniasqa.ASR),
+    "no_speech": _with_plain_answers(miniasqa.ASR),
     "caption": _with_plain_answers(miniasqa.CAPTION),
     "sound_class": miniasqa.SOUND,
     "gender": miniasqa.GENDER,
@@ -161,6 +201,7 @@ MINIASQA: dict[str, Forms] = {
 VARIED: dict[str, Forms] = {
     **_COMMON,
     "asr": _with_plain_answers(_ASR),
+    "no_speech": _with_plain_answers(_ASR),
     "asr ko": _with_plain_answers(_ASR_KOREAN),
     "caption": _with_plain_answers(_CAPTION),
     "sound_class": _SOUND,

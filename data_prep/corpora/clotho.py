@@ -129,7 +129,7 @@ def read_clotho_aqa(data_folder: str | Path, clotho_folder: str | Path | None = 
     >>> for part, text in {"train": lines, "val": "", "test": ""}.items():
     ...     _ = (folder / f"clotho_aqa_{part}.csv").write_text(f"file_name,QuestionText,answer,confidence\\n{text}")
     >>> [(clip.split, *clip.questions) for clip in read_clotho_aqa(folder)]
-    [('train', Question(question='Does it rain?', answers=('yes', 'yes', 'no'), choices=('yes', 'no')))]
+    [('train', Question(question='Does it rain?', answers=('yes', 'yes', 'no'), choices=('yes', 'no'), task='qa'))]
     """
     folder = Path(data_folder)
     require(folder, [*(f"clotho_aqa_{part}.csv" for part in AQA_PARTS), "audio_files"], "Clotho-AQA", AQA_SOURCE)
