@@ -27,12 +27,20 @@ class PromptBuilder:
         Audio tokens from encoder frames, as the adapter's `num_tokens`.
     with_answer : bool
         False: prompts end before the answer, to generate from.
+
+    Raises
+    ------
+    PromptError
+        The template has special tokens of another LLM.
     """
 
     template: PromptTemplate
     tokenizer: PreTrainedTokenizerBase
     num_tokens: Callable[[int], int]
     with_answer: bool = True
+
+    def __post_init__(self) -> None:
+        self.template.check_special_tokens(self.tokenizer)
 
     def encode(
         self, row: Mapping[str, Any], audio_tokens: Sequence[int], cut: tuple[str, int] = ("", 0)

@@ -24,7 +24,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: i
     tokenizer : PreTrainedTokenizerBase
         Tokenizer with a chat template.
     system : str, optional
-        System prompt; by default that of the template, if it has one.
+        System prompt; None: that of the template, if it has one; "": none, even if the template has one.
     turns : int
         Pairs of a user message and an answer.
 
@@ -37,8 +37,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: i
     Raises
     ------
     ChatTemplateError
-        The tokenizer has no chat template, or its template raises an error, changes messages or has no special token
-        after an answer.
+        The tokenizer has no chat template, or its template raises an error, changes messages, has no special token
+        after an answer, or has a system prompt that cannot be dropped.
 
     Examples
     --------
@@ -50,6 +50,26 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: i
     >>> render_chat(tokenizer, None, 1)
     [('user: ', '<end> assistant: ', '<end>')]
     """
+    if system == "":
+        first, *further = _render(tokenizer, None, max(turns, 2))
+        return [(_without_system(tokenizer, first[0], further[0][0]), *first[1:]), *further][:turns]
+    return _render(tokenizer, system, turns)
+
+
+def _without_system(tokenizer: PreTrainedTokenizerBase, first: str, later: str) -> str:
+    """Drop the system prompt from the text before the first user message; `later` is that before the second one."""
+    begin, later = tokenizer.bos_token or "", later.lstrip()
+    if later.startswith(begin) or not first.startswith(begin):
+        begin = ""
+    if not first.endswith(later):
+        raise ChatTemplateError(
+            f"the system prompt of the tokenizer's chat template cannot be dropped: {first!r} begins the first message "
+            f"and {later!r} the others; write the complete prompt as a template, or {{chat}} to keep the system prompt."
+        )
+    return begin + later
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, system: str | None, turns: int) -> list[tuple[str, str, str]]:
     if not getattr(tokenizer, "chat_template", None):
         raise ChatTemplateError("the tokenizer has no chat template; write the complete prompt as a template instead.")
     messages = [{"role": "system", "content": system}] if system else []

@@ -9,10 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.config.errors import UserError
 from audiolm_lite.language.chat import ChatTemplateError, render_chat
+from audiolm_lite.language.special_tokens import foreign_tokens
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 
 AUDIO_MARK = "<audio>"  # position of the next clip within an instruction
 _FIELDS = {"answer": "target"}  # slots whose manifest field has another name
+_NAMED_TOKENS = 8  # special tokens of the tokenizer that a message names
 _UNWRAPPED = ("bos", "eos", "turn", "chat", "answer")  # slots that take no text around them
 
 
@@ -25,7 +27,8 @@ class Piece(NamedTuple):
 
     Attributes
     ----------
-    kind : {"text", "slot"}
+    kind : {"text", "literal", "slot"}
+        "literal": text that is not checked for special tokens of other LLMs.
     value : str
         The text, or the name of the slot.
     turn : int
@@ -58,9 +61,12 @@ class PromptTemplate:
     *Conversations.* The turns of a row's ``history`` come before its own turn. The template after ``{turn}`` is
     repeated for each turn. All clips are in the first turn, unless ``<audio>`` in instructions gives their positions.
 
+    *Special tokens* of the LLM may be part of the text. Those of another LLM are an error (`check_special_tokens`),
+    unless ``{literal:<|user|>}`` marks them as plain text.
+
     *Chat templates.* ``"{chat:You understand sound.}{audio}{instruction}"`` uses the chat template of the LLM's
-    tokenizer with this system prompt (``{chat}``: without one). The rest of the string is the user message of each
-    turn.
+    tokenizer with this system prompt (``{chat}``: the default system prompt of the chat template, if it has one;
+    ``{chat:}``: none). The rest of the string is the user message of each turn.
 
     Parameters
     ----------
@@ -91,7 +97,9 @@ class PromptTemplate:
         self.system: str | None = None
         self.chat = bool(pieces) and pieces[0].value == "chat" and pieces[0].kind == "slot"
         if self.chat:
-            self.system = (pieces.pop(0).wrap or ("", ""))[0] or None
+            system = pieces.pop(0).wrap
+            # The parser does not distinguish {chat:} from {chat}.
+            self.system = system[0] if system else "" if template.startswith("{chat:}") else None
         slots = [piece.value for piece in pieces if piece.kind == "slot"]
         for name in ("audio",) if self.chat else ("audio", "answer"):
             if slots.count(name) != 1:
@@ -190,7 +198,7 @@ class PromptTemplate:
         labels: list[int] = []
         for piece in pieces:
             fields = row if piece.turn == last else {**row, **turns[piece.turn]}
-            if piece.kind == "text":
+            if piece.kind != "slot":
                 new = _encode_text(piece.value, tokenizer)
             elif piece.value == "audio":
                 new = [] if marks or piece.turn else _clips(piece, clips, tokenizer, take=len(clips))
@@ -208,6 +216,26 @@ class PromptTemplate:
             ids += new
             labels += new if piece.supervised and with_answer else [IGNORE] * len(new)
         return ids, labels
+
+    def check_special_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a template that was written for another LLM, whose special tokens would become ordinary text.
+
+        Raises
+        ------
+        PromptError
+            Text of the template looks like a special token, and the tokenizer has no such token.
+        """
+        parts = [piece for piece in (*self._head, *self._turn) if piece.kind != "literal"]
+        texts = [text for piece in parts for text in (piece.wrap or (piece.value if piece.kind == "text" else "",))]
+        foreign = foreign_tokens([*texts, self.system or ""], tokenizer)
+        if foreign:
+            listed = "; ".join(f"{name} would become {' '.join(pieces)}" for name, pieces in foreign.items())
+            own = ", ".join(tokenizer.all_special_tokens[:_NAMED_TOKENS])
+            chat = "begin it with {chat}, which is the tokenizer's own format" if tokenizer.chat_template else ""
+            raise PromptError(
+                f"template {self.template!r} has special tokens that this LLM's tokenizer lacks: {listed}. Write the "
+                f"template with its own ({own}){chat and ', or ' + chat}; {{literal:...}} keeps them as plain text."
+            )
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """Token ids that end an answer."""
@@ -238,12 +266,15 @@ def _parse(template: str) -> list[Piece]:
             pieces.append(Piece("text", literal))
         if slot is None:
             continue
+        if slot == "literal" and spec and "{" not in spec and not conversion:
+            pieces.append(Piece("literal", spec))
+            continue
         wrap: tuple[str, str] | None = None
         if slot not in _UNWRAPPED and spec and spec.count("*") == 1 and "{" not in spec:
             before, after = spec.split("*")
             wrap, spec = (before, after), ""
-        elif slot == "chat" and not pieces:
-            wrap, spec = (spec or "", ""), ""
+        elif slot == "chat" and not pieces and spec:
+            wrap, spec = (spec, ""), ""
         if not slot.isidentifier() or spec or conversion:
             raise PromptError(
                 f"template {template!r}: a slot is a plain field name, {{field:before*after}} with one * and no "

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError
 from audiolm_lite.hub.load import load_model
+from audiolm_lite.language.prompt import PromptError
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,15 @@ def test_damaged_folders_and_other_formats_are_refused(saved, sources):
         load_model(folder)
     (folder / CONFIG_FILE).write_text(json.dumps(config | {"template": None}))
     with pytest.raises(ModelFolderError, match='"template" must be a str'):
+        load_model(folder)
+
+
+def test_a_template_with_special_tokens_of_another_llm_is_refused(saved):
+    folder, _, _ = saved
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    template = config["template"].replace("{audio}", "<|eot_id|>{audio}")
+    (folder / CONFIG_FILE).write_text(json.dumps(config | {"template": template}))
+    with pytest.raises(PromptError, match=r"<\|eot_id\|> would become"):
         load_model(folder)
 
 

@@ -17,6 +17,15 @@ MISTRAL = (
     "{% elif m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ m.content + eos_token }}"
     "{% endif %}{% endfor %}"
 )
+SMOLLM2 = (
+    "{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are SmolLM<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+)
+LLAMA3 = (
+    "{{ bos_token + '<|im_start|>system<|im_end|>Today: ' + date_string + '<|im_end|>' }}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_end|>' + m.content + '<|im_end|>' }}{% endfor %}"
+)
 ROW = {"id": "r", "instruction": "what?", "target": "a dog"}
 HISTORY = [{"instruction": "hello", "target": "hi"}, {"instruction": "who?", "target": "me"}]
 
@@ -100,6 +109,63 @@ def test_chat_templates_of_tokenizers(tokenizer):
     assert supervised(tokenizer, labels) == "a dog</s>"
 
 
+@pytest.mark.parametrize(
+    ("chat_template", "own", "dropped"),
+    [
+        # SmolLM2 and Qwen 2.5: a default system prompt, and the begin token opens every message
+        (SMOLLM2, "<|im_start|>system\nYou are SmolLM<|im_end|>\n<|im_start|>user\n", "<|im_start|>user\n"),
+        # Llama 3.1: the system message always has the date
+        (LLAMA3, "<s><|im_start|>system<|im_end|>Today: 26 Jul 2024<|im_end|>", "<s>"),
+        (CHATML, "<|im_start|>user\n", "<|im_start|>user\n"),
+        (MISTRAL, "<s>[INST] ", "<s>[INST] "),
+    ],
+)
+def test_a_default_system_prompt_can_be_dropped(tokenizer, chat_template, own, dropped):
+    with_chat(tokenizer, chat_template)
+    row = ROW | {"history": HISTORY[:1]}
+    default, _ = PromptTemplate("{chat}{audio}{instruction}").encode(row, tokenizer, 1)
+    ids, _ = PromptTemplate("{chat:}{audio}{instruction}").encode(row, tokenizer, 1)
+    assert spelt(tokenizer, default).startswith(own) and spelt(tokenizer, ids).startswith(dropped)
+    assert spelt(tokenizer, default).removeprefix(own) == spelt(tokenizer, ids).removeprefix(dropped)
+
+
+def test_a_system_prompt_within_the_first_message_is_not_dropped(tokenizer):
+    inside = MISTRAL.replace("{{ '[INST] '", "{{ '[INST] ' + ('Be nice. ' if loop.first else '')")
+    with pytest.raises(PromptError, match="'<s>.INST. Be nice. ' begins the first message.*write the complete prompt"):
+        PromptTemplate("{chat:}{audio}{instruction}").encode(ROW, with_chat(tokenizer, inside), 1)
+
+
+@pytest.mark.parametrize(
+    ("template", "refused"),
+    [
+        ("<|start_header_id|>user<|end_header_id|>{audio}{answer}{eos}", ["<|start_header_id|>", "<|end_header_id|>"]),
+        ("<|im_start|>{audio:<s>*<eos>}{transcript:<start_of_turn>*}{answer}{eos}", ["<eos>", "<start_of_turn>"]),
+        ("{turn}[INST]<<SYS>>{audio}[/INST]{answer}{eos}", ["[INST]", "<<SYS>>", "[/INST]"]),
+        ("{bos}<\uff5cUser\uff5c>{audio}{answer}{eos}", ["<\uff5cUser\uff5c>"]),
+        ("{chat:<|eot_id|>}{audio}{instruction}", ["<|eot_id|>"]),
+        ("<|im_start|>{literal:<|eot_id|>}{audio:<Speech>*</Speech>}<b>[noise] a|b {answer}{eos}", []),
+    ],
+)
+def test_special_tokens_of_another_llm_are_refused(tokenizer, template, refused):
+    made = PromptTemplate(template)
+    with_chat(tokenizer, None)
+    if not refused:
+        made.check_special_tokens(tokenizer)
+        assert "<|eot_id|>#" in spelt(tokenizer, made.encode(ROW, tokenizer, 1)[0]).replace("<Speech>", "")
+        return
+    with pytest.raises(PromptError) as caught:
+        made.check_special_tokens(tokenizer)
+    for name in refused:
+        assert f"{name} would become" in str(caught.value)
+    assert "Write the template with its own (<s>, </s>, <|im_start|>, <|im_end|>)" in str(caught.value)
+
+
+def test_marks_of_the_tokenizers_own_chat_template_are_text(tokenizer):
+    PromptTemplate("[INST] {audio}[/INST]{answer}{eos}").check_special_tokens(with_chat(tokenizer, MISTRAL))
+    with pytest.raises(PromptError, match="or begin it with {chat}"):
+        PromptTemplate("<|user|>{audio}{answer}{eos}").check_special_tokens(with_chat(tokenizer, MISTRAL))
+
+
 def test_chat_templates_that_cannot_be_used_are_refused(tokenizer):
     template = PromptTemplate("{chat:Listen.}{audio}{instruction} b")
     with pytest.raises(PromptError, match="no system role"):
@@ -132,7 +198,7 @@ def test_wrong_templates_are_refused(template, message):
         PromptTemplate(template)
 
 
-OPTIONAL = "{transcript:Heard: \"*\"\n}"
+OPTIONAL = '{transcript:Heard: "*"\n}'
 
 
 def test_an_optional_slot_disappears_with_its_text(tokenizer):
@@ -148,7 +214,8 @@ def test_an_optional_slot_disappears_with_its_text(tokenizer):
 
 def test_optional_slots_in_a_history_and_in_chat_templates(tokenizer):
     row = ROW | {"transcript": "ab", "history": [HISTORY[0] | {"transcript": None}]}
-    ids, labels = PromptTemplate("{bos}{turn}{audio}" + OPTIONAL + "{instruction}{answer}{eos}").encode(row, tokenizer, 1)
+    template = PromptTemplate("{bos}{turn}{audio}" + OPTIONAL + "{instruction}{answer}{eos}")
+    ids, labels = template.encode(row, tokenizer, 1)
     assert spelt(tokenizer, ids) == '<s>#hellohi</s>Heard: "ab"\nwhat?a dog</s>'
     assert supervised(tokenizer, labels) == "hi</s>a dog</s>"
     chat = PromptTemplate("{chat:Listen.}{audio}" + OPTIONAL + "{instruction}")

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import byte_tokenizer, save_beats, save_ssl, save_voxtral, save_whisper, tiny_bert, tiny_llm
+from tests.tiny import (
+    VOXTRAL_SPECIAL,
+    byte_tokenizer,
+    save_beats,
+    save_ssl,
+    save_voxtral,
+    save_whisper,
+    tiny_bert,
+    tiny_llm,
+)
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -38,8 +47,9 @@ def save_bert(folder: Path) -> None:
 
 
 def save_llama(folder: Path) -> None:
-    """Write a model with a chat template."""
+    """Write a model with a chat template and the special tokens of templates in recipes (Llama 3, Voxtral)."""
     special = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+    special += ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", *VOXTRAL_SPECIAL[3:])
     tokenizer = byte_tokenizer(special, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=CHATML)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special[3:])})
     tokenizer.save_pretrained(folder)
