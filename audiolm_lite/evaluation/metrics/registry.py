@@ -11,7 +11,9 @@ from audiolm_lite.evaluation.metrics import (
     classification,
     matched_caption,
     multi_label,
+    no_text,
     regression,
+    slots,
 )
 from audiolm_lite.evaluation.metrics.family import MetricFamily
 
@@ -22,6 +24,8 @@ FAMILIES: dict[str, MetricFamily] = {
     "regression": regression.FAMILY,
     "captioning": captioning.FAMILY,
     "matched_caption": matched_caption.FAMILY,
+    "slots": slots.FAMILY,
+    "no_text": no_text.FAMILY,
 }
 
 
