@@ -190,7 +190,7 @@ def test_draws_follow_the_distribution():
     draws = 20_000
     logits = torch.tensor([0.0, 1.0, 2.0, 3.0, -1.0]).expand(draws, 5)
     sampling = Sampling(top_k=4)
-    tokens = _Chooser(sampling, draws, 5, 1, torch.device("cpu"))(logits, 0)
+    tokens = _Chooser(sampling, draws, 5, 1, torch.device("cpu"))(logits, torch.empty(draws, 0))
     frequency = torch.bincount(tokens, minlength=5) / draws
     probability = logits[0, :4].softmax(0)
     assert frequency[4] == 0

@@ -1,0 +1,151 @@
+"""Options of generation, as YAML files, model folders and the arguments of `AudioLM` have them.
+
+====================  =================================================================================================
+max_new_tokens        limit of an answer's tokens
+tokens_per_second     further limit: so many tokens per second of the item's own audio, plus `token_allowance`; null:
+token_allowance       none. The defaults, 25 and 64, are above what speech needs in any language or tokenizer.
+stop_loops            end answers that repeat themselves (`decoding.repetition`), and cut the repeats; on by default
+repetition_penalty    above 1: tokens that the answer already has become less likely
+no_repeat_ngram_size  n: no n-gram occurs twice in an answer; 0: off
+beams                 above 1: beam search, with `length_penalty`; alias num_beams
+temperature, top_k,   any of them: sampling (`decoding.Sampling`). Without them, decoding is greedy. `do_sample` is
+top_p, seed           accepted as in transformers: false ignores them, true samples also without them.
+====================  =================================================================================================
+"""
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from audiolm_lite.config.errors import UserError, did_you_mean
+from audiolm_lite.decoding.generate import Sampling
+
+DRAWING = ("temperature", "top_k", "top_p", "seed")
+
+
+class GenerationError(UserError, ValueError):
+    """An option of generation that does not exist, has no meaning, or excludes another one."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of generation with their defaults; the fields have the names of the module's table.
+
+    Attributes
+    ----------
+    drawing : dict
+        Those of temperature, top_k, top_p and seed that are given.
+    """
+
+    max_new_tokens: int = 200
+    tokens_per_second: float | None = 25.0
+    token_allowance: int = 64
+    stop_loops: bool = True
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    drawing: dict[str, Any] = field(default_factory=dict)
+
+    def limit(self, seconds: float) -> int:
+        """Return the limit of tokens of an answer about so many seconds of audio; 0: an unknown duration.
+
+        Examples
+        --------
+        >>> options = Options(max_new_tokens=200, tokens_per_second=10, token_allowance=20)
+        >>> options.limit(2.5), options.limit(60.0), options.limit(0)
+        (45, 200, 200)
+        """
+        if self.tokens_per_second is None or not seconds:
+            return self.max_new_tokens
+        return min(self.max_new_tokens, max(1, self.token_allowance + math.ceil(self.tokens_per_second * seconds)))
+
+    def search(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Return the further arguments of `generate` or `beam_search` for the items with these ids.
+
+        Examples
+        --------
+        >>> Options().search(["clip"])
+        {'stop_loops': True, 'sampling': None}
+        >>> Options(repetition_penalty=1.2).search(["clip"])["sampling"].temperature
+        0
+        >>> Options(beams=4).search(["clip"])["beams"]
+        4
+        """
+        guards: dict[str, Any] = {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
+        if self.beams > 1:
+            search = {"beams": self.beams, "length_penalty": self.length_penalty}
+            return {"stop_loops": self.stop_loops, **guards, **search}
+        if self.drawing:
+            drawing = dict(self.drawing)
+            seed = drawing.pop("seed", 0)
+            seeds = [seed + zlib.crc32(name.encode()) for name in ids]
+            return {"stop_loops": self.stop_loops, "sampling": Sampling(**drawing, **guards, seed=seeds)}
+        greedy = guards == {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        return {"stop_loops": self.stop_loops, "sampling": None if greedy else Sampling(temperature=0, **guards)}
+
+
+def read_options(generation: Mapping[str, Any]) -> Options:
+    """Check options of generation.
+
+    Parameters
+    ----------
+    generation : mapping
+        Entries of the module's table.
+
+    Raises
+    ------
+    GenerationError
+        An unknown option, a value that has no meaning, or beams together with sampling.
+
+    Examples
+    --------
+    >>> read_options({"num_beams": 4, "max_new_tokens": 9}).beams
+    4
+    >>> read_options({"temperature": 0.7, "do_sample": False}).drawing
+    {}
+    >>> read_options({"max_tokens": 9})
+    Traceback (most recent call last):
+    audiolm_lite.decoding.options.GenerationError: generation: unknown option 'max_tokens'...
+    """
+    given = dict(generation)
+    if "num_beams" in given:
+        given["beams"] = given.pop("num_beams")
+    do_sample = given.pop("do_sample", None)
+    drawing = {name: given.pop(name) for name in DRAWING if name in given}
+    if do_sample is False:
+        drawing = {}
+    elif do_sample and not drawing:
+        drawing = {"temperature": 1.0}
+    known = [entry.name for entry in fields(Options) if entry.name != "drawing"]
+    if unknown := [name for name in given if name not in known]:
+        names = ", ".join([*known, *DRAWING, "num_beams", "do_sample"])
+        raise GenerationError(
+            f"generation: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}; known are {names}"
+        )
+    try:
+        Sampling(**drawing)
+    except (TypeError, ValueError) as error:
+        raise GenerationError(f"generation: {error}") from error
+    options = Options(**given, drawing=drawing)
+    whole = {"max_new_tokens": 1, "token_allowance": 0, "no_repeat_ngram_size": 0, "beams": 1}
+    for name, least in whole.items():
+        value = getattr(options, name)
+        if type(value) is not int or value < least:
+            raise GenerationError(f"generation: {name} is {value!r}; write a whole number of at least {least}")
+    rate = options.tokens_per_second
+    if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
+        raise GenerationError(f"generation: tokens_per_second is {rate!r}; write a number of at least 0, or null")
+    if type(options.stop_loops) is not bool:
+        raise GenerationError(f"generation: stop_loops is {options.stop_loops!r}; write true or false")
+    if not isinstance(options.repetition_penalty, (int, float)) or options.repetition_penalty <= 0:
+        raise GenerationError(
+            f"generation: repetition_penalty is {options.repetition_penalty!r}; write a number above 0 (1: none)"
+        )
+    if options.beams > 1 and drawing:
+        raise GenerationError(
+            f"generation: beams {options.beams} and {', '.join(drawing)} cannot be combined; remove one of them"
+        )
+    return options

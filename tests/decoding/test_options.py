@@ -1,0 +1,52 @@
+"""Options of generation: what they switch on, which names are known, and the limit of an answer."""
+
+import pytest
+
+from audiolm_lite.decoding.options import GenerationError, Options, read_options
+
+
+def test_guards_are_on_by_default_and_can_be_turned_off():
+    options = read_options({"max_new_tokens": 500})
+    assert options.stop_loops and options.limit(4.0) == 64 + 100 and options.limit(1000) == 500
+    off = read_options({"max_new_tokens": 500, "tokens_per_second": None, "stop_loops": False})
+    assert off.limit(4.0) == 500 and not off.search(["a"])["stop_loops"]
+
+
+def test_an_answer_to_the_shortest_clip_has_a_token():
+    assert Options(tokens_per_second=0, token_allowance=0).limit(0.01) == 1
+
+
+def test_penalty_and_ngrams_alone_stay_greedy():
+    assert read_options({"repetition_penalty": 1.2}).search(["a"])["sampling"].temperature == 0
+    sampling = read_options({"no_repeat_ngram_size": 4}).search(["a"])["sampling"]
+    assert sampling.temperature == 0 and sampling.no_repeat_ngram_size == 4
+    assert read_options({"repetition_penalty": 1.2, "top_p": 0.9}).search(["a"])["sampling"].temperature == 1
+    beams = read_options({"beams": 3, "no_repeat_ngram_size": 4, "repetition_penalty": 1.2}).search(["a"])
+    assert beams["no_repeat_ngram_size"] == 4 and beams["repetition_penalty"] == 1.2 and "sampling" not in beams
+
+
+def test_names_of_transformers():
+    assert read_options({"num_beams": 3}) == read_options({"beams": 3})
+    assert read_options({"do_sample": False, "temperature": 0.3, "seed": 1}) == read_options({})
+    assert read_options({"do_sample": True}) == read_options({"temperature": 1.0})
+    assert read_options({"do_sample": True, "top_k": 5}) == read_options({"top_k": 5})
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        ({"max_length": 5}, "unknown option 'max_length'.*known are max_new_tokens.*temperature"),
+        ({"repetition_penality": 1.1}, "did you mean 'repetition_penalty'"),
+        ({"beams": 2, "temperature": 0.5, "top_p": 0.5}, "beams 2 and temperature, top_p cannot be combined"),
+        ({"beams": 0}, "beams is 0; write a whole number of at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; write a whole number"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1; write a whole number of at least 0"),
+        ({"tokens_per_second": -1}, "tokens_per_second is -1; write a number of at least 0, or null"),
+        ({"stop_loops": "no"}, "stop_loops is 'no'; write true or false"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; write a number above 0"),
+        ({"temperature": -1}, "temperature must be at least 0"),
+    ],
+)
+def test_unusable_options_are_refused(generation, message):
+    with pytest.raises(GenerationError, match=message):
+        read_options(generation)
