@@ -12,19 +12,19 @@ weights are those of the live model: a `.pt2` contains code only, is valid for a
 second copy of them in memory.
 
 A `.pt2` is native code. It belongs in the user's own cache folder, never in a model that is published.
-
-Another compiler is one more function like `_compile_inductor` and `_compile_aoti`.
 """
 
 import hashlib
 import inspect
 import json
+import logging
 import platform
 import sysconfig
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import torch
 import transformers
@@ -37,6 +37,11 @@ from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
 from audiolm_lite.storage import cache
 from audiolm_lite.storage.atomic import atomic_folder, write_text
 from audiolm_lite.storage.hashes import sha256_of
+
+logger = logging.getLogger(__name__)
+
+# "best" times so many tokens of every candidate, after the prompt and as many untimed ones.
+TIMED_TOKENS = 12
 
 
 class BackendError(UserError, RuntimeError):
@@ -82,7 +87,8 @@ def make_backend(
     Parameters
     ----------
     name : str
-        "eager", "inductor" or "aoti".
+        "eager", "inductor", "aoti", or "best": the fastest of these for this LLM on this machine, measured over a few
+        tokens. On a CPU "inductor" is left out where "aoti" works, because both compile the same code.
     llm : nn.Module
         Causal language model in eval mode, on its device, in its dtype. Merge a LoRA first (see `modeling.lora`),
         which saves two small matrix products per layer; an LLM with LoRA can be compiled too.
@@ -117,8 +123,10 @@ def make_backend(
     ('eager', [2])
     """
     reasons = available_backends(_device(llm).type)
+    if name == "best":
+        return _fastest(llm, batch_size, max_length, cache_folder)
     if name not in reasons:
-        raise ValueError(f"make_backend: unknown backend {name!r}{did_you_mean(name, reasons)}")
+        raise ValueError(f"make_backend: unknown backend {name!r}{did_you_mean(name, [*reasons, 'best'])}")
     if reasons[name]:
         raise BackendError(f"make_backend: {name} is not available: {reasons[name]}")
     if llm.training:
@@ -143,6 +151,50 @@ def make_backend(
             state.position.zero_()
             backend.decode_step(llm, state, torch.zeros_like(state.position))
     return Backend(name, llm, backend.prefill, backend.decode_step, state, time.perf_counter() - started)
+
+
+def _fastest(llm: nn.Module, batch_size: int, max_length: int, cache_folder: str | Path | None) -> Backend:
+    """Make every backend that works here, time it, log the figures, and return the fastest."""
+    reasons = available_backends(_device(llm).type)
+    made: list[tuple[float, Backend]] = []
+    for name in ("eager", "aoti", "inductor"):
+        if name == "inductor" and _device(llm).type == "cpu" and any(other.name == "aoti" for _, other in made):
+            continue
+        try:
+            if reasons[name]:
+                raise BackendError(f"{name} is not available: {reasons[name]}")
+            backend = make_backend(name, llm, batch_size, max_length, cache_folder)
+        except BackendError as error:
+            logger.info("backend best: %s", error)
+            continue
+        made.append((milliseconds_per_token(backend, batch_size, max_length), backend))
+    made.sort(key=lambda entry: entry[0])
+    times = ", ".join(f"{backend.name} {time:.2f} ms" for time, backend in made)
+    logger.info("backend best: %s per token; takes %s", times, made[0][1].name)
+    return made[0][1]
+
+
+@torch.no_grad()
+def milliseconds_per_token(backend: Backend, batch_size: int, max_length: int) -> float:
+    """Median time of a decoding step of a batch in ms, over a few tokens after a short prompt.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> milliseconds_per_token(eager_backend(LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).eval()), 1, 40) > 0
+    True
+    """
+    state = backend.state or DecodeState.allocate(backend.llm, batch_size, max_length)
+    length = max(1, min(8, max_length - 1))
+    token = backend.prefill(backend.llm, state, *_example_prompt(backend.llm, state, length)).argmax(-1)
+    times = []
+    for _ in range(max(1, min(2 * TIMED_TOKENS, max_length - length))):
+        started = time.perf_counter()
+        token = backend.decode_step(backend.llm, state, token).argmax(-1)
+        token.tolist()  # waits for the device, as an interactive answer does
+        times.append(1e3 * (time.perf_counter() - started))
+    return median(times[-TIMED_TOKENS:])
 
 
 class _Prefill(nn.Module):

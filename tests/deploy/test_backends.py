@@ -1,16 +1,21 @@
 """Backends: compiled functions give the answers of the eager ones, from any cache folder, for any weights."""
 
+import re
+import time
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch._inductor import exc
 
-from audiolm_lite.decoding import DecodeState, Sampling, generate
+from audiolm_lite.decoding import DecodeState, Sampling, decode_step, generate
+from audiolm_lite.decoding.backend import eager_backend
 from audiolm_lite.deploy import available_backends, make_backend
-from audiolm_lite.deploy.backends import BackendError, _export, _fingerprint
-from audiolm_lite.deploy.run import choose_backend
+from audiolm_lite.deploy.backends import BackendError, _export, _fastest, _fingerprint
 from tests.tiny import tiny_llm
 
+NAMES = ("eager", "inductor", "aoti")
 ROWS, CAPACITY, HIDDEN = 3, 20, 32
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
@@ -184,7 +189,7 @@ def test_unusable_arguments_are_refused():
 
 
 @pytest.mark.parametrize("name", ["inductor", "aoti"])
-def test_a_quantised_llm_is_refused_by_compilers_and_runs_eagerly(name, capsys):
+def test_a_quantised_llm_is_refused_by_compilers_and_runs_eagerly(name, caplog):
     """bitsandbytes' layers cannot be traced; the message comes before the compiler's own error."""
     llm = make_llm()
     llm.is_quantized = True
@@ -192,5 +197,28 @@ def test_a_quantised_llm_is_refused_by_compilers_and_runs_eagerly(name, capsys):
         with pytest.raises(BackendError, match=f"{name} cannot compile a quantised LLM; use eager"):
             make_backend(name, llm, 1, 8)
     assert make_backend("eager", llm, 1, 8).name == "eager"
-    assert choose_backend("best", llm) == "eager" and "the LLM is quantised" in capsys.readouterr().out
-    assert choose_backend(name, llm) == name
+    with caplog.at_level("INFO"):
+        assert make_backend("best", llm, 1, 8).name == "eager"
+    assert f"{name} cannot compile a quantised LLM" in caplog.text or available_backends()[name]
+
+
+@pytest.mark.parametrize(("delays", "fastest"), [((0.0, 0.01), "eager"), ((0.01, 0.0), "aoti")])
+def test_best_is_the_fastest_of_those_that_work(delays, fastest, monkeypatch, caplog):
+    """A compiled backend can be slower than plain PyTorch."""
+    llm = make_llm()
+
+    def slowed(name, *arguments):
+        if name == "inductor":
+            raise AssertionError("on a CPU it is the same code as aoti")
+
+        def step(*arguments):
+            time.sleep(delays[name == "aoti"])
+            return decode_step(*arguments)
+
+        return replace(eager_backend(llm), name=name, decode_step=step)
+
+    monkeypatch.setattr("audiolm_lite.deploy.backends.available_backends", lambda device: dict.fromkeys(NAMES))
+    monkeypatch.setattr("audiolm_lite.deploy.backends.make_backend", slowed)
+    with caplog.at_level("INFO"):
+        assert _fastest(llm, 1, 40, None).name == fastest
+    assert re.search(rf"\d ms, .*\d ms per token; takes {fastest}", caplog.text)
