@@ -102,6 +102,11 @@ def convert(
             )
         if report.read == 0:
             raise FormatError(f"{path}: contains no rows; check the path and the format")
+        if report.written == 0:
+            raise FormatError(
+                f"{path}: all {report.read} rows were rejected, so nothing is written; see {rejects_path(output)}. "
+                f"The first: {report.rejected[0]['reason']}"
+            )
         if strict and report.lost:
             raise FormatError(f"{target} cannot store {counts(report.lost)}; omit --strict to drop these fields")
 

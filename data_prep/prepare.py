@@ -133,8 +133,15 @@ def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, 
             f"allows; all are listed in {rejects_file}. Manifests are not written; repair the clips, or allow more "
             f"with --max_rejects. The first: {rejected.first_fault}"
         )
-    _write_manifests(failed, output, work)
     count = rejected.reasons.total()
+    empty = [split for split in SPLITS if next(_good_rows(work / f"{split}.jsonl", failed, {}), None) is None]
+    if empty:
+        raise CorpusError(
+            f"no clip is left for split {', '.join(empty)}: the corpus has {total} clips, of which {count} were "
+            f"rejected{f' (see {rejects_file})' if count else ''}. Manifests are not written; check the corpus, the "
+            "filters and the shares of the splits."
+        )
+    _write_manifests(failed, output, work)
     location = f", see {rejects_file}" if count else ""
     print(f"rejected: {count} of {total} clips, {rejected.faults} for faults{location}")
     return 3 if rejected.faults else 0
@@ -328,8 +335,6 @@ def _write_manifests(failed: dict[str, str], output: Path, work: Path) -> None:
         totals: dict[str, list] = {}  # task -> a line of the table
         write_manifest(work / f"{split}.manifest", _good_rows(work / f"{split}.jsonl", failed, totals))
         table += [[split, task, *totals[task]] for task in sorted(totals)]
-    if empty := [split for split in SPLITS if split not in {line[0] for line in table}]:
-        raise CorpusError(f"no clip is left for split {', '.join(empty)}; the corpus is too small or incomplete")
     for split in SPLITS:
         os.replace(work / f"{split}.manifest", output / f"{split}.jsonl")
         (work / f"{split}.jsonl").unlink()

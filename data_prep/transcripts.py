@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
         done = transcribe(rows, options.manifest, options.output, options.model, options.language, options.device)
     kept = [{**row, options.field: text} for row in rows if (text := done[feature_key(row)].get("text")) is not None]
     rejected = [{"key": key, "reason": entry["reason"]} for key, entry in done.items() if "reason" in entry]
+    if not kept:
+        raise AudioError(f"{options.manifest}: no clip could be transcribed. The first: {rejected[0]['reason']}")
     write_manifest(options.output, kept)
     rejects_file = Path(f"{options.output}.rejected.jsonl")
     rejects_file.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ def iterate_manifest(
     Raises
     ------
     ManifestError
-        The file cannot be read or, without `rejects`, a row breaks the schema.
+        The file cannot be read or has no row or, without `rejects`, a row breaks the schema.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def iterate_lines(
     >>> [(row["id"], content[offset:].startswith(line)) for row, offset, line in iterate_lines(file)]
     [('first', True), ('second', True)]
     """
-    path = Path(path)
+    path, number = Path(path), 0
     checker = RowChecker(path, "line", instruction_required)
     with open_manifest(path) as file:
         for number, offset, line in _lines(file):
@@ -90,6 +90,8 @@ def iterate_lines(
                 rejects.append({"line": number, **known, "reason": str(error)})
             else:
                 yield checked, offset, line
+    if number == 0:
+        raise ManifestError(f"{path}: has no row; write the manifest again, or name another one")
 
 
 def read_manifest(path: str | Path, *, instruction_required: bool = True) -> list[dict[str, Any]]:
@@ -118,7 +120,7 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]], *, instruct
     Raises
     ------
     ManifestError
-        A row breaks the schema or has a value that JSON cannot hold.
+        A row breaks the schema or has a value that JSON cannot hold, or there is no row.
 
     Examples
     --------
@@ -137,6 +139,8 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]], *, instruct
             if len(line) > MAX_LINE_BYTES:
                 raise ManifestError(f"{path}, row {number}: more than {MAX_LINE_BYTES} bytes; shorten its fields")
             file.write(line)
+        if number == 0:
+            raise ManifestError(f"{path}: there is no row to write; check what selected or rejected the rows")
     return number
 
 

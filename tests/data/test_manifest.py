@@ -16,6 +16,7 @@ from audiolm_lite.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from audiolm_lite.data.manifest_table import ManifestTable
 from audiolm_lite.data.row_checks import _SeenIds
 
 ROW = {
@@ -32,6 +33,19 @@ ROW = {
 def write_lines(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def test_empty_manifests_are_neither_written_nor_read(tmp_path):
+    file = tmp_path / "train.jsonl"
+    with pytest.raises(ManifestError, match="train.jsonl: there is no row to write"):
+        write_manifest(file, [])
+    assert list(tmp_path.iterdir()) == []
+    for content in (b"", b"\n  \n", b"\xef\xbb\xbf"):
+        file.write_bytes(content)
+        with pytest.raises(ManifestError, match="train.jsonl: has no row; write the manifest again"):
+            read_manifest(file)
+        with pytest.raises(ManifestError, match="train.jsonl: has no row"):
+            ManifestTable(file)
 
 
 def test_round_trip_fills_defaults_and_keeps_further_fields(tmp_path):

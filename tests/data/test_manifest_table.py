@@ -54,7 +54,7 @@ def row(name, **change):
     return {"id": str(name), **fixed, **change}
 
 
-@given(written=st.lists(rows, max_size=8), batch=st.integers(1, 4))
+@given(written=st.lists(rows, min_size=1, max_size=8), batch=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
 def test_rows_equal_those_of_the_manifest(tmp_path_factory, written, batch):
     file = tmp_path_factory.mktemp("table") / "m.jsonl"

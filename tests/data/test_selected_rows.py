@@ -14,7 +14,7 @@ ROW = {"audio": "a.wav", "task": "asr", "target": "yes", "dataset": "toy", "spli
 
 @pytest.fixture
 def tables(tmp_path):
-    for name, count in (("a", 5), ("b", 0), ("c", 4)):
+    for name, count in (("a", 5), ("b", 1), ("c", 4)):
         rows = ({"id": f"{name}{i}", "instruction": None if i % 2 else "own", **ROW} for i in range(count))
         write_manifest(tmp_path / f"{name}.jsonl", rows, instruction_required=False)
     (tmp_path / "c.txt").write_text("from c\n")

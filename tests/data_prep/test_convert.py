@@ -56,6 +56,18 @@ def test_exit_status_and_rejected_rows(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "out.jsonl"]
 
 
+@pytest.mark.parametrize("target", writable_formats())
+def test_nothing_is_written_if_all_rows_are_rejected(tmp_path, target):
+    source, output = tmp_path / "m.json", tmp_path / "out"
+    source.write_text('{"audio_filepath": 3}\n{\n')
+    with pytest.raises(FormatError, match="m.json: all 2 rows were rejected, so nothing is written; see .*out.rej"):
+        convert("nemo", target, source, output, defaults=DEFAULTS, max_rejects=1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "out.rejected.jsonl"]
+    source.write_text("\n")
+    with pytest.raises(FormatError, match="m.json: contains no rows"):
+        convert("nemo", target, source, output, defaults=DEFAULTS)
+
+
 def test_strict_options_and_renamed_fields(tmp_path, capsys):
     source = tmp_path / "m.jsonl"
     source.write_text('{"key": "k", "source": "a.wav", "caption": "c", "mood": "x"}\n')

@@ -308,8 +308,11 @@ def test_empty_split_is_an_error(an4, tmp_path):
     clips = [clip for clip in read_an4(an4, 0.1, 1) if clip.split != "valid"]
     hparams = {"output_folder": tmp_path / "out", "encoder": None, "seed": 1, "max_rejects": 0.0}
     hparams["wordings"] = "varied"
-    with pytest.raises(CorpusError, match="no clip is left for split valid"):
+    with pytest.raises(
+        CorpusError, match=rf"split valid: the corpus has {len(clips)} clips, of which 0 were rejected\."
+    ):
         prepare(clips, hparams, {})
+    assert not (tmp_path / "out" / "train.jsonl").exists()
 
 
 def test_real_corpora(real_data, tmp_path):

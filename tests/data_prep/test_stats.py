@@ -10,6 +10,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audiolm_lite.data.manifest import ManifestError
 from data_prep import stats
 from data_prep.tables import format_table
 
@@ -64,9 +65,11 @@ def test_the_command_writes_a_picture_and_a_report(manifest, capsys):
     assert "HANGUL SYLLABLE GA" in page and "lost.wav" in page and page.count("data:image/png;base64,") == 1
     assert not re.search(r"(?:src|href)=\"(?!data:)|https?://|@import|<script", page)
     assert "<male>" not in page
+    stats.main([str(manifest), "--output", str(manifest.parent / "named.set")])
+    assert (manifest.parent / "named.set.html").exists()
     manifest.write_text("", encoding="utf-8")
-    stats.main([str(manifest), "--output", str(manifest.parent / "empty.set")])
-    assert (manifest.parent / "empty.set.html").exists()
+    with pytest.raises(ManifestError, match="has no row"):
+        stats.main([str(manifest)])
 
 
 @given(st.lists(st.integers(0, 30), min_size=1))
