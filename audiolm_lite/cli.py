@@ -34,6 +34,7 @@ JOBS = {
     },
     "Models and checkpoints": {
         "convert": Job("audiolm_lite.convert.run", "published checkpoints to model folders; export of LoRA and LLM"),
+        "fetch": Job("audiolm_lite.backbones.fetch", "pretrained models that are known by name, for use offline"),
         "unshard": Job("audiolm_lite.training.engines.unshard", "DeepSpeed checkpoints to ordinary ones"),
     },
     "Data": {

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from audiolm_lite.convert.tensor_rules import ConversionError
+from audiolm_lite.backbones.tensor_report import ConversionError
 from audiolm_lite.hub.folder import read_config
 from audiolm_lite.hub.load import load_language_model
 from audiolm_lite.modeling.lora import merge_lora

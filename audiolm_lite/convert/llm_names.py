@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from audiolm_lite.convert.tensor_rules import ConversionError, Converted, Rule, TensorStatus
+from audiolm_lite.backbones.tensor_report import ConversionError, TensorStatus
+from audiolm_lite.convert.tensor_rules import Converted, Rule
 
 _LAYER = r"model\.layers\.\d+\.[a-z_.]+?"
 _PEFT = r"(?:base_model\.model\.)?"

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from audiolm_lite.adapters.tltr import TLTR
+from audiolm_lite.backbones.tensor_report import ConversionError, TensorStatus
 from audiolm_lite.convert.llm_names import llm_rules
-from audiolm_lite.convert.tensor_rules import ConversionError, Converted, Rule, TensorStatus, apply_rules
+from audiolm_lite.convert.tensor_rules import Converted, Rule, apply_rules
 
 FILES = ("model.ckpt", "llama3.ckpt")
 OPTIONS = {

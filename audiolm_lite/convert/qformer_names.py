@@ -1,6 +1,7 @@
 """Rules for the BERT layers of the Q-Formers of SALMONN and SLAM-LLM."""
 
-from audiolm_lite.convert.tensor_rules import ConversionError, Rule, Tensors
+from audiolm_lite.backbones.tensor_report import ConversionError
+from audiolm_lite.convert.tensor_rules import Rule, Tensors
 
 
 def block_rules(prefix: str, inner: str) -> list[Rule]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from audiolm_lite.convert.tensor_rules import ConversionError
+from audiolm_lite.backbones.tensor_report import ConversionError
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")

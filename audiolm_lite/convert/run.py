@@ -1,7 +1,8 @@
 """Convert published checkpoints, and export LoRAs and LLMs: audiolm-lite convert FORMAT SOURCE OUT
 
 With --encoder and --llm, OUT is a model folder for `AudioLM.from_pretrained`. Otherwise OUT contains the adapter, its
-YAML block and the LoRA. The formats export_lora and export_merged read a model folder.
+YAML block and the LoRA. The formats ctranslate2 and gguf are pretrained encoders and LLMs; OUT is a folder in
+transformers' format. The formats export_lora and export_merged read a model folder.
 """
 
 import argparse
@@ -12,15 +13,18 @@ from typing import Any
 
 import yaml
 
+from audiolm_lite.backbones.tensor_report import ConversionError, require_complete, status_table
 from audiolm_lite.config.errors import ConfigError, UserError
 from audiolm_lite.convert import export
 from audiolm_lite.convert.llm_names import check_lora, lora_block
 from audiolm_lite.convert.read import Published, read_published
-from audiolm_lite.convert.tensor_rules import ConversionError, check_adapter, require_complete, status_table
+from audiolm_lite.convert.tensor_rules import check_adapter
 from audiolm_lite.convert.write import write_folder
 from audiolm_lite.hub.folder import ModelFolderError
+from audiolm_lite.storage.atomic import atomic_folder
 
 FORMATS = ("slam_llm", "salmonn", "nemo_salm", "ltu_as", "voxtral")
+BACKBONES = ("ctranslate2", "gguf")  # complete pretrained models, to folders in transformers' format
 
 
 def convert(
@@ -83,9 +87,11 @@ def convert(
         check_adapter(converted)
     try:
         check_lora(converted)
-    finally:
-        print(status_table(converted.report))
-    require_complete(converted)
+        require_complete(converted.report)
+    except ConversionError as error:
+        error.report = converted.report
+        raise
+    print(status_table(converted.report))
     lora, peft_config = None, None
     if name == "voxtral" and converted.lora:
         peft_config = module.peft_config(published.peft, converted.lora)
@@ -124,7 +130,7 @@ def _block(text: str | None) -> dict[str, Any] | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="audiolm-lite convert", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="format", required=True, metavar="|".join((*FORMATS, "export_*")))
+    commands = parser.add_subparsers(dest="format", required=True, metavar="|".join((*FORMATS, *BACKBONES, "export_*")))
     for name in FORMATS:
         module = importlib.import_module(f"audiolm_lite.convert.{name}")
         command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
@@ -139,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--lora_alpha", type=float, help=text)
         for option, (kind, default, text) in module.OPTIONS.items():
             command.add_argument(f"--{option}", type=kind, default=default, help=text)
+    for name in BACKBONES:
+        module = importlib.import_module(f"audiolm_lite.backbones.{name}")
+        command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        command.add_argument("source", type=Path, help="file, or folder that contains it and its tokenizer")
+        command.add_argument("out", type=Path, help="folder to write; it must not exist")
     for name in ("export_lora", "export_merged"):
         command = commands.add_parser(name, help=getattr(export, name).__doc__.splitlines()[0])
         command.add_argument("source", type=Path, help="model folder")
@@ -162,6 +173,10 @@ def main(argv: Sequence[str]) -> None:
         if name in FORMATS:
             blocks: dict[str, Any] = {part: _block(options.pop(part)) for part in ("encoder", "llm")}
             convert(name, source, out, **blocks, **options)
+        elif name in BACKBONES:
+            with atomic_folder(out) as unfinished:
+                report = importlib.import_module(f"audiolm_lite.backbones.{name}").convert(source, unfinished)
+            print(status_table(report), f"written to {out}", sep="\n")
         else:
             getattr(export, name)(source, out)
     except (ConversionError, ModelFolderError, ConfigError) as error:

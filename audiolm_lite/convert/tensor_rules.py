@@ -1,7 +1,4 @@
-"""Rules that map published tensor names to the names of this project, and the report of what happened to each tensor.
-
-The status of a tensor is used, ignored (on purpose), missing, misshapen or unexpected.
-"""
+"""Rules that map published tensor names to the names of this project."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,42 +9,7 @@ import torch
 from torch import Tensor
 
 from audiolm_lite.adapters.build import build_adapter
-from audiolm_lite.config.errors import UserError
-
-STATUSES = ("used", "ignored", "missing", "misshapen", "unexpected")
-
-
-@dataclass
-class TensorStatus:
-    """One line of the report.
-
-    Attributes
-    ----------
-    name : str
-        Published name of the tensor; for a missing or misshapen one, the name in this project.
-    status : str
-        One of STATUSES.
-    note : str
-        The name in this project, or the reason of the status.
-    """
-
-    name: str
-    status: str
-    note: str
-
-
-class ConversionError(UserError, ValueError):
-    """A checkpoint that cannot be converted; the message names the tensor or file, what is wrong and what to do.
-
-    Attributes
-    ----------
-    report : sequence of TensorStatus
-        What is known about its tensors so far.
-    """
-
-    def __init__(self, message: str, report: Sequence[TensorStatus] = ()):
-        super().__init__(message)
-        self.report = report
+from audiolm_lite.backbones.tensor_report import ConversionError, TensorStatus
 
 
 @dataclass(frozen=True)
@@ -112,12 +74,11 @@ def apply_rules(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> Convert
     --------
     >>> rules = [Rule(r"proj\\.(weight|bias)", "adapter", r"projection.\\1"), Rule(r"step", "ignored", "a counter")]
     >>> result = apply_rules({"proj.bias": torch.zeros(4), "step": torch.zeros(1), "head": torch.zeros(2)}, rules)
-    >>> print(status_table(result.report))
-    tensor     count  status      new name or reason
-    proj.bias  1      used        adapter: projection.bias
-    step       1      ignored     a counter
-    head       1      unexpected  no tensor of this format
-    1 used, 1 ignored, 0 missing, 0 misshapen, 1 unexpected
+    >>> for tensor in result.report:
+    ...     print(tensor.name, tensor.status, tensor.note)
+    head unexpected no tensor of this format
+    proj.bias used adapter: projection.bias
+    step ignored a counter
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     result = Converted()
@@ -162,53 +123,3 @@ def check_adapter(converted: Converted) -> None:
             report.append(TensorStatus(f"adapter: {name}", "misshapen", f"{shape}, expected {list(tensor.shape)}"))
     for name in converted.adapter.keys() - expected.keys():
         report.append(TensorStatus(f"adapter: {name}", "unexpected", f"not in {converted.block['type']}"))
-
-
-def status_table(report: Sequence[TensorStatus]) -> str:
-    """Format a report; tensors that are used or ignored and differ only in their layer's number share one line.
-
-    Examples
-    --------
-    >>> report = [TensorStatus(f"layers.{i}.norm", "ignored", "pretrained") for i in range(2)]
-    >>> print(status_table([*report, TensorStatus("head", "unexpected", "no tensor of this format")]))
-    tensor         count  status      new name or reason
-    layers.*.norm  2      ignored     pretrained
-    head           1      unexpected  no tensor of this format
-    0 used, 2 ignored, 0 missing, 0 misshapen, 1 unexpected
-    """
-    counts: dict[tuple[str, str, str], int] = {}
-    for tensor in report:
-        key = (tensor.name, tensor.status, tensor.note)
-        if tensor.status in ("used", "ignored"):
-            key = (_any_layer(tensor.name), tensor.status, _any_layer(tensor.note))
-        counts[key] = counts.get(key, 0) + 1
-    cells = [("tensor", "count", "status", "new name or reason")]
-    for key in sorted(counts, key=lambda key: (STATUSES.index(key[1]), key)):
-        name, status, note = key
-        cells.append((name, str(counts[key]), status, note))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    totals = {status: sum(tensor.status == status for tensor in report) for status in STATUSES}
-    return "\n".join([*text, ", ".join(f"{total} {status}" for status, total in totals.items())])
-
-
-def _any_layer(name: str) -> str:
-    return re.sub(r"\b(layers?|blocks)\.\d+", r"\1.*", name)
-
-
-def require_complete(converted: Converted) -> None:
-    """Raise ConversionError if a tensor is missing, misshapen or unexpected.
-
-    Examples
-    --------
-    >>> require_complete(Converted(report=[TensorStatus("adapter: norm.bias", "missing", "shape [4]")]))
-    Traceback (most recent call last):
-    audiolm_lite.convert.tensor_rules.ConversionError: 1 tensors do not fit the format: adapter: norm.bias is ...
-    """
-    bad = [tensor for tensor in converted.report if tensor.status in ("missing", "misshapen", "unexpected")]
-    if bad:
-        shown = "; ".join(f"{tensor.name} is {tensor.status} ({tensor.note})" for tensor in bad[:3])
-        raise ConversionError(
-            f"{len(bad)} tensors do not fit the format: {shown}{'; ...' if len(bad) > 3 else ''}. "
-            "Choose the format of the file, or download the file again."
-        )

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from audiolm_lite.backbones.tensor_report import ConversionError
 from audiolm_lite.convert.read import read_published
-from audiolm_lite.convert.tensor_rules import ConversionError, Converted, Rule, apply_rules
+from audiolm_lite.convert.tensor_rules import Converted, Rule, apply_rules
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "model*.safetensors")
 OPTIONS = {

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.backbones.fetch import resolve
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.checkpoints import cast_weights, weights_digest
 from audiolm_lite.encoders.clip_length import SPLIT, check_clip_length
@@ -48,9 +49,10 @@ class WhisperEncoder(nn.Module):
     ----------
     source : str or dict
         Name or folder of a `WhisperModel` or of a Voxtral in transformers' format (safetensors weights, `config.json`,
-        and `preprocessor_config.json` with number of mels, hop, FFT size and length), or a name of openai-whisper
-        ("large-v3") or its `.pt` file. A mapping has entries of `transformers.WhisperConfig`, and under `preprocessor`
-        those of `transformers.WhisperFeatureExtractor`, and the weights are random.
+        and `preprocessor_config.json` with number of mels, hop, FFT size and length), or a backbone that is known by
+        name ("whisper-tiny.en"), or a name of openai-whisper ("large-v3") or its `.pt` file. A mapping has entries of
+        `transformers.WhisperConfig`, and under `preprocessor` those of `transformers.WhisperFeatureExtractor`, and the
+        weights are random.
     padding : {"exact", "window", "full"}
         "exact": only the clip's own frames are computed, one per 2 hops of audio, rounded up. "window": clips are
         padded with zeros to `window_seconds`. "full": to the number of positions of the encoder (30 s).
@@ -245,7 +247,7 @@ def _load(
         seconds = config.max_source_positions * 2 * _HOP // SAMPLE_RATE
         preprocessor = {"feature_size": config.num_mel_bins, "chunk_length": seconds, **source.get("preprocessor", {})}
         return _encoder(config), transformers.WhisperFeatureExtractor(**preprocessor)
-    source = str(source)
+    source = resolve(str(source))
     if source.endswith(".pt") or ("/" not in source and not Path(source).is_dir()):
         if quantized is not None:
             raise ConfigError(

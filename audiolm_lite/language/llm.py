@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from audiolm_lite.backbones.fetch import resolve
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.language.voxtral import NOT_QUANTIZED, load_tekken, load_voxtral_llm
 from audiolm_lite.modeling.quantization import bitsandbytes_config
@@ -24,8 +25,9 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     ----------
     config : dict
         ``source``: name on the Hugging Face hub or folder of a causal LM, or of a Voxtral, of which the language model
-        is loaded; ``tokenizer``: name or folder, by default the source; ``dtype``: "float32" (default), "bfloat16" or
-        "float16", independent of the dtype in the file; ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes,
+        is loaded, or a backbone that is known by name ("smollm2-135m-instruct"); ``tokenizer``: likewise, by default
+        the source; ``dtype``: "float32" (default), "bfloat16" or "float16", independent of the dtype in the file;
+        ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes,
         on an NVIDIA GPU); ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685),
         with ``dora: true`` for DoRA, which learns magnitude and direction of each weight separately (Liu et al. 2024,
         arXiv 2402.09353).
@@ -60,7 +62,8 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     config = _ENTRIES | config
     _check_choice("dtype", config["dtype"], _DTYPES)
     dtype = getattr(torch, config["dtype"])
-    source = config["source"]
+    source = resolve(config["source"])
+    tokenizer_source = resolve(config["tokenizer"] or config["source"])
     # A model's own code is never run. trust_remote_code=None would ask on the terminal.
     published = AutoConfig.from_pretrained(source, trust_remote_code=False)
     voxtral = published.model_type == "voxtral"
@@ -71,14 +74,14 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
             llm = AutoModelForCausalLM.from_config(text, dtype=dtype, trust_remote_code=False)
             llm = llm if config["lora"] is None else _add_lora(llm, config["lora"])
         llm.tie_weights()
-        return llm, _load_tokenizer(config["tokenizer"] or source)
+        return llm, _load_tokenizer(tokenizer_source)
     if voxtral:
         llm = load_voxtral_llm(source, published, dtype=dtype, quantization_config=quantization)
     else:
         llm = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, quantization_config=quantization, trust_remote_code=False
         )
-    tokenizer = _load_tokenizer(config["tokenizer"] or source)
+    tokenizer = _load_tokenizer(tokenizer_source)
     if config["lora"] is not None:
         llm = _add_lora(llm, config["lora"])
     return llm, tokenizer

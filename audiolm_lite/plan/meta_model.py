@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.backbones.fetch import resolve
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build, map_sources
 from audiolm_lite.language.llm import load_llm
@@ -79,6 +80,7 @@ def build_meta_encoder(block: Mapping) -> nn.Module:
                 f"{where}: {source} stores its shapes with its weights, which the planner does not read; extract the "
                 "features first, or use a model with a config.json"
             )
+        source = resolve(source)
         if "/" not in source and not Path(source).is_dir():  # openai-whisper's names
             source = f"openai/whisper-{source}"
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).to_dict()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from audiolm_lite.adapters.build import build_adapter
-from audiolm_lite.convert.tensor_rules import Converted, check_adapter, require_complete
+from audiolm_lite.backbones.tensor_report import require_complete
+from audiolm_lite.convert.tensor_rules import Converted, check_adapter
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.batch import Batch
 
@@ -69,7 +70,7 @@ def converted_adapter(converted: Converted, num_layers: int = 1, **changes: Any)
     converted.block |= changes
     converted.sizes["num_layers"] = num_layers
     check_adapter(converted)
-    require_complete(converted)
+    require_complete(converted.report)
     adapter = build_adapter(converted.block, **converted.sizes)
     adapter.load_state_dict(converted.adapter)
     return adapter.eval()

@@ -73,6 +73,7 @@ def load_llm(monkeypatch):
     monkeypatch.setattr(language, "AutoConfig", SimpleNamespace(from_pretrained=lambda source, **_: LLMS[source]))
     monkeypatch.setattr(language, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=empty))
     monkeypatch.setattr(language, "_load_tokenizer", lambda source: None)
+    monkeypatch.setattr(language, "resolve", lambda source: source)
 
     def load(block):
         with torch.device("meta"):

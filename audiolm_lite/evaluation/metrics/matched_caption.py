@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiolm_lite.backbones.fetch import resolve
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.evaluation.metrics.classification import COLUMNS, score_labels
 from audiolm_lite.evaluation.metrics.family import MetricFamily, check_lengths
@@ -36,7 +37,8 @@ def score_matched_caption(
     matcher : mapping
         `{type: embedding, source: ...}`: the class with the nearest embedding (cosine), by sentence-transformers.
         `{type: llm, source: ...}`: the class with the highest mean log probability per token after `QUESTION`, by a
-        causal LM. `source` is a name on the Hugging Face hub or a folder.
+        causal LM. `source` is a folder, a backbone that is known by name ("all-minilm-l6-v2"), or a name on the
+        Hugging Face hub.
 
     Returns
     -------
@@ -82,7 +84,7 @@ def _by_embedding(source: str, captions: list[str], classes: list[str]) -> Tenso
         raise ConfigError(
             'matcher embedding needs sentence-transformers: pip install "audiolm_lite[captioning]"'
         ) from error
-    model = SentenceTransformer(source)
+    model = SentenceTransformer(resolve(source))
     texts = [LABEL_TEXT.format(label=label.replace("_", " ")) for label in classes]
     left, right = (
         model.encode(
