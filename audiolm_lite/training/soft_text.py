@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from audiolm_lite.language.pieces import pieces_inside
+
 LABEL_WEIGHT = 0.4
 ONSET_WEIGHT = 0.4
 
@@ -55,7 +57,8 @@ def soft_text(
     Parameters
     ----------
     words : list of (str, float, float)
-        Word, start and end in seconds. The pieces of a word are spread evenly over its time.
+        Word, start and end in seconds. The pieces of a word, as it stands inside a sentence (`pieces_inside`), are
+        spread evenly over its time.
     labels : list of str
         Have a weight of `LABEL_WEIGHT` at each token, which is split evenly between the pieces of a label.
     tokens : int
@@ -86,7 +89,7 @@ def soft_text(
 
     mark = tokenizer.encode(onset, add_special_tokens=False)[-1]
     for word, start, end in words:
-        pieces = tokenizer.encode(word, add_special_tokens=False)
+        pieces = pieces_inside(word, tokenizer)
         step = (end - start) / len(pieces)
         for index, piece in enumerate(pieces):
             left, right = start + index * step, start + (index + 1) * step
@@ -95,7 +98,7 @@ def soft_text(
                 add(position, piece, overlap / token_seconds)
         add(int(start / token_seconds), mark, ONSET_WEIGHT)
     for label in labels:
-        pieces = tokenizer.encode(label, add_special_tokens=False)
+        pieces = pieces_inside(label, tokenizer)
         for position in range(tokens):
             for piece in pieces:
                 add(position, piece, LABEL_WEIGHT / len(pieces))
