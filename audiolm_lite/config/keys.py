@@ -88,6 +88,12 @@ TRAINING_KEYS = {
         None,
     ),
     "alignment_init": Key("Closed-form initialisation of adapter.projection: {ridge, clips}; null: none.", dict, None),
+    "ctc_start": Key(
+        "CTC training of the adapter alone, before the stage, on rows with task asr: {passes: 6, learning_rate: "
+        "2.0e-3, batch_tokens: 2048 (audio tokens)}. {} takes the defaults; null: none.",
+        dict,
+        None,
+    ),
     "trainable": Key("Glob patterns of the parameters that train; each must match something.", list),
     "learning_rates": Key(
         "Glob pattern -> peak learning rate or {lr, weight_decay, schedule, warmup_steps}; the first match counts.",

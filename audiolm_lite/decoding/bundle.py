@@ -3,9 +3,11 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.data.batching import Item, collate
@@ -13,6 +15,7 @@ from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.generate import Sampling
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.ctc import CTCHead
 
 
 @dataclass
@@ -34,6 +37,8 @@ class ModelBundle:
         The questions of `AudioLM.transcribe` and `AudioLM.caption`, under "transcribe" and "caption".
     identity : str
         SHA-256 of the configuration and the trained tensors.
+    ctc_head : mapping or None
+        Tensors of the adapter's CTC head (see `modeling.ctc`), if it was trained with a CTC start.
     """
 
     model: AudioLanguageModel
@@ -42,6 +47,7 @@ class ModelBundle:
     generation: dict[str, Any]
     instructions: dict[str, str]
     identity: str
+    ctc_head: Mapping[str, Tensor] | None = None
 
     @property
     def eos_ids(self) -> list[int]:
@@ -94,3 +100,23 @@ class ModelBundle:
         run = backend.beam_search if beams > 1 else backend.generate
         tokens = run(self.model.embed(batch), batch.attention_mask, **search)
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    @cached_property
+    def _head(self) -> CTCHead:
+        if self.ctc_head is None:
+            raise ValueError("The model has no CTC head; train a stage with ctc_start.")
+        return CTCHead.from_tensors(self.ctc_head, self.model.embedding)
+
+    @torch.no_grad()
+    def adapter_transcripts(self, items: Sequence[Item]) -> list[str]:
+        """Transcribe the clips of each item by the greedy CTC of its audio tokens, without the LLM.
+
+        Raises
+        ------
+        ValueError
+            The model has no CTC head.
+        """
+        batch = collate(items).to(self.model.embedding.weight.device)
+        texts = self._head.transcribe(*self.model.audio_tokens(batch), self.tokenizer)
+        clips = iter(texts)
+        return [" ".join(next(clips) for _ in item.clips) for item in items]

@@ -5,6 +5,8 @@ A launcher such as torchrun describes the processes in environment variables, wh
 """
 
 import os
+import time
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from audiolm_lite.config.errors import UserError
 
 T = TypeVar("T")
+_ALIVE_SECONDS = 60.0
 
 
 class PeerError(UserError, RuntimeError):
@@ -181,6 +184,63 @@ def any_rank(error: Exception | None = None, **flags: bool) -> dict[str, bool]:
         if vote["error"]:
             raise PeerError(f"process {number} of {world_size()} failed, so all stop: {vote['error']}")
     return {name: any(vote[name] for vote in votes) for name in flags}
+
+
+def run_in_main(work: Callable[[Callable[[], None]], T]) -> T | None:
+    """Run a long job in the main process, while the others wait; if it fails, all raise.
+
+    Parameters
+    ----------
+    work : callable
+        Takes a function `alive`, which it calls every few minutes at least: the other processes would otherwise stop
+        with a time-out of the process group.
+
+    Returns
+    -------
+    object or None
+        The result of `work`; None in the other processes.
+
+    Raises
+    ------
+    Exception
+        As in `any_rank`.
+
+    Examples
+    --------
+    >>> run_in_main(lambda alive: "done")  # one process
+    'done'
+    """
+    if not is_main():
+        while not any_rank(done=False)["done"]:
+            pass
+        return None
+    last = time.monotonic()
+
+    def alive() -> None:
+        nonlocal last
+        if time.monotonic() - last > _ALIVE_SECONDS:
+            any_rank(done=False)
+            last = time.monotonic()
+
+    try:
+        result = work(alive)
+    except Exception as error:
+        any_rank(error, done=True)
+        raise
+    any_rank(done=True)
+    return result
+
+
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Copy the main process's values of tensors into those of the other processes, in place.
+
+    Examples
+    --------
+    >>> copy_from_main([torch.zeros(2)])  # one process: nothing to do
+    """
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def sum_over_processes(sums: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ A model folder contains data only, no code and no pickle:
 - `adapter.safetensors`: all tensors of the adapter;
 - `lora/`: the LoRA as PEFT writes it (`PeftModel.from_pretrained` loads it), if one was trained;
 - `llm.safetensors`, `encoder.safetensors`: tensors of the LLM or the encoder that were trained directly;
+- `ctc_head.safetensors`: the CTC head of the adapter (`modeling.ctc`), if a stage had a CTC start;
 - `llm/`, `encoder/`: copies of the pretrained models, if the folder was saved with `bundle=True`.
 
 Loading builds only components of this library and checks that every tensor of every file belongs to the model.
@@ -24,6 +25,7 @@ from audiolm_lite.config.errors import ConfigError, UserError
 
 FORMAT = 1
 CONFIG_FILE = "audiolm_lite.json"
+CTC_HEAD_FILE = "ctc_head.safetensors"
 # Files of a pretrained model that are downloaded or copied: no pickles, no code.
 PRETRAINED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _ENTRIES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
@@ -14,6 +14,7 @@ from audiolm_lite.config.registry import build, map_sources
 from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.hub.folder import (
     CONFIG_FILE,
+    CTC_HEAD_FILE,
     ModelFolderError,
     local_folder,
     lora_is_trained,
@@ -25,6 +26,7 @@ from audiolm_lite.hub.folder import (
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.ctc import check_head
 from audiolm_lite.storage.hashes import sha256_of
 
 
@@ -76,6 +78,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
         config["generation"],
         config["instructions"],
         _identity(folder, counts),
+        ctc_head=read_ctc_head(folder, counts, model.embedding),
     )
 
 
@@ -128,6 +131,45 @@ def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
         _load_lora(model.llm, folder / "lora")
         names += [name for name in model.state_dict() if name.startswith("llm.") and "lora_" in name]
     return names
+
+
+def read_ctc_head(
+    folder: Path, counts: Mapping[str, int], embedding: nn.Module | None = None
+) -> dict[str, Tensor] | None:
+    """Read the tensors of a model folder's CTC head (see `modeling.ctc`).
+
+    Parameters
+    ----------
+    folder : path
+        The model folder.
+    counts : mapping
+        Its files, the entry `tensors` of its configuration.
+    embedding : nn.Module, optional
+        The LLM's input embeddings, which the tensors have to fit.
+
+    Returns
+    -------
+    dict or None
+        As `CTCHead.tensors` returns them; None if the folder has no head.
+
+    Raises
+    ------
+    ModelFolderError
+        The file is missing or damaged, or has other tensors.
+
+    Examples
+    --------
+    >>> print(read_ctc_head(getfixture("tmp_path"), {"adapter.safetensors": 4}))
+    None
+    """
+    if CTC_HEAD_FILE not in counts:
+        return None
+    tensors = read_tensors(folder / CTC_HEAD_FILE)
+    try:
+        check_head(tensors, *(() if embedding is None else (embedding.num_embeddings, embedding.embedding_dim)))
+    except ValueError as error:
+        raise ModelFolderError(f"{folder / CTC_HEAD_FILE}: {error}; download it again") from error
+    return tensors
 
 
 def load_language_model(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:

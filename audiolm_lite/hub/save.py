@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from audiolm_lite.config.registry import map_sources
 from audiolm_lite.hub.folder import (
     CONFIG_FILE,
+    CTC_HEAD_FILE,
     FORMAT,
     PRETRAINED_FILES,
     ModelFolderError,
@@ -34,6 +35,7 @@ def save_model(
     *,
     trained: Iterable[str] = (),
     bundle: bool = False,
+    ctc_head: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a model folder; a model that is already there is replaced.
 
@@ -51,6 +53,8 @@ def save_model(
         example those trained in an earlier stage.
     bundle : bool
         Copy the pretrained models into the folder, so that it can be loaded without anything else.
+    ctc_head : mapping, optional
+        Tensors of the adapter's CTC head, as `CTCHead.tensors` returns them.
 
     Raises
     ------
@@ -72,7 +76,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     # The configuration is removed first and written last: an interrupted save leaves a folder that does not load.
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    for name in ("adapter.safetensors", "llm.safetensors", "encoder.safetensors"):
+    for name in ("adapter.safetensors", "llm.safetensors", "encoder.safetensors", CTC_HEAD_FILE):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "lora", ignore_errors=True)
 
@@ -90,6 +94,9 @@ def save_model(
             stored = {stored_name(name, component): t.detach().cpu().clone() for name, t in tensors.items()}
             save_file(stored, folder / f"{component}.safetensors")
             counts[f"{component}.safetensors"] = len(stored)
+    if ctc_head is not None:
+        save_file(dict(ctc_head), folder / CTC_HEAD_FILE)
+        counts[CTC_HEAD_FILE] = len(ctc_head)
     if lora_is_trained(model.llm):
         counts["lora"] = _save_lora(model.llm, folder / "lora", config["llm"]["source"])
     else:

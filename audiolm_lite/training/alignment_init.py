@@ -4,6 +4,7 @@ Ridge regression maps the input of the untrained projection to soft text (see `s
 descent on a classification stage needs minutes until the audio tokens are close to the LLM's word embeddings.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,32 +13,37 @@ from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import collate
+from audiolm_lite.data.clip_sources import FeatureSource
 from audiolm_lite.data.dataset import AudioTextDataset
-from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.build import frame_seconds
 from audiolm_lite.training.soft_text import soft_text
+
+_MANY_FRAMES = 10_000  # of a long clip, whose audio tokens give their mean duration
 
 
 @torch.inference_mode()
 def align_projection(
-    model: AudioLanguageModel,
-    dataset: AudioTextDataset,
+    brain: AudioLMBrain,
+    datasets: Mapping[str, AudioTextDataset],
     tokenizer: PreTrainedTokenizerBase,
-    token_seconds: float,
+    alive: Callable[[], None],
     ridge: float,
     clips: int,
 ) -> str:
-    """Solve for `model.adapter.projection` on clips whose rows have the field `words`.
+    """Solve for `brain.model.adapter.projection` on clips whose rows have the field `words`.
 
     Parameters
     ----------
-    model : AudioLanguageModel
-        Its adapter has `hidden` and a linear `projection`.
-    dataset : AudioTextDataset
-        Items whose manifest rows carry `words` ([[word, start, end], ...], seconds) and `clip_labels` (list of str).
+    brain : AudioLMBrain
+        The adapter of its model has `hidden` and a linear `projection`.
+    datasets : mapping
+        "train": items whose manifest rows carry `words` ([[word, start, end], ...], seconds) and `clip_labels` (list of
+        str).
     tokenizer : PreTrainedTokenizerBase
         The LLM's.
-    token_seconds : float
-        Duration of an audio token.
+    alive : callable
+        Called once per batch (see `processes.run_in_main`).
     ridge : float
         Weight of the penalty, in units of audio tokens.
     clips : int
@@ -53,6 +59,7 @@ def align_projection(
     ConfigError
         No row has timed words, or the adapter has no linear projection with a bias.
     """
+    model, dataset = brain.model, datasets["train"]
     adapter = model.adapter
     if not hasattr(adapter, "hidden"):
         raise ConfigError(
@@ -69,6 +76,8 @@ def align_projection(
         raise ConfigError(
             "alignment_init: no manifest row has the field 'words' (timed words); add it, or set alignment_init to null"
         )
+    source = dataset.source.store if isinstance(dataset.source, FeatureSource) else model.encoder
+    token_seconds = frame_seconds(source) * _MANY_FRAMES / adapter.num_tokens(_MANY_FRAMES)
     device = next(adapter.parameters()).device
     table = model.embedding.weight.detach().double().cpu()
     inputs, targets = [], []
@@ -85,6 +94,7 @@ def align_projection(
             soft = soft_text(row["words"], row.get("clip_labels", []), count, token_seconds, tokenizer)
             inputs.append(hidden[i, :count].double().cpu())
             targets.append(soft.embed(table))
+        alive()
     explained = _solve(adapter.projection, torch.cat(inputs), torch.cat(targets), ridge)
     return f"Closed-form initialisation of adapter.projection explains {explained:.1%} of the soft text's variance"
 

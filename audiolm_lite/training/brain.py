@@ -65,6 +65,8 @@ class AudioLMBrain(sb.Brain):
         Position of the run.
     total_steps : int
         Optimiser steps of the stage, over which the learning rates decay.
+    ctc_head : mapping or None
+        Tensors of the CTC head of this stage's or an earlier one's `ctc_start`, which the exported model keeps.
     summary : dict
         Step, metrics and training time of the best checkpoint, once the stage is trained.
 
@@ -97,6 +99,7 @@ class AudioLMBrain(sb.Brain):
         self.state: RunState
         self.distillation: Distillation | None = None
         self.inherited: list[str] = []
+        self.ctc_head: Mapping[str, Tensor] | None = None
         self.summary: dict[str, Any] = {}
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -210,13 +213,14 @@ class AudioLMBrain(sb.Brain):
     def load_previous_stage(self) -> None:
         """Load the tensors that the previous stage has trained (see `handover.load_previous_stage`)."""
         self.inherited = handover.load_previous_stage(self.model, self.experiment)
+        self.ctc_head = handover.previous_ctc_head(self.experiment)
 
     def export(self, folder: str | Path) -> None:
         """Write the model folder (see `hub`) to `folder`, then mark the stage as finished."""
         error = None
         if processes.is_main():
             try:
-                save_model(self.model, self.experiment, folder, trained=self.inherited)
+                save_model(self.model, self.experiment, folder, trained=self.inherited, ctc_head=self.ctc_head)
                 handover.save_stage(self.model, self.experiment, self.run_opts, self.inherited, self.summary)
             except Exception as raised:
                 error = raised

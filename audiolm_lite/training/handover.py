@@ -13,14 +13,14 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 from speechbrain.utils.parameter_transfer import Pretrainer
-from torch import nn
+from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.keys import REQUIRED, TRAINING_KEYS
 from audiolm_lite.config.registry import with_defaults
 from audiolm_lite.config.settings import settings
 from audiolm_lite.hub.folder import CONFIG_FILE, read_config
-from audiolm_lite.hub.load import load_trained
+from audiolm_lite.hub.load import load_trained, read_ctc_head
 from audiolm_lite.storage.atomic import atomic_path, write_json
 from audiolm_lite.storage.hashes import sha256_of
 from audiolm_lite.training.checkpoint import copy_tensors, save_tensors
@@ -95,6 +95,25 @@ def load_previous_stage(model: nn.Module, hparams: Mapping[str, Any]) -> list[st
     pretrainer.load_collected()
     with safe_open(folder / TENSORS, framework="pt") as file:
         return list(file.keys())
+
+
+def previous_ctc_head(hparams: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Tensors of the CTC head in the folder that a stage starts from (see `modeling.ctc`), None where it has none.
+
+    Raises
+    ------
+    ModelFolderError
+        The file is damaged or has other tensors.
+
+    Examples
+    --------
+    >>> print(previous_ctc_head({"previous_stage": None, "output_root": "results", "stage": 1}))
+    None
+    """
+    folder = previous_folder(hparams)
+    if folder is None or not (folder / CONFIG_FILE).is_file():
+        return None
+    return read_ctc_head(folder, read_config(folder)["tensors"])
 
 
 def _different_models(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from audiolm_lite.config.start import start_run
 from audiolm_lite.distributed import processes
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.build import build_datasets, build_model
+from audiolm_lite.training.ctc_start import remove_state
 from audiolm_lite.training.handover import is_finished
 from audiolm_lite.training.initialization import initialize_adapter
 from audiolm_lite.training.stages import stage_commands
@@ -40,7 +41,9 @@ def train_stage(argv: list[str]) -> AudioLMBrain | None:
     brain = hparams["brain"](model, hparams, run_opts)
     brain.print_parts()
     brain.load_previous_stage()
-    initialize_adapter(hparams, model, datasets["train"], tokenizer)
+    initialize_adapter(brain, datasets, tokenizer)
     brain.fit_stage(datasets["train"], datasets["valid"])
     brain.export(hparams["output_folder"])
+    if processes.is_main():
+        remove_state(hparams["output_folder"])
     return brain
