@@ -33,7 +33,7 @@ from audiolm_lite.training.engines import sharding
 from audiolm_lite.training.engines.torch_engine import TorchEngine
 from audiolm_lite.training.engines.zero import ZeroEngine
 from audiolm_lite.training.logging.training_log import TrainingLog, progress_bar
-from audiolm_lite.training.optimizer import build_optimizer, set_learning_rates
+from audiolm_lite.training.optimizer import build_optimizer, require_peak, set_learning_rates
 from audiolm_lite.training.optimizer_step import count_step, report_skipped_step, step_record, sum_window
 from audiolm_lite.training.progress import Progress
 from audiolm_lite.training.run_state import RunState
@@ -271,6 +271,8 @@ class AudioLMBrain(sb.Brain):
         )
         loader = self._loader(train, training=True)
         self.total_steps = sum(len(loader.windows(epoch)) for epoch in range(1, epochs + 1))
+        if not self.debug:
+            require_peak(self.optimizer.param_groups, self.total_steps)
         self.progress = self.state.restore(hparams.seed)
         self.modules["model"] = self.engine.module
         if self.progress.step:

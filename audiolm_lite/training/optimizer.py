@@ -66,6 +66,29 @@ def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, total_s
     return max(0.0, 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
 
 
+def require_peak(groups: Sequence[dict[str, Any]], total_steps: int) -> None:
+    """Refuse a warm-up that is longer than the run, whose learning rate would never reach its peak.
+
+    Raises
+    ------
+    ConfigError
+        The message has the steps of the warm-up and of the run.
+
+    Examples
+    --------
+    >>> require_peak([{"warmup_steps": 100}], total_steps=100)
+    >>> require_peak([{"warmup_steps": 101}], total_steps=100)
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: warmup_steps is 101, and the run has only 100 optimiser steps, ...
+    """
+    warmup = max(group["warmup_steps"] for group in groups)
+    if warmup > total_steps:
+        raise ConfigError(
+            f"warmup_steps is {warmup}, and the run has only {total_steps} optimiser steps, so the learning rate would "
+            f"never reach its peak; set warmup_steps to {total_steps // 10}, a tenth of the run, or raise epochs"
+        )
+
+
 def set_learning_rates(groups: Sequence[dict[str, Any]], step: int, total_steps: int) -> None:
     """Set the learning rate of each optimiser group for a step, from its peak (`initial_lr`), schedule and warm-up.
 

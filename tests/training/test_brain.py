@@ -271,3 +271,16 @@ def test_a_finished_stage_is_recognised_unless_something_changed(tmp_path, caplo
     run_stage(tmp_path, 1, epochs=1, seed=3)
     with pytest.raises(ConfigError, match="stage_1 was trained again since"):
         handover.is_finished(make_hparams(tmp_path, **second), {})
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ConfigError, match=r"warmup_steps is 99, and the run has only \d+ .*, a tenth of the run"):
+        train(tmp_path / "long", warmup_steps=99)
+    rates = {"adapter.*": {"lr": 1e-2, "warmup_steps": 98}, "llm.*": 1e-2}
+    with pytest.raises(ConfigError, match="warmup_steps is 98"):
+        train(tmp_path / "own", learning_rates=rates)
+    assert not list(tmp_path.rglob("losses.jsonl"))
+    brain = make_brain(tmp_path / "debug", warmup_steps=99)
+    brain.debug = True
+    brain.fit_stage(ToyData(20), ToyData(6, seed=1))
+    assert len(losses_of(brain)) > 0
