@@ -20,6 +20,7 @@ from audiolm_lite.encoders.checkpoints import cast_weights, weights_digest
 from audiolm_lite.encoders.clip_length import SPLIT, check_clip_length
 from audiolm_lite.encoders.layer_selection import LayerSelection
 from audiolm_lite.encoders.logmel import log_mel
+from audiolm_lite.encoders.whisper_decoder import WhisperDecoder
 from audiolm_lite.modeling.masks import Count, valid_mask
 from audiolm_lite.modeling.quantization import bitsandbytes_config
 
@@ -53,9 +54,10 @@ class WhisperEncoder(nn.Module):
         name ("whisper-tiny.en"), or a name of openai-whisper ("large-v3") or its `.pt` file. A mapping has entries of
         `transformers.WhisperConfig`, and under `preprocessor` those of `transformers.WhisperFeatureExtractor`, and the
         weights are random.
-    padding : {"exact", "window", "full"}
+    padding : {"exact", "window", "full", "trimmed"}
         "exact": only the clip's own frames are computed, one per 2 hops of audio, rounded up. "window": clips are
-        padded with zeros to `window_seconds`. "full": to the number of positions of the encoder (30 s).
+        padded with zeros to `window_seconds`. "full": to the number of positions of the encoder (30 s). "trimmed": as
+        "full", but only the clip's own frames are returned; the decoder needs "full" or "trimmed".
     window_seconds : float
         Length of every clip with padding "window".
     layers : list of int, optional
@@ -73,6 +75,9 @@ class WhisperEncoder(nn.Module):
     quantization : {None, "8bit", "4bit"}
         Load the linear layers in 8 or 4 bits (bitsandbytes, on an NVIDIA GPU) and everything else in bfloat16; only
         from transformers' format.
+    decoder_language : str, optional
+        Also load Whisper's decoder, for transcripts of speech in this language (ISO 639-1 code). Features do not
+        depend on it.
 
     Attributes
     ----------
@@ -95,13 +100,16 @@ class WhisperEncoder(nn.Module):
         layer_mix: str | list[float] | None = None,
         dtype: str = "float32",
         quantization: str | None = None,
+        decoder_language: str | None = None,
     ):
         super().__init__()
         self.model, extractor = _load(source, quantization)
         cast_weights("whisper", self.model, dtype, quantization)
         blocks = len(self.model.layers)
-        if padding not in ("exact", "window", "full"):
-            raise ConfigError(f"whisper: padding is {padding!r}, it must be one of 'exact', 'window', 'full'")
+        if padding not in ("exact", "window", "full", "trimmed"):
+            raise ConfigError(
+                f"whisper: padding is {padding!r}, it must be one of 'exact', 'window', 'full', 'trimmed'"
+            )
         self.selection = LayerSelection("whisper", blocks, layers, pool, pooling, layer_mix)
         if extractor.sampling_rate != SAMPLE_RATE:
             raise ConfigError(
@@ -111,6 +119,7 @@ class WhisperEncoder(nn.Module):
         self.padding, self.window_seconds = padding, window_seconds
         self.dtype, self.quantization = dtype, quantization
         self.last_block = blocks - 1
+        self.decoder = None if decoder_language is None else self._decoder(source, decoder_language)
         self.model.layers = self.model.layers[: self.selection.depth]
 
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
@@ -129,6 +138,16 @@ class WhisperEncoder(nn.Module):
         self.frame_seconds = 2 * self.hop * pool / SAMPLE_RATE
         self.max_seconds = self.max_samples / SAMPLE_RATE
 
+    def _decoder(self, source: str | dict[str, Any], language: str) -> WhisperDecoder:
+        if self.padding not in ("full", "trimmed") or self.selection.depth != self.last_block + 1:
+            raise ConfigError("whisper: decoder_language needs padding full or trimmed, and the last block in layers")
+        folder = resolve(str(source))
+        if isinstance(source, dict) or folder.endswith(".pt") or ("/" not in folder and not Path(folder).is_dir()):
+            raise ConfigError(
+                f"whisper: decoder_language needs a model in transformers' format, and source is {source}"
+            )
+        return WhisperDecoder(folder, language)
+
     def num_frames(self, samples: Count) -> Count:
         """Frames of the features for clips of `samples` samples; int for int, int64 tensor for tensor.
 
@@ -138,7 +157,7 @@ class WhisperEncoder(nn.Module):
             A clip is longer or shorter than the encoder accepts.
         """
         self._check(samples)
-        if self.padding != "exact":
+        if self.padding in ("window", "full"):
             full = self.max_samples
             samples = torch.full_like(samples, full) if isinstance(samples, Tensor) else full
         return self.selection.num_frames(self._block_frames(samples))
@@ -183,9 +202,32 @@ class WhisperEncoder(nn.Module):
         ValueError
             A clip is longer or shorter than the encoder accepts.
         """
+        return self._encode(waveforms, lengths)[:2]
+
+    def recognize(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """Encode clips and transcribe them in the same pass.
+
+        Returns
+        -------
+        tuple of Tensor, Tensor and list of str
+            Features and frames as from `forward`, and the transcripts of Whisper's own decoder.
+
+        Raises
+        ------
+        ConfigError
+            The encoder was made without `decoder_language`.
+        """
+        if self.decoder is None:
+            raise ConfigError("whisper: transcripts need its decoder; set decoder_language in the encoder's block")
+        features, frames, hidden = self._encode(waveforms, lengths)
+        return features, frames, self.decoder(self.model.layer_norm(hidden))
+
+    def _encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [B, L, T, D], valid frames [B], and the output of the last block [B, T', D]."""
         self._check(lengths)
         samples = lengths.tolist()
         lengths = lengths.to(waveforms.device)
+        own, longest = self._block_frames(lengths), self._block_frames(max(samples))
         if self.padding == "exact":
             waveforms = waveforms[:, : max(samples)]
         else:
@@ -207,8 +249,10 @@ class WhisperEncoder(nn.Module):
             x = _run_block(block, x, mask)
             if index in self.selection.indices:
                 output = self.model.layer_norm(x) if index == self.last_block else x
+                if self.padding == "trimmed":
+                    output, frames = output[:, :longest], own
                 outputs[index], pooled = self.selection.reduce(output, frames)
-        return self.selection.join(outputs), pooled
+        return self.selection.join(outputs), pooled, x
 
     def _check(self, samples: Tensor | int) -> None:
         remedy = f"raise window_seconds, or {SPLIT}" if self.padding == "window" else SPLIT
