@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ruamel.yaml
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.keys import REQUIRED, RUN_OPTIONS, STAGES_OPTION, TRAINING_KEYS, Key
+from audiolm_lite.config.keys import OPTIONAL_ENTRIES, REQUIRED, RUN_OPTIONS, STAGES_OPTION, TRAINING_KEYS, Key
+
+
+class Replacement(NamedTuple):
+    """The value of an option `--key:=VALUE`, which replaces what the file has instead of being merged with it."""
+
+    value: Any
 
 
 def parse_arguments(
@@ -18,7 +24,7 @@ def parse_arguments(
     Parameters
     ----------
     argv : sequence of str
-        `FILE.yaml --key value --block.key=value --device cpu --debug ...`
+        `FILE.yaml --key value --block.key=value --block:={key: value} --device cpu --debug ...`
     keys : mapping
         The documented keys: a value of a string key is taken as it is, every other value is read as YAML.
 
@@ -26,14 +32,14 @@ def parse_arguments(
     -------
     path : Path
     overrides : dict
-        Values by key; a dotted option gives nested mappings.
+        Values by key; a dotted option gives nested mappings, and `:=` a `Replacement`.
     run_opts : dict
         Values of `RUN_OPTIONS`.
 
     Raises
     ------
     ConfigError
-        No file, no such file, more than one file, or an option without a value.
+        No file, no such file, more than one file, an option without a value, or a value that is not valid YAML.
 
     Examples
     --------
@@ -64,14 +70,19 @@ def parse_arguments(
                 raise ConfigError(f"option --{name} has no value: write --{name} VALUE")
             value = remaining.pop(0)
         if name in RUN_OPTIONS:
-            run_opts[name] = _from_yaml(value) if name == "debug" else value
+            run_opts[name] = _from_yaml(name, value) if name == "debug" else value
             continue
-        *blocks, last = name.split(".")
+        replaces = bool(equals) and name.endswith(":")
+        *blocks, last = name.removesuffix(":").split(".") if replaces else name.split(".")
         target = overrides
         for block in blocks:
             target = target.setdefault(block, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"option --{name}: another option sets all of {block}; give one of the two")
         is_text = not blocks and last in keys and keys[last].kind is str and value != "null"
-        target[last] = value if is_text else _from_yaml(value)
+        target[last] = value if is_text else _from_yaml(name, value)
+        if replaces:
+            target[last] = Replacement(target[last])
     if path is None:
         raise ConfigError(f"no YAML file given\n{help_text(keys)}")
     if not path.is_file():
@@ -91,6 +102,8 @@ def help_text(keys: Mapping[str, Key]) -> str:
     options = {**RUN_OPTIONS, **(STAGES_OPTION if keys is TRAINING_KEYS else {})}
     lines += [f"  {f'--{name} {value}':<34} {text}" for name, (value, text) in options.items()]
     lines += ["", "keys of the YAML file, each also an option (--key value, --block.key value):"]
+    lines += ["  A mapping is merged with that of the file; --key:={...} replaces it. null removes an entry of"]
+    lines += [f"  {', '.join(OPTIONAL_ENTRIES)}: --learning_rates='{{\"llm.*\": null}}'.", ""]
     for name, key in keys.items():
         kind = "|".join(key.kind) if isinstance(key.kind, tuple) else key.kind.__name__
         default = "required" if key.default is REQUIRED else f"default {key.default}"
@@ -98,5 +111,9 @@ def help_text(keys: Mapping[str, Key]) -> str:
     return "\n".join(lines)
 
 
-def _from_yaml(text: str) -> Any:
-    return ruamel.yaml.YAML(typ="safe").load(text)
+def _from_yaml(name: str, text: str) -> Any:
+    try:
+        return ruamel.yaml.YAML(typ="safe").load(text)
+    except ruamel.yaml.error.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"option --{name}: {text!r} is not valid YAML ({problem}); quote text in it") from error

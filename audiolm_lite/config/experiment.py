@@ -12,9 +12,9 @@ from pathlib import Path
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from audiolm_lite.config.command_line import help_text, parse_arguments
+from audiolm_lite.config.command_line import Replacement, help_text, parse_arguments
 from audiolm_lite.config.errors import ConfigError, did_you_mean
-from audiolm_lite.config.keys import REQUIRED, RUN_OPTIONS, TRAINING_KEYS, Key
+from audiolm_lite.config.keys import OPTIONAL_ENTRIES, REQUIRED, RUN_OPTIONS, TRAINING_KEYS, Key
 from audiolm_lite.config.launch import accelerate_options
 
 
@@ -94,17 +94,28 @@ def _overridden_yaml(path: Path, overrides: dict, keys: Mapping[str, Key]) -> io
     return stream
 
 
-def _update(tree: MutableMapping, overrides: Mapping) -> None:
-    """Merge nested overrides into a YAML tree in place; an `!include` node takes them as its own overrides."""
+def _update(tree: MutableMapping, overrides: Mapping, included: str = "") -> None:
+    """Merge nested overrides into a YAML tree in place; an `!include` node takes them as its own overrides.
+
+    `included` is the `!include` tag of the node that `tree` belongs to, if any.
+    """
     for name, value in overrides.items():
-        if isinstance(value, Mapping) and name in tree:
-            node = tree[name]
+        if isinstance(value, Replacement):
+            if included and isinstance(value.value, Mapping):
+                raise ConfigError(
+                    f"option {name}:= cannot replace a mapping within {included}; replace the complete block with :="
+                )
+            tree[name] = value.value
+        elif isinstance(value, Mapping) and (name in tree or included):
+            node = tree.get(name)
+            tag = included
             if not isinstance(node, Mapping):
-                tag = getattr(node, "tag", None)
+                own = getattr(getattr(node, "tag", None), "value", None) or ""
                 tree[name] = ruamel.yaml.comments.CommentedMap()
-                if tag is not None and (tag.value or "").startswith("!include:"):
-                    tree[name].yaml_set_ctag(ruamel.yaml.Tag(suffix=tag.value))
-            _update(tree[name], value)
+                if own.startswith("!include:"):
+                    tree[name].yaml_set_ctag(ruamel.yaml.Tag(suffix=own))
+                    tag = own
+            _update(tree[name], value, tag)
         else:
             tree[name] = value
 
@@ -118,6 +129,8 @@ def _checked(path: Path, hparams: dict, keys: Mapping[str, Key]) -> dict:
             raise ConfigError(f"{path}: key {name!r} is missing ({key.help}) Add it, or give --{name} VALUE")
         if value is None and key.default is None:
             continue
+        if name in OPTIONAL_ENTRIES and isinstance(value, Mapping):
+            checked[name] = value = {entry: kept for entry, kept in value.items() if kept is not None}
         if isinstance(key.kind, tuple):
             if value not in key.kind:
                 raise ConfigError(f"{path}: {name} is {value!r}; choose one of {', '.join(key.kind)}")

@@ -217,6 +217,9 @@ EVALUATION_KEYS = {
     "latency_runs": Key("Timed answers.", int, 100),
 }
 
+# Mappings whose entries are optional, so that null removes one that the file has.
+OPTIONAL_ENTRIES = ("learning_rates", "metrics", "generation")
+
 RUN_OPTIONS = {
     "device": ("DEVICE", "Device, e.g. cpu or cuda:0 (default: a GPU if there is one)."),
     "debug": ("", "Run two batches and two epochs, to check that everything works."),

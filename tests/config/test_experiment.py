@@ -50,6 +50,33 @@ def test_overrides_reach_into_included_blocks(experiment):
     assert hparams["lr"] == 1.0 and isinstance(hparams["lr"], float)
 
 
+RATES = "learning_rates: {'llm.*': 1, 'adapter.*': 2}\n"
+RATES_KEYS = {**KEYS, "learning_rates": Key("Learning rates.", dict)}
+
+
+@pytest.mark.parametrize(
+    ("argv", "rates"),
+    [
+        (["--learning_rates", "{'adapter.*': 3}"], {"llm.*": 1, "adapter.*": 3}),
+        (["--learning_rates:={'adapter.*': 3}"], {"adapter.*": 3}),
+        (["--learning_rates={'llm.*': null}"], {"adapter.*": 2}),
+        (["--learning_rates={'llm.*': null, x: 4}"], {"adapter.*": 2, "x": 4}),
+    ],
+)
+def test_mappings_are_merged_or_replaced(experiment, argv, rates):
+    assert experiment(RATES, *argv, keys=RATES_KEYS)[0]["learning_rates"] == rates
+
+
+def test_blocks_are_replaced(experiment):
+    hparams, _ = experiment(
+        "width: {a: {b: 1, c: 2}}\n_x: !ref <width>\n", "--adapter:={type: linear}", "--width.a:={d: 3}"
+    )
+    assert hparams["adapter"] == {"type": "linear"} and hparams["width"] == {"a": {"d": 3}}
+    with pytest.raises(ConfigError, match="lora:= cannot replace a mapping within !include:adapter.yaml"):
+        experiment("", "--adapter.lora:={r: 4}")
+    assert experiment("", "--adapter.time_heads:=4")[0]["adapter"]["time_heads"] == 4
+
+
 @pytest.mark.parametrize(
     ("text", "argv", "message"),
     [
@@ -62,6 +89,10 @@ def test_overrides_reach_into_included_blocks(experiment):
         ("seed: 1\nseed: 2\n", [], "duplicate key"),
         ("", ["other.yaml"], "unexpected argument 'other.yaml'"),
         ("", ["--seed"], "--seed has no value"),
+        ("", ["--adapter={type: "], "option --adapter: '{type: ' is not valid YAML"),
+        ("", ["--lr", "a: b: c"], "option --lr: 'a: b: c' is not valid YAML"),
+        ("", ["--adapter=linear", "--adapter.type=linear"], "another option sets all of adapter"),
+        ("", ["--adapter:={}", "--adapter.type=linear"], "another option sets all of adapter"),
     ],
 )
 def test_errors_name_the_key(experiment, text, argv, message):
