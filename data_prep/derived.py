@@ -99,14 +99,15 @@ def join_clips(
         remaining = rng.sample(members, round(share * len(members)))
         while len(remaining) > 1:
             aim, parts, total = rng.uniform(min_seconds, max_seconds), [], 0.0
-            while remaining and total < aim:
+            while remaining and (total < aim or len(parts) < 2):
+                seconds = _seconds(remaining[-1])
+                pause = rng.uniform(0.1, 0.7) if parts else 0.0
+                if parts and seconds is not None and total + pause + seconds > max_seconds:
+                    break  # it starts the next one
                 clip = remaining.pop()
-                seconds = _seconds(clip)
-                pause = rng.uniform(0.1, 0.7)
-                if seconds is None or total + seconds + pause > max_seconds:
-                    continue
-                parts.append(_Part(clip, pause if parts else 0.0))
-                total += seconds + parts[-1].pause
+                if seconds is not None and seconds <= max_seconds:
+                    parts.append(_Part(clip, pause))
+                    total += pause + seconds
             if len(parts) < 2 or total < min_seconds:
                 continue
             text = " ".join(str(part.clip.text) for part in parts)

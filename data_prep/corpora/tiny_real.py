@@ -45,7 +45,7 @@ KEYS = {
         "Share of the training clips with a transcript that are also joined to longer ones.", float, 0.5
     ),
     "perturbed_share": Key("Perturbed copies per training clip of speech, joined ones included.", float, 0.33),
-    "sound_copies": Key("Perturbed copies per training clip of a sound.", float, 4.0),
+    "label_copies": Key("Perturbed copies per training clip of a sound or of an order.", float, 4.0),
     "mixtures": Key("Training clips of two sounds.", int, 400),
     "silent_clips": Key("Training clips of silence or steady noise.", int, 300),
     "question_share": Key("Share of the training clips of speech with a question about the words.", float, 0.3),
@@ -73,7 +73,7 @@ def read_tiny_real(
     read_text_share: float,
     joined_share: float,
     perturbed_share: float,
-    sound_copies: float,
+    label_copies: float,
     mixtures: int,
     silent_clips: int,
     question_share: float,
@@ -129,13 +129,15 @@ def read_tiny_real(
     derived = Path(output_folder) / "derived"
     training = [clip for clip in clips if clip.split == "train"]
     sounds = [clip for clip in training if _has_label(clip, "sound_class")]
-    speech = [clip for clip in training if clip.text or _has_label(clip, "order")]
+    orders = [clip for clip in training if _has_label(clip, "order")]
+    speech = [clip for clip in training if clip.text]
     joined = list(join_clips(speech, joined_share, derived, seed))
+    words = [word for clip in speech for word in (clip.text or "").split()]
     perturbed = perturb_clips([*speech, *joined], sounds, perturbed_share, derived, seed)
-    words = [word for clip in training for word in (clip.text or "").split()]
     for clip in chain(clips, joined, perturbed):
         yield _with_questions(clip, words, seed, question_share)
-    yield from perturb_clips(sounds, [], sound_copies, derived, seed)
+    yield from perturb_clips(orders, sounds, label_copies, derived, seed)
+    yield from perturb_clips(sounds, [], label_copies, derived, seed)
     yield from mix_sounds(sounds, mixtures, derived, seed)
     for split, count in {"train": silent_clips, **_HELD_OUT_SILENCE}.items():
         yield from make_silence(split, count, derived, seed)

@@ -309,3 +309,35 @@ def fma(folder: Path) -> Path:
         for track in (2, 3, 135, 140, 155):
             write_audio(folder / f"fma_{subset}/000/{track:06d}.mp3", 0.4, 44100)
     return folder
+
+
+def tiny_real(folder: Path) -> Path:
+    """The corpora of TinyReal: two sounds, eight speakers, four orders and ten read sentences."""
+    esc50(folder / "esc50")
+    librispeech(folder / "librispeech")
+    for part, speakers in {"train": ("fash", "fbbh", "mblw", "mrcb"), "test": ("marh",)}.items():
+        names = [f"an4_{part}/{speaker}/an{number}-{speaker}-b" for number, speaker in enumerate(speakers)]
+        write_lines(folder / f"an4/etc/an4_{part}.fileids", *names)
+        texts = [f"<s> ERASE C Q </s> ({name.split('/')[-1]})" for name in names]
+        write_lines(folder / f"an4/etc/an4_{part}.transcription", *texts)
+        for name in names:
+            write_audio(folder / f"an4/wav/{name}.wav")
+    ocean = folder / "speechocean762"
+    for part, speakers in {"train": range(6), "test": range(6, 8)}.items():
+        names = [f"{speaker:04d}{number}" for speaker in speakers for number in range(3)]
+        write_lines(ocean / part / "wav.scp", *(f"{name} WAVE/{name}.wav" for name in names))
+        write_lines(ocean / part / "text", *(f"{name} I'M TWO EIGHT" for name in names))
+        write_lines(ocean / part / "utt2spk", *(f"{name} {name[:4]}" for name in names))
+        write_lines(ocean / part / "spk2age", *(f"{speaker:04d} {8 + 4 * speaker}" for speaker in speakers))
+        write_lines(ocean / part / "spk2gender", *(f"{speaker:04d} {'mf'[speaker % 2]}" for speaker in speakers))
+        for name in names:
+            write_audio(ocean / f"WAVE/{name}.wav", 1.0)
+    orders = [{"audio": f"audio/{number}.ogg", "slots": {"coffeeDrink": "latte"}} for number in range(8)]
+    write_lines(folder / "barista/train.jsonl", *map(json.dumps, orders))
+    for order in orders:
+        write_audio(folder / "barista" / order["audio"])
+    sentences = [f"clips/{number}.ogg\temma\tIt is number {number}, is it not?" for number in range(10)]
+    write_lines(folder / "read_text/speech.tsv", *sentences)
+    for sentence in sentences:
+        write_audio(folder / "read_text" / sentence.split("\t")[0], 1.5)
+    return folder
