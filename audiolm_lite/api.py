@@ -11,7 +11,7 @@ from torch import Tensor
 from audiolm_lite.audio.reading import SAMPLE_RATE, read_audio
 from audiolm_lite.data.batching import Item
 from audiolm_lite.decoding.backend import Backend
-from audiolm_lite.decoding.bundle import ModelBundle
+from audiolm_lite.decoding.bundle import Answer, ModelBundle
 from audiolm_lite.deploy.backends import make_backend
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.language.prompt import AUDIO_MARK
@@ -36,6 +36,13 @@ class AudioLM:
     max_length : int
         Capacity of a compiled backend in tokens: prompt, audio and answer together.
 
+    Attributes
+    ----------
+    bundle : ModelBundle
+        The model; a LoRA of its LLM has been merged into the weights.
+    stopped : list of (str or None)
+        For each answer of the last call, what stopped it: "loop", "limit" (of tokens), or None if it ended by itself.
+
     Examples
     --------
     >>> from audiolm_lite import AudioLM
@@ -49,9 +56,10 @@ class AudioLM:
     def __init__(self, bundle: ModelBundle, *, backend: str = "eager", batch_size: int = 8, max_length: int = 512):
         self.bundle = bundle
         self.batch_size = batch_size
+        self.stopped: list[str | None] = []
+        bundle.model.llm = merge_lora(bundle.model.llm)
         self._backend: Backend | None = None
         if backend != "eager":
-            bundle.model.llm = merge_lora(bundle.model.llm)
             self._backend = make_backend(backend, bundle.model.llm, batch_size, max_length)
 
     @classmethod
@@ -124,9 +132,9 @@ class AudioLM:
         history : sequence of (str, str), optional
             Earlier questions and answers of the conversation, for all clips.
         **generation
-            `max_new_tokens`; for sampling `temperature`, `top_k`, `top_p`, `repetition_penalty` and `seed` (see
-            `decoding.Sampling`); for beam search `beams` and `length_penalty`. Defaults are in the model folder.
-            Without any of them, decoding is greedy.
+            `max_new_tokens`; for sampling `temperature`, `top_k`, `top_p` and `seed`; for beam search `beams` and
+            `length_penalty`; without these, decoding is greedy. `decoding.options` lists all, with the guards against
+            runaway answers. Defaults are in the model folder.
 
         Returns
         -------
@@ -138,13 +146,13 @@ class AudioLM:
         AudioError
             A file cannot be read.
         ValueError
-            A waveform of another shape, differing numbers of questions and clips, a clip that is too short, or longer
-            than the encoder accepts.
+            Unknown options, a waveform of another shape, differing numbers of questions and clips, a clip that is too
+            short, or longer than the encoder accepts.
 
         Warns
         -----
         UserWarning
-            The model's tokenizer drops characters of the question.
+            The model's tokenizer drops characters of the question, or an answer repeated itself and was cut.
 
         Examples
         --------
@@ -162,13 +170,19 @@ class AudioLM:
             self._warn_of_dropped_characters(text.replace(AUDIO_MARK, ""))
         turns = [{"instruction": earlier, "target": answer} for earlier, answer in history]
         row = {**({"history": turns} if turns else {}), **(fields or {})}
-        answers: list[str] = []
+        answers: list[Answer] = []
         for start in range(0, len(clips), self.batch_size):
             batch = slice(start, start + self.batch_size)
             pairs = zip(clips[batch], questions[batch])
             items = [self._item(clip, {"instruction": text, **row}) for clip, text in pairs]
-            answers += self.bundle.answer(items, generation, self._backend)
-        return answers[0] if single else answers
+            answers += self.bundle.answers(items, generation, self._backend)
+        self.stopped = [answer.stopped for answer in answers]
+        for clip, answer in zip(clips, answers):
+            if answer.stopped == "loop":
+                name = "a waveform" if isinstance(clip, Tensor) else clip
+                warnings.warn(f"the answer about {name} repeated itself; the repeats are cut", stacklevel=2)
+        texts = [answer.text for answer in answers]
+        return texts[0] if single else texts
 
     def _warn_of_dropped_characters(self, text: str) -> None:
         """Warn if the vocabulary lacks characters, such as capitals, which the tokenizer then drops silently."""
@@ -192,7 +206,8 @@ class AudioLM:
             seconds = min(map(len, waveforms)) / SAMPLE_RATE
             raise ValueError(f"{row['id']}: {seconds:.3f} s is too short for one audio token; give more audio")
         ids, labels = self.bundle.template.encode(row, self.bundle.tokenizer, tokens, with_answer=False)
-        return Item(row, ids, labels, waveform=waveforms[0], further=tuple(waveforms[1:]))
+        seconds = sum(map(len, waveforms)) / SAMPLE_RATE
+        return Item(row, ids, labels, waveform=waveforms[0], further=tuple(waveforms[1:]), seconds=seconds)
 
     @staticmethod
     def _waveform(clip: Clip) -> Tensor:

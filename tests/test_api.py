@@ -18,8 +18,11 @@ from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.data.prompt_builder import PromptBuilder
 from audiolm_lite.data.selected_rows import select_rows
 from audiolm_lite.decoding import DecodeState
+from audiolm_lite.decoding.options import GenerationError
 from audiolm_lite.deploy.backends import make_backend
 from audiolm_lite.evaluation.runner import evaluate
+from audiolm_lite.hub.folder import ModelFolderError
+from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
 
 SECONDS = (0.6, 1.1, 0.35)
@@ -131,6 +134,51 @@ def test_backend_gets_the_merged_llm_and_batches_of_its_size(folder, monkeypatch
     monkeypatch.setattr("audiolm_lite.api.make_backend", fixed)
     compiled = AudioLM.from_pretrained(folder / "model", device="cpu", backend="aoti", batch_size=2, max_length=64)
     assert compiled.ask(files, "what dog") == eager and len(made) == 1
+
+
+def test_lora_is_merged_with_the_same_answers(folder):
+    files = [str(folder / f"{number}.wav") for number in range(3)]
+    unmerged = load_model(folder / "model")
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    items = [model._item(file, {"instruction": "what dog"}) for file in files]
+    assert hasattr(unmerged.model.llm, "peft_config") and not hasattr(model.bundle.model.llm, "peft_config")
+    assert model.ask(files, "what dog") == unmerged.answer(items)
+    embeds = torch.randn(1, 5, unmerged.model.llm.get_input_embeddings().embedding_dim)
+    torch.testing.assert_close(
+        *(llm(inputs_embeds=embeds).logits for llm in (model.bundle.model.llm, unmerged.model.llm)), rtol=0, atol=1e-5
+    )
+
+
+def test_a_merged_model_cannot_be_saved_as_if_it_had_its_lora(folder, make_experiment):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu").bundle.model
+    with pytest.raises(ModelFolderError, match="the LoRA has been merged"):
+        save_model(model, make_experiment(lora=True), folder / "again")
+    assert not (folder / "again").exists()
+
+
+def test_looping_answers_are_cut_and_the_limit_follows_the_clip(folder, monkeypatch):
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="a waveform repeated itself"):
+        patch.setattr("audiolm_lite.decoding.backend.generate", lambda *arguments, **options: [[7] * 30])
+        assert model.ask(torch.from_numpy(noise(0)), "what dog") == model.bundle.tokenizer.decode([7])
+        assert model.stopped == ["loop"]
+    limits = []
+
+    def fixed(*arguments, max_new_tokens, **options):
+        limits.extend(max_new_tokens)
+        return [[7, 8]] * len(max_new_tokens)
+
+    monkeypatch.setattr("audiolm_lite.decoding.backend.generate", fixed)
+    files = [folder / f"{number}.wav" for number in range(3)]
+    model.ask(files, "what dog", max_new_tokens=99, tokens_per_second=10, token_allowance=1)
+    assert limits == [7, 12, 5]
+    model.ask(files[2], "what dog", max_new_tokens=99, tokens_per_second=2, token_allowance=1)
+    assert limits[3:] == [2] and model.stopped == ["limit"]
+
+
+def test_unknown_options_of_generation_are_refused(folder):
+    with pytest.raises(GenerationError, match="unknown option 'max_length'"):
+        AudioLM.from_pretrained(folder / "model", device="cpu").ask(folder / "0.wav", "what dog", max_length=9)
 
 
 def test_unusable_audio_is_refused(folder):

@@ -1,10 +1,9 @@
 """A model with its tokenizer and prompt template, which answers questions about audio."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +11,26 @@ from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.decoding.backend import Backend, eager_backend
-from audiolm_lite.decoding.generate import Sampling
+from audiolm_lite.decoding.options import read_options
+from audiolm_lite.decoding.repetition import cut_loop
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.ctc import CTCHead
+
+
+class Answer(NamedTuple):
+    """An answer, and what stopped it.
+
+    Attributes
+    ----------
+    text : str
+        Without special tokens and surrounding spaces.
+    stopped : str or None
+        "loop": it repeated itself, and the repeats were cut. "limit": it reached its limit of tokens. None: it ended.
+    """
+
+    text: str
+    stopped: str | None
 
 
 @dataclass
@@ -31,8 +46,7 @@ class ModelBundle:
     template : PromptTemplate
         The same as in training.
     generation : dict
-        Default options of generation: `max_new_tokens`, and either fields of `decoding.Sampling` or `beams` and
-        `length_penalty`. Without these, decoding is greedy.
+        Default options of generation, see `decoding.options`.
     instructions : dict
         The questions of `AudioLM.transcribe` and `AudioLM.caption`, under "transcribe" and "caption".
     identity : str
@@ -56,10 +70,16 @@ class ModelBundle:
         llm_ids = [llm_ids] if isinstance(llm_ids, int) else list(llm_ids or [])
         return sorted({*self.template.end_ids(self.tokenizer), *llm_ids})
 
-    @torch.no_grad()
     def answer(
         self, items: Sequence[Item], generation: Mapping[str, Any] | None = None, backend: Backend | None = None
     ) -> list[str]:
+        """Answer one batch of prompts; the texts of `answers`, which has the same parameters."""
+        return [answer.text for answer in self.answers(items, generation, backend)]
+
+    @torch.no_grad()
+    def answers(
+        self, items: Sequence[Item], generation: Mapping[str, Any] | None = None, backend: Backend | None = None
+    ) -> list[Answer]:
         """Answer one batch of prompts.
 
         Parameters
@@ -74,32 +94,34 @@ class ModelBundle:
 
         Returns
         -------
-        list of str
-            Answers without special tokens and surrounding spaces.
+        list of Answer
+            One per item. Its limit of tokens depends on the item's own clips, not on the batch.
 
         Raises
         ------
+        GenerationError
+            Unknown options, or options that exclude each other.
         ValueError
-            `beams` together with options of sampling, or a batch that does not fit the backend's cache.
+            A batch that does not fit the backend's cache.
         """
-        options = {**self.generation, **(generation or {})}
-        search = {"max_new_tokens": options.pop("max_new_tokens"), "eos_ids": self.eos_ids}
-        beams = options.pop("beams", 1)
-        if beams > 1:
-            search |= {"beams": beams, "length_penalty": options.pop("length_penalty", 1.0)}
-            if options:
-                raise ValueError(
-                    f"generation: beams {beams} and {', '.join(options)} cannot be combined; remove one of them"
-                )
-        elif options:
-            seed = options.pop("seed", 0)
-            seeds = [seed + zlib.crc32(item.row["id"].encode()) for item in items]
-            search["sampling"] = Sampling(**options, seed=seeds)
+        options = read_options({**self.generation, **(generation or {})})
+        limits = [options.limit(item.seconds) for item in items]
+        search = {
+            "max_new_tokens": limits,
+            "eos_ids": self.eos_ids,
+            **options.search([item.row["id"] for item in items]),
+        }
         batch = collate(items, side="left").to(self.model.embedding.weight.device)
         backend = backend or eager_backend(self.model.llm)
-        run = backend.beam_search if beams > 1 else backend.generate
-        tokens = run(self.model.embed(batch), batch.attention_mask, **search)
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        run = backend.beam_search if options.beams > 1 else backend.generate
+        rows = run(self.model.embed(batch), batch.attention_mask, **search)
+        stopped = ["limit" if len(row) == limit else None for row, limit in zip(rows, limits)]
+        if options.stop_loops:
+            cut = [cut_loop(row) for row in rows]
+            rows = [row for row, _ in cut]
+            stopped = ["loop" if looped else reason for (_, looped), reason in zip(cut, stopped)]
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [Answer(text.strip(), reason) for text, reason in zip(texts, stopped)]
 
     @cached_property
     def _head(self) -> CTCHead:

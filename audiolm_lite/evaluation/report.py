@@ -10,7 +10,12 @@ from audiolm_lite.evaluation.metrics.family import Column
 from audiolm_lite.evaluation.metrics.registry import FAMILIES
 from audiolm_lite.storage.atomic import write_text
 
-CONTROLS = {"normal": "with audio", "zeros": "no audio", "shuffled": "another clip's audio"}
+CONTROLS = {
+    "normal": "with audio",
+    "zeros": "no audio",
+    "shuffled": "another clip's audio",
+    "adapter_alone": "adapter alone",
+}
 EXAMPLES_PER_TASK = 4
 
 
@@ -79,6 +84,28 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
+def stopped_answers(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a line per control about answers that a guard of generation has stopped, if there are any.
+
+    Examples
+    --------
+    >>> age = {"type": "regression", "items": 30, "mae": 4.0, "stopped": {"loop": 2, "limit": 0}}
+    >>> stopped_answers({"controls": {"normal": {"age": age}}})
+    ['Stopped answers, with audio: age 2 of 30 (2 looped, 0 at their limit of tokens).']
+    """
+    lines = []
+    for control, tasks in metrics["controls"].items():
+        counts = []
+        for task, result in tasks.items():
+            loop, limit = (result.get("stopped", {}).get(reason, 0) for reason in ("loop", "limit"))
+            if loop or limit:
+                items = result.get("items", result.get("utterances"))
+                counts.append(f"{task} {loop + limit} of {items} ({loop} looped, {limit} at their limit of tokens)")
+        if counts:
+            lines.append(f"Stopped answers, {CONTROLS.get(control, control)}: {'; '.join(counts)}.")
+    return lines
+
+
 def write_report(
     path: str | Path,
     metrics: Mapping[str, Any],
@@ -142,8 +169,10 @@ def _right(column: int, numeric: int) -> str:
 
 def _remarks(metrics: Mapping[str, Any]) -> str:
     """Remarks on the results table: intervals, unparsed answers, missing metrics, normalisers."""
-    remarks = ["Brackets: 95 % bootstrap interval over the test items."]
+    remarks = ["Brackets: 95 % bootstrap interval over the test items.", *stopped_answers(metrics)]
     missing: dict[str, dict] = {}
+    if "adapter_alone" in metrics["controls"]:
+        remarks.append("Adapter alone: its greedy CTC transcript, without the LLM; other tasks have no such answer.")
     for control, tasks in metrics["controls"].items():
         for task, result in tasks.items():
             missing |= {name: v for name, v in result.items() if isinstance(v, dict) and "missing" in v}
@@ -171,7 +200,8 @@ _LATENCY = [
     ("tpot_ms_p90", "time per output token, ms (p90)"),
     ("tpot_ms_eager", "time per output token, eager, ms (median)"),
     ("token_match", "fraction of tokens equal to eager"),
-    ("peak_memory_mb", "peak memory, MB"),
+    ("peak_memory_mb", "peak memory, without mapped files, MB"),
+    ("mapped_files_mb", "mapped files (libraries, weights used in place), MB"),
     ("compile_seconds", "compilation, s"),
     ("batch_size", "batch size"),
     ("prompt_tokens", "prompt tokens"),

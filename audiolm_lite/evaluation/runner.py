@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from audiolm_lite.config.errors import UserError
 from audiolm_lite.data.batching import LengthBucketSampler
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.decoding.backend import Backend
-from audiolm_lite.decoding.bundle import ModelBundle
+from audiolm_lite.decoding.bundle import Answer, ModelBundle
+from audiolm_lite.decoding.options import read_options
 from audiolm_lite.evaluation.metrics.registry import check_metrics, score_task
 from audiolm_lite.storage.atomic import write_json, write_text
 
 PREDICTIONS, RESULTS, SETTINGS = "predictions.jsonl", "metrics.json", "evaluation.json"
 # Answers are appended here while they are generated.
 PARTIAL = f".{PREDICTIONS}.partial"
+# The control whose answers are transcripts of the adapter's CTC head.
+ADAPTER_ALONE = "adapter_alone"
 
 
 class EvaluationError(UserError, ValueError):
@@ -48,16 +52,18 @@ def evaluate(
         The model, on its device.
     datasets : mapping of str to AudioTextDataset
         Control ("normal", "zeros", "shuffled") -> the same rows with that control's audio, all without answers.
+        "adapter_alone" -> rows that are transcribed by the bundle's CTC head, without the LLM.
     metrics : mapping of str to mapping
         Task -> how it is scored: `type`, a metric family, and its options. "asr" (normaliser). "classification"
         (labels, by default the row's field `labels`; the correct one is its field `label`, or else the target).
         "multi_label" (field with the list of correct labels, by default `sounds`; labels, by default all that are
         correct for some row). "regression" (field with the number; penalty of an unparsed answer). "captioning"
         (scores, see `captioning.METRICS`). "matched_caption" (matcher, see `matched_caption`: a second model maps a
-        caption to one of the row's `labels`).
+        caption to one of the row's `labels`). "slots" (the target is "name: value; ..."). "no_text" (normaliser; for
+        clips without speech).
     folder : path
-        Receives `predictions.jsonl` (id, control, task, instruction, prediction, target, references), `metrics.json`
-        and `evaluation.json`.
+        Receives `predictions.jsonl` (id, control, task, instruction, prediction, stopped, target, references),
+        `metrics.json` and `evaluation.json`.
     batch_tokens : int
         Padded prompt tokens per batch.
     generation : mapping, optional
@@ -70,9 +76,9 @@ def evaluate(
     Returns
     -------
     dict
-        Content of `metrics.json`: `controls` {control: {task: scores and their `type`}}, `items`, `generation`,
-        `backend`, `model`, `rows`. A task with rows of several datasets also has scores per dataset, under
-        "task, dataset".
+        Content of `metrics.json`: `controls` {control: {task: scores, their `type`, and `stopped`}}, `items`,
+        `generation`, `backend`, `model`, `rows`. `stopped` {loop, limit} counts the answers that did not end
+        themselves. A task with rows of several datasets also has scores per dataset, under "task, dataset".
 
     Raises
     ------
@@ -87,7 +93,7 @@ def evaluate(
     check_metrics(metrics, tasks)
     settings = {
         "model": bundle.identity,
-        "generation": {**bundle.generation, **(generation or {})},
+        "generation": asdict(read_options({**bundle.generation, **(generation or {})})),  # with today's defaults
         "backend": backend.name if backend else "eager",
         "rows": {control: _rows_hash(dataset.rows) for control, dataset in datasets.items()},
     }
@@ -96,15 +102,15 @@ def evaluate(
         indices = [i for i, row in enumerate(dataset.rows) if (control, row["id"]) not in answers]
         batches = _answer_batches(bundle, dataset, indices, batch_tokens, generation, backend, num_workers, control)
         with (folder / PARTIAL).open("a", encoding="utf-8") as log:
-            for rows, texts in batches:
-                for row, text in zip(rows, texts):
-                    answers[control, row["id"]] = text
-                    log.write(json.dumps({"control": control, "id": row["id"], "prediction": text}) + "\n")
+            for rows, given in batches:
+                for row, answer in zip(rows, given):
+                    answers[control, row["id"]] = answer
+                    log.write(json.dumps({"control": control, "id": row["id"], **_record(answer)}) + "\n")
                 log.flush()
 
     fields = ("task", "instruction", "target", "references")
     lines = [
-        {"id": row["id"], "control": control, "prediction": answers[control, row["id"]], **{f: row[f] for f in fields}}
+        {"id": row["id"], "control": control, **_record(answers[control, row["id"]]), **{f: row[f] for f in fields}}
         for control, dataset in datasets.items()
         for row in dataset.rows
     ]
@@ -112,7 +118,7 @@ def evaluate(
     (folder / PARTIAL).unlink()
     controls = {
         control: {
-            name: score_task(rows, [answers[control, row["id"]] for row in rows], metrics[rows[0]["task"]])
+            name: _scores(rows, [answers[control, row["id"]] for row in rows], metrics[rows[0]["task"]])
             for name, rows in _groups(dataset.rows, tasks)
         }
         for control, dataset in datasets.items()
@@ -120,6 +126,16 @@ def evaluate(
     result = {"controls": controls, "items": len(lines), **settings}
     write_json(folder / RESULTS, result)
     return result
+
+
+def _scores(rows: Sequence[dict], answers: Sequence[Answer], metric: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of a task, and how many of its answers did not end themselves."""
+    stopped = {reason: sum(answer.stopped == reason for answer in answers) for reason in ("loop", "limit")}
+    return {**score_task(rows, [answer.text for answer in answers], metric), "stopped": stopped}
+
+
+def _record(answer: Answer) -> dict[str, str | None]:
+    return {"prediction": answer.text, "stopped": answer.stopped}
 
 
 def _groups(rows: Sequence[dict], tasks: Sequence[str]) -> Iterator[tuple[str, list[dict]]]:
@@ -142,7 +158,7 @@ def _answer_batches(
     backend: Backend | None,
     num_workers: int,
     control: str,
-) -> Iterator[tuple[list[dict], list[str]]]:
+) -> Iterator[tuple[list[dict], list[Answer]]]:
     """Yield the rows and answers of each batch of the items at `indices`, longest items first."""
     if not indices:
         return
@@ -154,12 +170,16 @@ def _answer_batches(
             size = backend.state.batch_size if backend and backend.state else len(items)
             for start in range(0, len(items), size):
                 batch = items[start : start + size]
-                yield [item.row for item in batch], bundle.answer(batch, generation, backend)
+                if control == ADAPTER_ALONE:
+                    given = [Answer(text, stopped=None) for text in bundle.adapter_transcripts(batch)]
+                else:
+                    given = bundle.answers(batch, generation, backend)
+                yield [item.row for item in batch], given
                 progress.update(len(batch))
 
 
-def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, str], str]:
-    """Answers that the folder already has, (control, id) -> text, after a check that the settings are the same."""
+def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, str], Answer]:
+    """Answers that the folder already has, (control, id) -> answer, after a check that the settings are the same."""
     path = folder / SETTINGS
     if path.exists():
         before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
@@ -178,7 +198,7 @@ def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, 
                 write_text(file, complete)
             for line in complete.split("\n")[:-1]:  # splitlines would also split at U+2028 inside an answer
                 record = json.loads(line)
-                answers[record["control"], record["id"]] = record["prediction"]
+                answers[record["control"], record["id"]] = Answer(record["prediction"], record["stopped"])
     return answers
 
 

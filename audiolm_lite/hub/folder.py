@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from audiolm_lite.backbones.fetch import resolve
 from audiolm_lite.config.errors import ConfigError, UserError
 
 FORMAT = 1
@@ -141,7 +142,7 @@ def local_folder(source: str | Path, name: str = "model") -> Path:
     Parameters
     ----------
     source : str or path
-        Folder, or "owner/name" on the hub.
+        Folder, backbone that is known by name, or "owner/name" on the hub.
     name : str
         What the source is, for the error message.
 
@@ -156,6 +157,7 @@ def local_folder(source: str | Path, name: str = "model") -> Path:
     >>> local_folder(str(folder)) == folder
     True
     """
+    source = resolve(str(source))
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser()
     from huggingface_hub import snapshot_download

@@ -71,10 +71,12 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
     model.requires_grad_(False).eval()
     for module in (model.adapter, model.encoder, *([] if config["llm"].get("quantization") else [llm])):
         module.to(device)
+    template = PromptTemplate(config["template"])
+    template.check_special_tokens(tokenizer)
     return ModelBundle(
         model,
         tokenizer,
-        PromptTemplate(config["template"]),
+        template,
         config["generation"],
         config["instructions"],
         _identity(folder, counts),

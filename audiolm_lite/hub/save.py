@@ -59,7 +59,7 @@ def save_model(
     Raises
     ------
     ModelFolderError
-        A pretrained model to copy has no safetensors file, or cannot be downloaded.
+        A pretrained model to copy has no safetensors file, or cannot be downloaded; or the LoRA has been merged.
 
     Examples
     --------
@@ -73,6 +73,11 @@ def save_model(
     ['adapter.safetensors', 'audiolm_lite.json']
     """
     folder = Path(folder)
+    if getattr(model.llm, "lora_is_merged", False):
+        raise ModelFolderError(
+            f"{folder}: the LoRA has been merged into the LLM's weights, as AudioLM and the evaluation do; save a "
+            "model that hub.load.load_model has loaded"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     # The configuration is removed first and written last: an interrupted save leaves a folder that does not load.
     (folder / CONFIG_FILE).unlink(missing_ok=True)

@@ -24,6 +24,8 @@ def unwrap_peft(llm: nn.Module) -> Any:
 def merge_lora(llm: nn.Module) -> nn.Module:
     """Add a LoRA to the weights it adapts and remove it, which saves two small matrix products per adapted layer.
 
+    The sum is rounded to the dtype of the weights.
+
     Parameters
     ----------
     llm : nn.Module
@@ -32,7 +34,8 @@ def merge_lora(llm: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        Model without wrapper; `llm` itself where there is no LoRA.
+        Model without wrapper, with the attribute `lora_is_merged`; `llm` itself where there is no LoRA, or where the
+        weights are quantised: quantising the sum would add a second rounding error.
 
     Examples
     --------
@@ -43,4 +46,8 @@ def merge_lora(llm: nn.Module) -> nn.Module:
       (0): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    return llm.merge_and_unload() if hasattr(llm, "merge_and_unload") else llm
+    if not hasattr(llm, "merge_and_unload") or getattr(unwrap_peft(llm), "is_quantized", False):
+        return llm
+    merged = llm.merge_and_unload()
+    merged.lora_is_merged = True  # a model folder stores the LoRA, so this model cannot be saved as one
+    return merged

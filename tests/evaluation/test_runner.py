@@ -5,6 +5,7 @@ import json
 import pytest
 
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.decoding.bundle import Answer
 from audiolm_lite.evaluation.runner import EvaluationError, evaluate
 
 METRICS = {
@@ -20,6 +21,7 @@ ROWS = [
     {"id": "e", "task": "age", "target": "about 30", "age": 31},
 ]
 ANSWERS = {"a": "hello word", "b": "good night", "c": "a dog\u2028barks", "d": "thunder", "e": "thirty"}
+STOPPED = {"a": "loop", "b": "limit", "e": "limit"}
 
 
 class FixedDataset:
@@ -44,11 +46,11 @@ class FixedModel:
     def __init__(self, fail_after=99):
         self.batches, self.fail_after = [], fail_after
 
-    def answer(self, items, generation, backend):
+    def answers(self, items, generation, backend):
         if len(self.batches) == self.fail_after:
             raise KeyboardInterrupt
         self.batches.append([item.row["id"] for item in items])
-        return [ANSWERS[item.row["id"]] for item in items]
+        return [Answer(ANSWERS[item.row["id"]], STOPPED.get(item.row["id"])) for item in items]
 
 
 def test_answers_are_scored_per_task_and_control(tmp_path):
@@ -58,10 +60,16 @@ def test_answers_are_scored_per_task_and_control(tmp_path):
     assert normal["asr"]["wer"] == 0.25 and normal["asr"]["type"] == "asr"
     assert normal["sound"]["accuracy"] == 0.5 and normal["sound"]["unparsed"] == 1
     assert normal["age"]["mae"] == 1 and normal["age"]["penalty"] == 10
+    assert [normal[task]["stopped"] for task in ("asr", "sound", "age")] == [
+        {"loop": 1, "limit": 1},
+        {"loop": 0, "limit": 0},
+        {"loop": 0, "limit": 1},
+    ]
     assert result["controls"]["zeros"] == normal
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     assert [(line["control"], line["id"]) for line in lines] == [(c, i) for c in ("normal", "zeros") for i in "abcde"]
+    assert [line["stopped"] for line in lines[:5]] == ["loop", "limit", None, None, "limit"]
     assert lines[2]["prediction"] == ANSWERS["c"] and lines[2]["references"] == ["this is a dog"]
 
 
