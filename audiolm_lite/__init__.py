@@ -4,6 +4,7 @@ The user's interface is `audiolm_lite.AudioLM`. It is loaded on first use: impor
 nor transformers.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from audiolm_lite import torchaudio_fallback
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 torchaudio_fallback.install()  # before any module of the package imports torchaudio, or a library that does
+
+# oneDNN, which multiplies matrices on the CPU, keeps compiled code and packed weights for the last 1024 shapes. Batches
+# always have new shapes, so the memory of a process would grow for hours. It reads this when it is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ Protocol, for each of `runs` timed answers after `warmups` untimed ones:
 - The eager functions are timed in the same way on the same inputs, and the answers are compared token by token.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -25,6 +24,7 @@ from audiolm_lite.decoding.backend import Backend
 from audiolm_lite.decoding.generate import generate
 from audiolm_lite.decoding.state import DecodeState
 from audiolm_lite.deploy.backends import make_backend
+from audiolm_lite.storage.process_memory import KIND, PeakMemory
 
 MEGABYTE = 1e6
 Prompt = Callable[[], tuple[Tensor, Tensor]]
@@ -61,10 +61,12 @@ def measure(
     dict
         Flat, for JSON. `ttft_ms` and `tpot_ms` are medians over the runs, `*_p90` the 90th percentiles, `*_eager` the
         medians of the eager functions. `token_match` is the fraction of positions with the same token in the greedy
-        answers of both to every prompt. `peak_memory_mb` (10^6 bytes) is measured in separate runs and includes the
-        weights. `peak_memory_kind` is "cuda_allocated", tensors of this process on its GPU
-        (`torch.cuda.max_memory_allocated`), or "process_rss", all resident memory of this process with Python and its
-        libraries, sampled every 2 ms. `memory_before_mb` is the same quantity just before those runs.
+        answers of both to every prompt. `peak_memory_mb` (10^6 bytes) is measured in separate runs.
+        `peak_memory_kind` is "cuda_allocated", tensors of this process on its GPU, weights included
+        (`torch.cuda.max_memory_allocated`), or "process_without_mapped_files": anonymous and shared memory of this
+        process (see `storage.process_memory`), sampled every 2 ms. `mapped_files_mb` are the resident pages of files,
+        for example libraries and weights that are used in place. `memory_before_mb` is the value of `peak_memory_mb`
+        just before those runs.
 
     Raises
     ------
@@ -163,27 +165,14 @@ def _peak_memory(work: Callable) -> dict:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
-        peak, kind = torch.cuda.max_memory_allocated(), "cuda_allocated"
+        peak, kind, mapped = torch.cuda.max_memory_allocated(), "cuda_allocated", {}
     else:
-        import psutil
-
-        process, done = psutil.Process(), threading.Event()
-        before = peak = process.memory_info().rss
-
-        def sample() -> None:
-            nonlocal peak
-            while not done.wait(0.002):
-                peak = max(peak, process.memory_info().rss)
-
-        sampler = threading.Thread(target=sample, daemon=True)
-        sampler.start()
-        try:
+        with PeakMemory(interval=0.002) as memory:
             work()
-        finally:
-            done.set()
-            sampler.join()
-        peak, kind = max(peak, process.memory_info().rss), "process_rss"
-    return {"peak_memory_mb": peak / MEGABYTE, "memory_before_mb": before / MEGABYTE, "peak_memory_kind": kind}
+        before, peak, kind = memory.before, memory.peak, KIND
+        mapped = {"mapped_files_mb": memory.mapped / MEGABYTE}
+    measured = {"peak_memory_mb": peak / MEGABYTE, "memory_before_mb": before / MEGABYTE}
+    return {**measured, **mapped, "peak_memory_kind": kind}
 
 
 def _p90(values: list[float]) -> float:

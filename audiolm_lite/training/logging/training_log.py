@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import sys
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from audiolm_lite.evaluation.validation import Sample
 from audiolm_lite.storage.atomic import write_text
+from audiolm_lite.storage.process_memory import PeakMemory
 from audiolm_lite.training.logging.curves import draw_curves
 from audiolm_lite.training.logging.loggers import Logger, open_loggers
 from audiolm_lite.training.progress import Progress
@@ -68,15 +68,18 @@ class TrainingLog:
             for name, entry, last in ((LOSSES, "step", progress.step), (VALIDATION, "epoch", progress.epoch - 1)):
                 _remove_later_lines(folder / name, entry, last)
                 self.files[name] = open(folder / name, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self.memory = PeakMemory(interval=0.05)
         self.bar = progress_bar(total_steps, progress.step, title, quiet or not active)
         self.start_epoch()
 
     def __enter__(self) -> "TrainingLog":
-        """Return the log itself."""
+        """Return the log itself, which samples the memory of the process from now on."""
+        self.memory.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Close the progress bar, the files and the loggers."""
+        self.memory.__exit__(*error)
         self.bar.close()
         for file in self.files.values():
             file.close()
@@ -96,7 +99,7 @@ class TrainingLog:
             See `step_record`.
         """
         self.recent.append((time.monotonic(), record))
-        measured = {**self._rates(), "memory GB": peak_memory() / 1e9}
+        measured = {**self._rates(), "memory GB": self._peak_memory() / 1e9}
         shown = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.1e}", "padding": f"{record['padding']:.0%}"}
         self.bar.set_postfix({**shown, **{name: f"{value:.3g}" for name, value in measured.items()}}, refresh=False)
         self.bar.update()
@@ -125,6 +128,10 @@ class TrainingLog:
         if self.active:
             self._write(VALIDATION, {**position, **valid})
             self._log_scalars({f"valid/{name}": value for name, value in valid.items()}, position["step"])
+
+    def _peak_memory(self) -> int:
+        """Peak so far in bytes: of the tensors on the GPU, or, without one, of the process without mapped files."""
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else self.memory.peak
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Log a few answers with their questions, targets and audio."""
@@ -175,13 +182,6 @@ def progress_bar(total: int, initial: int, description: str, disable: bool, leav
         mininterval=interval,
         dynamic_ncols=True,
     )
-
-
-def peak_memory() -> float:
-    """Peak of the memory so far, bytes: of the tensors on the GPU, or of the process where none is used."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _finite(value: Any) -> Any:
