@@ -28,6 +28,7 @@ from audiolm_lite.backbones.tensor_report import ConversionError, TensorStatus, 
 FILE = "model.bin"
 _DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 _VERSION = 6
+_POSITIONS = 50  # of the encoder, per second
 _MULTILINGUAL = 51865  # smallest vocabulary of Whisper with languages and tasks
 
 # Settings that the file stores as arrays -> the value that Whisper has; None: any, because it is read elsewhere or
@@ -72,7 +73,9 @@ class _Reader:
 
     def take(self, size: int) -> np.ndarray:
         if self.position + size > len(self.data):
-            raise ConversionError(f"{self.path}: ends after {len(self.data)} bytes, inside an array; download it again")
+            raise ConversionError(
+                f"{self.path.name}: ends after {len(self.data)} bytes, inside an array; download it again"
+            )
         begin, self.position = self.position, self.position + size
         return self.data[begin : self.position]
 
@@ -114,7 +117,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     version = reader.number("I")
     if version != _VERSION:
         raise ConversionError(
-            f"{path}: version {version} of CTranslate2's format, but version {_VERSION} is supported; convert the "
+            f"{path.name}: version {version} of CTranslate2's format, but version {_VERSION} is supported; convert the "
             "model with a current CTranslate2"
         )
     reader.string()
@@ -125,15 +128,19 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         shape = [reader.number("I") for _ in range(reader.number("B"))]
         kind, size = reader.number("B"), reader.number("I")
         if kind not in _DTYPES:
-            raise ConversionError(f"{path}: {name} has the unknown dtype {kind}; convert the model to float16 first")
+            raise ConversionError(
+                f"{path.name}: {name} has the unknown dtype {kind}; convert the model to float16 first"
+            )
         dtype = np.dtype(_DTYPES[kind])
         if size != int(np.prod(shape, dtype=object)) * dtype.itemsize:
-            raise ConversionError(f"{path}: {name} has {size} bytes for the shape {shape}; download it again")
+            raise ConversionError(f"{path.name}: {name} has {size} bytes for the shape {shape}; download it again")
         arrays[name] = torch.from_numpy(reader.take(size).copy().view(dtype).reshape(shape))
     for _ in range(reader.number("I")):
         alias, name = reader.string(), reader.string()
         if name not in arrays:
-            raise ConversionError(f"{path}: alias {alias} names {name}, which is not in the file; download it again")
+            raise ConversionError(
+                f"{path.name}: alias {alias} names {name}, which is not in the file; download it again"
+            )
         arrays[alias] = arrays[name]
     return arrays
 
@@ -227,13 +234,15 @@ def convert(source: Path, folder: Path) -> list[TensorStatus]:
     path = source / FILE if source.is_dir() else source
     for file in (path, path.with_name("tokenizer.json")):
         if not file.is_file():
-            raise ConversionError(f"{file}: no such file; give the folder of a CTranslate2 model with its tokenizer")
+            raise ConversionError(
+                f"{file.name}: no such file; give the folder of a CTranslate2 model with its tokenizer"
+            )
     arrays = read_arrays(path)
     state, report = rename_whisper(arrays)
     try:
         config = _config(state, arrays)
     except KeyError as error:
-        raise ConversionError(f"{path}: no array {error.args[0]}; this is not a Whisper model", report) from error
+        raise ConversionError(f"{path.name}: no array {error.args[0]}; this is not a Whisper model", report) from error
     tokenizer = transformers.WhisperTokenizerFast(tokenizer_file=str(path.with_name("tokenizer.json")))
     generation = _generation(path.with_name("config.json"), tokenizer, config)
     config |= {name: generation[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -253,7 +262,9 @@ def convert(source: Path, folder: Path) -> list[TensorStatus]:
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     model_config.save_pretrained(folder)
     transformers.GenerationConfig(**generation).save_pretrained(folder)
-    transformers.WhisperFeatureExtractor(feature_size=config["num_mel_bins"]).save_pretrained(folder)
+    seconds = config["max_source_positions"] // _POSITIONS
+    extractor = transformers.WhisperFeatureExtractor(feature_size=config["num_mel_bins"], chunk_length=seconds)
+    extractor.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return report
 
@@ -287,7 +298,7 @@ def _generation(
     }
     for name in ("startoftranscript", "endoftext", "notimestamps"):
         if token[name] is None:
-            raise ConversionError(f"{file.with_name('tokenizer.json')}: no token <|{name}|>; it is not Whisper's")
+            raise ConversionError(f"tokenizer.json: no token <|{name}|>; it is not Whisper's")
     multilingual = config["vocab_size"] >= _MULTILINGUAL
     entries = {
         "bos_token_id": token["startoftranscript"],

@@ -55,18 +55,18 @@ def convert(source: Path, folder: Path) -> list[TensorStatus]:
     """
     files = sorted(source.glob("*.gguf")) if source.is_dir() else [source]
     if len(files) != 1 or not files[0].is_file():
-        raise ConversionError(f"{source}: contains {len(files)} files *.gguf; give the path of one file")
+        raise ConversionError(f"contains {len(files)} files *.gguf; give the path of one file")
     try:
         reader = gguf.GGUFReader(files[0])
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{files[0]}: not a GGUF file, or damaged ({error}); download it again") from error
+        raise ConversionError(f"{files[0].name}: not a GGUF file, or damaged ({error}); download it again") from error
     tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
     try:
         config = _config(fields, tied)
         tokenizer = _tokenizer(fields)
     except KeyError as error:
-        raise ConversionError(f"{files[0]}: no entry {error.args[0]!r}; download the file again") from error
+        raise ConversionError(f"{files[0].name}: no entry {error.args[0]!r}; download the file again") from error
 
     state: dict[str, Tensor] = {}
     report: list[TensorStatus] = []
