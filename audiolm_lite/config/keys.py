@@ -200,7 +200,10 @@ EVALUATION_KEYS = {
     "tasks": DATA_KEYS["tasks"],
     "metrics": Key("Task -> how it is scored: {type: asr|classification|regression|captioning, ...}.", dict),
     "controls": Key(
-        "Audio that the model receives: normal, zeros (none), shuffled (of another clip).", list, ["normal", "zeros"]
+        "Audio that the model receives: normal, zeros (none), shuffled (of another clip); adapter_alone: transcripts "
+        "of the adapter without the LLM, for tasks scored as asr.",
+        list,
+        ["normal", "zeros"],
     ),
     "batch_tokens": DATA_KEYS["batch_tokens"],
     "num_workers": DATA_KEYS["num_workers"],

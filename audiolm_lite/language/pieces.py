@@ -40,6 +40,7 @@ def pieces_inside(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     before, space, inside = (
         list(tokenizer.encode(_BEFORE + after, add_special_tokens=False)) for after in ("", " ", f" {text}")
     )
-    if inside[: len(before)] != before or inside[len(before) :] == space[len(before) :] + alone:
+    prefix, inside = inside[: len(before)], inside[len(before) :]
+    if prefix != before or not inside or inside == space[len(before) :] + alone:
         return alone
-    return inside[len(before) :]
+    return inside

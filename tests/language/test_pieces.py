@@ -27,3 +27,8 @@ def test_a_word_has_the_space_before_it_once(scheme):
 @pytest.mark.parametrize("text", ["yes", "yes no", "n", ""])
 def test_vocabularies_without_spaces_in_their_pieces_give_the_pieces_of_the_text_alone(tokenizer, text):
     assert pieces_inside(text, tokenizer) == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_a_tokenizer_that_does_not_split_at_spaces_gives_the_pieces_of_the_text_alone():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0, "yes": 1}, unk_token="?")))
+    assert pieces_inside("yes", tokenizer) == [1]
