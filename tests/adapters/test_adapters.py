@@ -20,6 +20,7 @@ CASES = {
     "window_qformer": {"type": "window_qformer", "window": 4, "queries": 2, "streams": [10, 6], **BLOCKS},
     "window_qformer published": {"type": "window_qformer", "window": 4, "published_behaviour": True, **BLOCKS},
     "conformer": {"type": "conformer", "dim": 12, "heads": 3, "kernel": 5},
+    "stacked_transformer": {"type": "stacked_transformer", "stride": 2, "dim": 12, "heads": 3, "kernel": 3},
     "conformer dw_striding": {"type": "conformer", "dim": 12, "heads": 3, "factor": 8, "channels": 4},
     "conformer striding": {
         "type": "conformer", "dim": 12, "heads": 3, "factor": 4, "channels": 4, "subsampling": "striding"
@@ -30,7 +31,7 @@ CASES = {
 def make(name, seed=0):
     """The adapter of a case with changed parameters, and the number of encoder layers that it reads."""
     torch.manual_seed(seed)
-    layers = 3 if name == "tltr" else 1
+    layers = 3 if name in ("tltr", "stacked_transformer") else 1
     adapter = build("adapters", CASES[name], feature_dim=DIM, num_layers=layers, llm_dim=LLM_DIM).eval()
     for tensor in [*adapter.parameters(), *(b for b in adapter.buffers() if b.is_floating_point())]:
         tensor.data += 0.3 * torch.rand(tensor.shape)
@@ -72,7 +73,7 @@ def test_every_valid_frame_is_used_and_every_parameter_gets_a_gradient(name):
     sum(row[:count].square().sum() for row, count in zip(tokens, counts.tolist())).backward()
     used = features.grad.abs().sum((0, 1, 3)) > 0
     # These drop the frames after the last complete window.
-    kept = {"linear": 9, "linear conv": 9, "window_qformer published": 8}.get(name, length)
+    kept = {"linear": 9, "linear conv": 9, "window_qformer published": 8, "stacked_transformer": 10}.get(name, length)
     assert used.tolist() == [True] * kept + [False] * (len(used) - kept)
     without_gradient = {n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.any()}
     # With one query, the softmax of the attention among queries is constant.
@@ -120,6 +121,8 @@ def test_padding_of_a_stream_stays_zero_after_its_norm():
         ({"type": "mlp_pooling", "pooling": "max"}, "average"),
         ({"type": "conformer", "dim": 20, "heads": 8}, "multiple"),
         ({"type": "conformer", "kernel": 8}, "odd"),
+        ({"type": "stacked_transformer", "kernel": 8}, "odd"),
+        ({"type": "stacked_transformer", "dim": 20, "heads": 6}, "multiple"),
         ({"type": "conformer", "factor": 3}, "1, 2, 4 or 8"),
         ({"type": "conformer", "factor": 2, "subsampling": "vggnet"}, "striding"),
     ],
