@@ -47,12 +47,11 @@ KEYS = {
     "perturbed_share": Key("Perturbed copies per training clip of speech, joined ones included.", float, 0.33),
     "label_copies": Key("Perturbed copies per training clip of a sound or of an order.", float, 4.0),
     "mixtures": Key("Training clips of two sounds.", int, 400),
-    "silent_clips": Key("Training clips of silence or steady noise.", int, 300),
+    "silent_clips": Key("Training clips of silence or steady noise; a fifth as many are for test.", int, 300),
     "question_share": Key("Share of the training clips of speech with a question about the words.", float, 0.3),
 }
 _plain = normaliser(["lower", "punctuation"])
-# Clips of silence or noise for validation and test, and the share of the read sentences for validation.
-_HELD_OUT_SILENCE = {"valid": 20, "test": 60}
+# Share of the read sentences for validation.
 _READ_TEXT_VALID_SHARE = 0.01
 # Share of the training clips of speech that are asked for a caption ("a man speaks").
 _CAPTION_SHARE = 0.05
@@ -139,8 +138,8 @@ def read_tiny_real(
     yield from perturb_clips(orders, sounds, label_copies, derived, seed)
     yield from perturb_clips(sounds, [], label_copies, derived, seed)
     yield from mix_sounds(sounds, mixtures, derived, seed)
-    for split, count in {"train": silent_clips, **_HELD_OUT_SILENCE}.items():
-        yield from make_silence(split, count, derived, seed)
+    for split, divisor in {"train": 1, "valid": 15, "test": 5}.items():
+        yield from make_silence(split, silent_clips // divisor, derived, seed)
 
 
 def _has_label(clip: Clip, task: str) -> bool:
