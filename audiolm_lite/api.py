@@ -14,7 +14,7 @@ from audiolm_lite.decoding.backend import Backend
 from audiolm_lite.decoding.bundle import Answer, ModelBundle
 from audiolm_lite.deploy.backends import make_backend
 from audiolm_lite.hub.load import load_model
-from audiolm_lite.language.prompt import AUDIO_MARK
+from audiolm_lite.language.prompt import AUDIO_MARK, PromptError
 from audiolm_lite.modeling.lora import merge_lora
 
 Clip = str | Path | Tensor
@@ -145,6 +145,8 @@ class AudioLM:
         ------
         AudioError
             A file cannot be read.
+        PromptError
+            The model's prompt has no question, or needs a field that is missing.
         ValueError
             Unknown options, a waveform of another shape, differing numbers of questions and clips, a clip that is too
             short, or longer than the encoder accepts.
@@ -166,6 +168,12 @@ class AudioLM:
         questions = [question] * len(clips) if isinstance(question, str) else list(question)
         if len(questions) != len(clips):
             raise ValueError(f"ask: {len(questions)} questions for {len(clips)} clips; give one, or one per clip")
+        template = self.bundle.template
+        if not template.asks and (unknown := set(questions) - set(self.bundle.instructions.values())):
+            raise PromptError(
+                f"ask: the model cannot answer {min(unknown)!r}, since its prompt {template.template!r} has no "
+                "{instruction} and so no question; use transcribe or caption, whichever the model was trained for"
+            )
         for text in dict.fromkeys(questions):
             self._warn_of_dropped_characters(text.replace(AUDIO_MARK, ""))
         turns = [{"instruction": earlier, "target": answer} for earlier, answer in history]

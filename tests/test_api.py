@@ -24,6 +24,7 @@ from audiolm_lite.evaluation.runner import evaluate
 from audiolm_lite.hub.folder import ModelFolderError
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
+from audiolm_lite.language.prompt import PromptError
 
 SECONDS = (0.6, 1.1, 0.35)
 OPTIONS = {"max_new_tokens": 6}
@@ -95,6 +96,16 @@ def test_several_clips_and_turns_in_one_question(folder):
     model.ask(folder / "0.wav", "rain", history=[("what dog", "dog")])
     with pytest.raises(ValueError, match="1 <audio> marks"):
         model.ask(pair, "what <audio>")
+
+
+def test_a_question_that_the_prompt_does_not_have_is_refused(folder):
+    experiment = json.loads((folder / "model" / "audiolm_lite.json").read_text())
+    experiment["template"] = "{bos}user : {audio} transcribe answer : {answer}{eos}"
+    (folder / "model" / "audiolm_lite.json").write_text(json.dumps(experiment))
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    assert isinstance(model.transcribe(folder / "0.wav"), str) and isinstance(model.caption(folder / "0.wav"), str)
+    with pytest.raises(PromptError, match="cannot answer 'what dog', since its prompt .* has no {instruction}"):
+        model.ask(folder / "0.wav", "what dog")
 
 
 def test_fields_fill_optional_slots(folder):

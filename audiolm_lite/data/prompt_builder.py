@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from audiolm_lite.data.lengths import text_tokens
 from audiolm_lite.data.selected_rows import SelectedRows
 from audiolm_lite.features.keys import clips_of
-from audiolm_lite.language.prompt import PromptTemplate
+from audiolm_lite.language.prompt import PromptError, PromptTemplate
+
+_COMPARED_ROWS = 500  # rows of each manifest whose questions are compared
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,15 @@ class PromptBuilder:
         return self.encode(row, [0] * len(clips_of(row)), cut)[0]
 
     def text_tokens(self, rows: SelectedRows) -> np.ndarray:
-        """Count the text tokens [N] int32 of each row; a row that draws its question counts with the longest one."""
+        """Count the text tokens [N] int32 of each row; a row that draws its question counts with the longest one.
+
+        Raises
+        ------
+        PromptError
+            A row lacks a field of the template, or rows ask different questions and the template has no
+            ``{instruction}``.
+        """
+        self._require_answerable(rows)
 
         def tokens(text: str) -> int:
             return len(self.tokenizer.encode(text, add_special_tokens=False))
@@ -70,3 +80,28 @@ class PromptBuilder:
             settings = {"template": self.template.template, "with_answer": self.with_answer, "question": question}
             counts.append(text_tokens(table, numbers, count, self.tokenizer, settings))
         return np.concatenate(counts)
+
+    def _require_answerable(self, rows: SelectedRows) -> None:
+        """Refuse rows with different questions, of which the template shows none to the model.
+
+        A part of the rows is compared, each with the first. All questions for a transcript count as one.
+        """
+        if self.template.asks:
+            return
+        first: dict[str, Any] | None = None
+        for table, numbers in rows.by_table():
+            for number in numbers[:: len(numbers) // _COMPARED_ROWS + 1].tolist():
+                row = table[number]
+                if row["instruction"] is None:  # drawn at random, so that its wording does not matter
+                    continue
+                first = first or row
+                transcripts = all(each["task"].startswith("asr") for each in (first, row))
+                if row["instruction"] != first["instruction"] and not transcripts:
+                    asked = (
+                        f'"{each["instruction"]}" (task {each["task"]}, row "{each["id"]}")' for each in (first, row)
+                    )
+                    raise PromptError(
+                        f"template {self.template.template!r} has no {{instruction}}, and the rows ask different "
+                        f"questions: {' and '.join(asked)}. The model cannot know which one to answer: add "
+                        "{instruction} to the template, or select the rows of one question with tasks."
+                    )

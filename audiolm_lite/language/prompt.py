@@ -124,6 +124,11 @@ class PromptTemplate:
         if any(piece.kind == "slot" and piece.value in ("audio", "answer") for piece in self._head):
             raise PromptError(f"template {template!r}: {{audio}} and {{answer}} must follow {{turn}}.")
 
+    @property
+    def asks(self) -> bool:
+        """Whether the model receives a question; a template without ``{instruction}`` is for one task only."""
+        return any((piece.kind, piece.value) == ("slot", "instruction") for piece in (*self._head, *self._turn))
+
     def pieces(self, turns: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
         """All pieces of a conversation of `turns` turns, including those of the tokenizer's chat template."""
         if self.chat:

@@ -73,6 +73,33 @@ def live_dataset(tmp_path, tokenizer):
     return build
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{"instruction": "say"}, {"instruction": "write"}], None),  # wordings of one question
+        ([{"task": "class"}, {"task": "class"}], None),
+        ([{"task": "class"}, {"task": "class", "instruction": None}], None),  # drawn from a file
+        ([{"task": "class"}, {"task": "class", "instruction": "who?"}], 'sound?" .task class.* and "who?" .task class'),
+        ([{}, {"task": "class", "instruction": "who?"}], 'sound?" .task asr, row "0".* and "who?"'),
+    ],
+)
+def test_different_questions_need_an_instruction_slot(made, tokenizer, changes, message):
+    rows = [row(str(i), i, instruction="which sound?") | change for i, change in enumerate(changes)]
+    write_manifest(made / "asked.jsonl", rows, instruction_required=False)
+    selected = select_rows([made / "asked.jsonl"], questions=Questions([], 1))
+
+    def build(template):
+        prompt = PromptBuilder(PromptTemplate(template), tokenizer, num_tokens)
+        return AudioTextDataset(selected, FeatureSource(FeatureStore(made / "store")), prompt)
+
+    build(TEMPLATE)
+    if message is None:
+        assert len(build("{audio}{answer}{eos}")) == 2
+        return
+    with pytest.raises(PromptError, match=message.replace("?", "[?]") + ".*add {instruction} to the template"):
+        build("{audio}{answer}{eos}")
+
+
 def test_items_have_their_audio_and_exact_lengths(dataset):
     data = dataset()
     assert len(data) == 8 and data.left_out == []
