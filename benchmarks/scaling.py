@@ -72,6 +72,7 @@ def make_brain(folder: str) -> AudioLMBrain:
     llm = get_peft_model(llm, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]))
     model = AudioLanguageModel(TLTR(feature_dim=DIM, num_layers=LAYERS, llm_dim=256), llm)
     hparams = {name: key.default for name, key in TRAINING_KEYS.items()} | {
+        "precision": "fp32",
         "stage": 1,
         "output_folder": folder,
         "trainable": ["adapter.*", "llm.*lora_*"],

@@ -127,7 +127,11 @@ TRAINING_KEYS = {
         dict,
         None,
     ),
-    "precision": Key("Autocast precision of training.", ("fp32", "bf16", "fp16"), "fp32"),
+    "precision": Key(
+        "Autocast precision of training; auto: bf16 where the device multiplies it, otherwise fp32.",
+        ("auto", "fp32", "bf16", "fp16"),
+        "auto",
+    ),
     "loss_chunk": Key("Positions whose logits are in memory at a time; 0: as many as fit in 256 MB.", int, 0, False),
     "loss_kernel": Key(
         "Loss of training steps: computed in chunks, or by the fused kernel of torch 2.13.",
@@ -211,7 +215,7 @@ EVALUATION_KEYS = {
     "title": Key("Heading of report.html.", str, "Evaluation"),
     "notes": Key("Paragraphs below the heading, e.g. about model and data.", list, []),
     "backend": Key(
-        "For latency.py: eager, inductor, aoti; best: the first of aoti, inductor, eager that works.",
+        "For latency.py: eager, inductor, aoti; best: the fastest of them, timed over a few tokens.",
         str,
         "best",
     ),

@@ -20,6 +20,7 @@ import torch
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.manifest_entries import split_entries
+from audiolm_lite.config.precision import training_precision
 from audiolm_lite.data.batching import Item
 from audiolm_lite.modeling.batch import AUDIO_SLOT
 from audiolm_lite.plan import measure
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         hparams, run_opts, _ = load_experiment([*rest, "--output_folder", folder])
         hparams["processes"] = options.processes
+        hparams["precision"] = training_precision(hparams["precision"], run_opts.get("device"))
         require_supported(hparams)
         on_gpu = torch.cuda.is_available() and run_opts.get("device") != "cpu"
         if options.measure and options.processes > 1:

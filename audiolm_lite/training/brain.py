@@ -17,6 +17,7 @@ from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.precision import training_precision
 from audiolm_lite.config.settings import settings
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.distributed import processes
@@ -79,7 +80,9 @@ class AudioLMBrain(sb.Brain):
     def __init__(self, model: nn.Module, hparams: dict[str, Any], run_opts: dict[str, Any] | None = None):
         if hparams["patience"] is not None and hparams["patience"] < 1:
             raise ConfigError(f"patience is {hparams['patience']}; write 1 at least, or null to train all epochs")
-        self.experiment, self.run_opts = hparams, dict(run_opts or {})
+        self.run_opts = dict(run_opts or {})
+        hparams = {**hparams, "precision": training_precision(hparams["precision"], self.run_opts.get("device"))}
+        self.experiment = hparams
         if hparams["precision"] == "fp16" and torch.device(self.run_opts.get("device") or "cpu").type == "cpu":
             raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or --precision fp32 on the CPU")
         configure_model(model, hparams)

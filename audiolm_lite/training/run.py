@@ -1,6 +1,7 @@
 """The train command: one stage of the curriculum, or several in order. The train.py of a recipe calls `main`."""
 
 from audiolm_lite.config.experiment import load_experiment
+from audiolm_lite.config.precision import training_precision
 from audiolm_lite.config.start import start_run
 from audiolm_lite.distributed import processes
 from audiolm_lite.training.brain import AudioLMBrain
@@ -34,6 +35,7 @@ def train_stage(argv: list[str]) -> AudioLMBrain | None:
     if device := processes.start_process_group(run_opts.get("device")):
         run_opts["device"] = device
     start_run(hparams, resolved, processes.is_main())
+    hparams["precision"] = training_precision(hparams["precision"], run_opts.get("device"))
     if is_finished(hparams, run_opts):
         return None
     model, tokenizer = build_model(hparams)

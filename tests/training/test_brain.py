@@ -197,6 +197,14 @@ def test_float16_on_the_cpu_is_refused(tmp_path):
         make_brain(tmp_path, precision="fp16")
 
 
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_is_stored_as_what_it_means_here(native, precision, tmp_path, monkeypatch):
+    """Otherwise a run could continue in another precision on another machine without notice."""
+    monkeypatch.setattr("audiolm_lite.config.precision.multiplies_bf16", lambda device: native)
+    brain = make_brain(tmp_path, precision="auto")
+    assert brain.experiment["precision"] == brain.precision == precision
+
+
 def test_a_run_cannot_continue_with_other_settings(tmp_path):
     train(tmp_path, epochs=1)
     with pytest.raises(ConfigError, match="epochs was 1, is now 3"):

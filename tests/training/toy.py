@@ -72,6 +72,7 @@ def make_hparams(root, **changes):
         "output_root": str(root),
         "output_folder": str(Path(root) / f"stage_{changes.get('stage', 1)}"),
         "stage": 1,
+        "precision": "fp32",  # the same on every machine
         "brain": AudioLMBrain,
         "trainable": ["adapter.*", "llm.*lora_*"],
         "learning_rates": {"adapter.*": 1e-2, "llm.*": 1e-2},
