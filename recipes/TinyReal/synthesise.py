@@ -1,8 +1,8 @@
 """Read sentences aloud with Piper: python synthesise.py sentences.tsv voice.onnx read_text
 
-Needs `pip install piper-tts` (GPL-3; a program of its own and no dependency of this library). Each line of the table is
-a book and a sentence, separated by a tab. Sentence n becomes clips/<n>.ogg; files that exist are kept, so an interrupted
-run continues. At the end, speech.tsv lists all clips for `read_text_folder` of prepare.py.
+Needs `pip install piper-tts` (GPL-3; a program of its own and no dependency of this library). Each line of the table
+is a book and a sentence, separated by a tab. Sentence n becomes clips/<n>.ogg; files that exist are kept, so an
+interrupted run continues. At the end, speech.tsv lists all clips for `read_text_folder` of prepare.py.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from audiolm_lite.audio.reading import SAMPLE_RATE
 from audiolm_lite.config.errors import UserError, run_command
+from audiolm_lite.distributed.partition import parse_partition
 from audiolm_lite.storage.atomic import atomic_path, write_text
 from data_prep.clips import read_lines
 
@@ -30,12 +31,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=1986, help="of speed and expression, which vary between sentences")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="only every N-th sentence; one process per part")
     options = parser.parse_args(argv)
-    part, parts = map(int, options.part.split("/"))
+    part = parse_partition(options.part)
     rows = [line.split("\t") for _, line in read_lines(options.sentences)]
     if bad := next((number for number, row in enumerate(rows, start=1) if len(row) != 2), None):
         raise UserError(f"{options.sentences}, row {bad}: write a book and a sentence, separated by one tab")
     files = [Path("clips", f"{number:05d}.ogg") for number in range(len(rows))]
-    missing = [number for number in range(part - 1, len(rows), parts) if not (options.folder / files[number]).exists()]
+    missing = [
+        number
+        for number in range(part.rank, len(rows), part.world_size)
+        if not (options.folder / files[number]).exists()
+    ]
     voice = load_voice(options.voice) if missing else None
     for number in tqdm(missing, unit=" sentences"):
         samples = speak(voice, rows[number][1], random.Random(f"{options.seed} {number}"))
