@@ -6,13 +6,13 @@ bytes, start a new process and synthesise in a fixed order (see `corpus.render_s
 
 import ctypes
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from audiolm_lite.config.errors import UserError
 from data_prep.miniasqa.voices import Speaker
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callback before the call returns
@@ -73,7 +73,7 @@ class Espeak:
 
     Raises
     ------
-    RuntimeError
+    UserError
         The library cannot be initialised.
     """
 
@@ -83,19 +83,22 @@ class Espeak:
         self._folder = tempfile.TemporaryDirectory(prefix="miniasqa-voices-")
         data = os.path.join(self._folder.name, "espeak-ng-data")
         source = espeakng_loader.get_data_path()
-        os.makedirs(data)
+        variants = os.path.join(data, "voices", "!v")
+        os.makedirs(variants)
         for entry in os.listdir(source):
             if entry != "voices":
                 os.symlink(os.path.join(source, entry), os.path.join(data, entry))
-        shutil.copytree(os.path.join(source, "voices"), os.path.join(data, "voices"))
-        for speaker in speakers:
-            with open(os.path.join(data, "voices", "!v", speaker.name), "w") as file:
-                file.write(speaker.variant())
 
         self._library = ctypes.cdll.LoadLibrary(espeakng_loader.get_library_path())
         self.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _PHONEME_EVENTS_IPA | _DONT_EXIT)
         if self.rate <= 0:
-            raise RuntimeError(f"espeak-ng cannot be initialised with its data in {source}; reinstall espeakng-loader")
+            raise UserError(f"espeak-ng cannot be initialised with its data in {source}; reinstall espeakng-loader")
+        # The library lists at most 349 languages and variants, and does not find a language that is not listed, but any
+        # variant by its file. So the list is made before there are variants, whose number is then not limited.
+        self._library.espeak_ListVoices(None)
+        for speaker in speakers:
+            with open(os.path.join(variants, speaker.name), "w") as file:
+                file.write(speaker.variant())
         self._pieces: list[np.ndarray] = []
         self._events: list[tuple[int, int, int, int, str]] = []
         self._callback = _Callback(self._receive)  # the library keeps only a pointer to it
@@ -117,14 +120,14 @@ class Espeak:
 
         Raises
         ------
-        RuntimeError
+        UserError
             The library has no such accent.
         """
         self._pieces.clear()
         self._events.clear()
         voice = f"{speaker.accent}+{speaker.name}"
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise RuntimeError(f"espeak-ng has no voice {voice}; reinstall espeakng-loader")
+            raise UserError(f"espeak-ng has no voice {voice}; reinstall espeakng-loader")
         settings = {_RATE: int(speaker.rate * style.rate), _VOLUME: style.volume}
         settings |= {_PITCH: style.pitch, _RANGE: style.range}
         for parameter, value in settings.items():

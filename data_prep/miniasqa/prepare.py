@@ -15,7 +15,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from audiolm_lite.config.errors import run_command
+from audiolm_lite.config.errors import ConfigError, run_command
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.keys import Key
 from audiolm_lite.config.registry import build
@@ -27,7 +27,9 @@ from audiolm_lite.storage.atomic import write_text
 from data_prep.miniasqa import VERSION
 from data_prep.miniasqa.corpus import RATE, SHARD, Clip, make_plans, render
 from data_prep.miniasqa.questions import rows_for, spoken_labels
+from data_prep.miniasqa.voices import SPEAKERS
 
+KINDS = ("speech", "sound", "mixture")
 KEYS = {
     "seed": Key("Seed of the corpus; the same seed gives the same bytes.", int),
     "data_folder": Key("Folder for audio, manifests and features.", str),
@@ -48,6 +50,11 @@ def main(argv: Sequence[str]) -> None:
     partition = parse_partition(hparams["shard"]) if hparams["shard"] else Partition(0, 1, finishes=True)
     rows = []
     for split, counts in hparams["clips"].items():
+        if split not in SPEAKERS or not isinstance(counts, dict) or set(counts) != set(KINDS):
+            raise ConfigError(
+                f"clips: {{{split}: {counts}}} must be one of {', '.join(SPEAKERS)} with a number of clips for each of "
+                f"{', '.join(KINDS)}, as in train: {{speech: 100, sound: 50, mixture: 0}}"
+            )
         if run_opts.get("debug"):
             counts = {kind: min(count, 6) for kind, count in counts.items()}
         split_rows = render_split(folder, split, hparams["seed"], counts, hparams["processes"], partition)

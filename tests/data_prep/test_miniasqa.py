@@ -1,17 +1,20 @@
 """MiniASQA: reproducible bytes, labels that describe the sound, no test data in training."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.distributed.partition import Partition
 from data_prep.miniasqa import corpus, prepare
 from data_prep.miniasqa.corpus import RATE, STYLES, make_plans, render
+from data_prep.miniasqa.espeak import Espeak
 from data_prep.miniasqa.questions import PHRASES, captions, rows_for, spoken_labels
 from data_prep.miniasqa.sentences import make_sentence, split_of, vocabulary
 from data_prep.miniasqa.sounds import SOUNDS, SoundEvent, synthesise
-from data_prep.miniasqa.voices import make_speakers
+from data_prep.miniasqa.voices import ACCENTS, make_speakers
 
 
 def digest(clips):
@@ -76,6 +79,24 @@ def test_older_voices_speak_more_slowly():
     speakers = make_speakers("train")
     ages, rates = [s.age for s in speakers], [s.rate for s in speakers]
     assert np.corrcoef(ages, rates)[0, 1] < -0.9
+
+
+def test_the_number_of_voices_is_not_limited():
+    """espeak-ng lists 349 languages and variants; an accent that is not listed would not be found."""
+    speakers = [replace(make_speakers("test")[0], name=f"voice{i}", accent=ACCENTS[-1]) for i in range(400)]
+    espeak = Espeak(speakers)
+    for speaker in (speakers[0], speakers[-1]):
+        assert len(espeak.say(speaker, "hello", STYLES["neutral"]).samples) > espeak.rate / 10
+
+
+@pytest.mark.parametrize("clips", ["{trian: {speech: 1, sound: 0, mixture: 0}}", "{train: {speech: 1}}", "{train: 3}"])
+def test_wrong_numbers_of_clips_are_refused(tmp_path, clips):
+    (tmp_path / "prepare.yaml").write_text("seed: 1\nencoder: {type: logmel}\n")
+    folders = ["--data_folder", str(tmp_path / "data"), "--feature_folder", str(tmp_path / "features")]
+    with pytest.raises(
+        ConfigError, match="clips: .* must be one of train, valid, test with a number of clips for each"
+    ):
+        prepare.main([str(tmp_path / "prepare.yaml"), *folders, f"--clips={clips}"])
 
 
 def test_no_test_voice_and_no_test_sentence_is_in_training():
