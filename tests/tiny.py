@@ -26,7 +26,9 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     WhisperConfig,
     WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
     WhisperModel,
+    WhisperTokenizer,
 )
 
 from audiolm_lite.encoders.beats import BEATsEncoder
@@ -240,3 +242,49 @@ def save_voxtral(folder: Path, mels: int, seconds: int, seed: int | None = None,
         "special_tokens": special,
     }
     (folder / "tekken.json").write_text(json.dumps(tekken))
+
+
+def save_recognizer(folder: Path, languages: tuple[str, ...] = (), **sizes: Any) -> WhisperForConditionalGeneration:
+    """Write the folder of a complete Whisper for 2 s of audio, whose random transcripts differ between clips.
+
+    `languages` are those of a multilingual model; without them, it only knows English.
+    """
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tasks = ["<|translate|>", "<|transcribe|>"]
+    start, end, plain = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
+    codes = [f"<|{language}|>" for language in languages]
+    special = [end, start, *(codes or ["<|en|>"]), *tasks, plain]
+    ids = {token: number for number, token in enumerate([*letters, *special])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: ids[token] for token in [*letters, end]}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+
+    _set_seed(0)
+    decoder = {"decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "max_target_positions": 40}
+    tokens = {"vocab_size": len(ids), "pad_token_id": ids[end], "bos_token_id": ids[end], "eos_token_id": ids[end]}
+    tokens |= {"decoder_start_token_id": ids[start], "suppress_tokens": None, "begin_suppress_tokens": None}
+    model = WhisperForConditionalGeneration(WhisperConfig(**{**WHISPER, **decoder, **tokens, **sizes}))
+    draw_weights(model, 0.4)
+    model.model.decoder.embed_positions.weight.data.normal_(0, 2)  # else each token would follow itself
+    readable = {"Ġ", *"abcdefghijklmnopqrstuvwxyz"}
+    settings: dict[str, Any] = {
+        "no_timestamps_token_id": ids[plain],
+        "is_multilingual": bool(languages),
+        "_from_model_config": False,  # else the other entries would be ignored
+        "suppress_tokens": [number for token, number in ids.items() if token not in (*readable, end)],
+        "begin_suppress_tokens": [ids["Ġ"], ids[end]],
+    }
+    if languages:
+        settings["lang_to_id"] = {code: ids[code] for code in codes}
+        settings["task_to_id"] = {task.strip("<|>"): ids[task] for task in tasks}
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    mels, seconds = model.config.num_mel_bins, model.config.max_source_positions * 320 // 16000
+    WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds).save_pretrained(folder)
+    return model.eval()

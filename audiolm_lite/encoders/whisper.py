@@ -76,8 +76,8 @@ class WhisperEncoder(nn.Module):
         Load the linear layers in 8 or 4 bits (bitsandbytes, on an NVIDIA GPU) and everything else in bfloat16; only
         from transformers' format.
     decoder_language : str, optional
-        Also load Whisper's decoder, for transcripts of speech in this language (ISO 639-1 code). Features do not
-        depend on it.
+        Make `recognize` available, which transcribes speech in this language (ISO 639-1 code). Features do not
+        depend on it, and the decoder is loaded at the first transcript.
 
     Attributes
     ----------
@@ -220,7 +220,7 @@ class WhisperEncoder(nn.Module):
         if self.decoder is None:
             raise ConfigError("whisper: transcripts need its decoder; set decoder_language in the encoder's block")
         features, frames, hidden = self._encode(waveforms, lengths)
-        return features, frames, self.decoder(self.model.layer_norm(hidden))
+        return features, frames, self.decoder.transcribe(self.model.layer_norm(hidden))
 
     def _encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features [B, L, T, D], valid frames [B], and the output of the last block [B, T', D]."""

@@ -1,8 +1,10 @@
 """Whisper's own decoder on the hidden states of its encoder: transcripts for prompts, from the same encoder pass."""
 
+from functools import cached_property
+
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from audiolm_lite.config.errors import ConfigError
@@ -11,8 +13,11 @@ from audiolm_lite.config.errors import ConfigError
 _MOST_TOKENS = 200
 
 
-class WhisperDecoder(nn.Module):
+class WhisperDecoder:
     """Greedy transcripts of Whisper (Radford et al. 2022, arXiv 2212.04356).
+
+    Not a module of the encoder, because its weights are never trained, saved or part of the features' identity. They
+    are read at the first transcript, in float32, and follow the encoder's device.
 
     Parameters
     ----------
@@ -24,25 +29,43 @@ class WhisperDecoder(nn.Module):
     Raises
     ------
     ConfigError
-        The model does not know the language.
+        There is no tokenizer, or the model does not know the language.
     """
 
     def __init__(self, source: str, language: str):
-        super().__init__()
-        model = transformers.WhisperForConditionalGeneration.from_pretrained(source, use_safetensors=True)
+        self.source = source
+        try:
+            settings = transformers.GenerationConfig.from_pretrained(source)
+            self.tokenizer = transformers.WhisperTokenizerFast.from_pretrained(source)
+        except (OSError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"whisper: decoder_language needs the tokenizer and generation_config.json of {source}: {error}"
+            ) from error
+        codes = getattr(settings, "lang_to_id", None) or {}  # the models that only know English have none
+        languages = sorted(code.strip("<|>") for code in codes) or ["en"]
+        if language not in languages:
+            raise ConfigError(
+                f"whisper: decoder_language {language!r} is not a language of {source}: {', '.join(languages)}"
+            )
+        spoken = [f"<|{language}|>", "<|transcribe|>"] if codes else []
+        prefix = ["<|startoftranscript|>", *spoken, "<|notimestamps|>"]
+        self.prefix: list[int] = self.tokenizer.convert_tokens_to_ids(prefix)
+
+    @cached_property
+    def model(self) -> transformers.PreTrainedModel:
+        """The decoder's weights."""
+        options = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
+        model, info = transformers.WhisperForConditionalGeneration.from_pretrained(self.source, **options)
+        if missing := sorted(info["missing_keys"]):
+            raise ConfigError(
+                f"whisper: {self.source} lacks {len(missing)} tensors that transcripts need, for example {missing[0]}; "
+                "download it again, or remove decoder_language"
+            )
         model.model.encoder = None  # its caller has it
-        settings = model.generation_config
-        languages = getattr(settings, "lang_to_id", None) or {}
-        if (f"<|{language}|>" not in languages) if languages else language != "en":
-            known = ", ".join(sorted(code.strip("<|>") for code in languages)) or "en"
-            raise ConfigError(f"whisper: decoder_language {language!r} is not a language of {source}: {known}")
-        spoken = {"language": language, "task": "transcribe"} if languages else {}
-        self.tokenizer = transformers.WhisperTokenizerFast.from_pretrained(source, **spoken)
-        self.prefix = list(self.tokenizer.prefix_tokens)
-        self.model = model.float().eval().requires_grad_(False)
+        return model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, hidden: Tensor) -> list[str]:
+    def transcribe(self, hidden: Tensor) -> list[str]:
         """Transcribe clips.
 
         Parameters
@@ -56,14 +79,14 @@ class WhisperDecoder(nn.Module):
         list of str
             Transcripts, without surrounding spaces.
         """
-        hidden = hidden.to(self.model.device, torch.float32)
+        model = self.model.to(hidden.device)
         # The generate of transformers' Whisper class needs spectrograms; that of its base class does not.
         tokens = transformers.GenerationMixin.generate(
-            self.model,
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            model,
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden.float()),
             attention_mask=torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device),
             decoder_input_ids=torch.tensor([self.prefix] * len(hidden), device=hidden.device),
-            max_new_tokens=min(_MOST_TOKENS, self.model.config.max_target_positions - len(self.prefix)),
+            max_new_tokens=min(_MOST_TOKENS, model.config.max_target_positions - len(self.prefix)),
             num_beams=1,
             do_sample=False,
         )

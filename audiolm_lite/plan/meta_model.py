@@ -89,13 +89,14 @@ def build_meta_encoder(block: Mapping) -> nn.Module:
         return config
 
     with torch.device("meta"):
-        return build("encoders", _unquantised(map_sources(block, configuration, "encoder")))
+        return build("encoders", _plain(map_sources(block, configuration, "encoder")))
 
 
-def _unquantised(block: Any) -> Any:
+def _plain(block: Any) -> Any:
+    """Block without quantization, and without the decoder for transcripts, which no training step uses."""
     if not isinstance(block, Mapping):
         return block
-    return {name: _unquantised(value) for name, value in block.items() if name != "quantization"}
+    return {name: _plain(value) for name, value in block.items() if name not in ("quantization", "decoder_language")}
 
 
 def weight_bytes(model: AudioLanguageModel, hparams: Mapping) -> dict[str, int]:

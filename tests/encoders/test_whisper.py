@@ -77,23 +77,39 @@ def tiny(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("padding", ["exact", "window", "full"])
+@pytest.mark.parametrize("pool", [1, 3])
+def test_trimmed_padding_gives_the_first_frames_of_full_padding(reference, pool):
+    folder, _, extractor = reference
+    clips, lengths = collate([wave(32000), wave(9001, 1), wave(160, 2)])
+    full, _ = WhisperEncoder(folder, padding="full")(clips, lengths)
+    features, frames = WhisperEncoder(folder, padding="trimmed", pool=pool)(clips, lengths)
+    own = -(-lengths // (2 * extractor.hop_length))
+    assert frames.tolist() == (-(-own // pool)).tolist()
+    for clip, count, everything, end in zip(features, frames, full, own):
+        groups = everything[:, : int(end)].split(pool, dim=1)  # frames after the clip's end are not averaged
+        expected = torch.stack([group.mean(dim=1) for group in groups], dim=1)
+        torch.testing.assert_close(clip[:, :count], expected, rtol=0, atol=1e-6)
+        assert not clip[:, count:].any()
+
+
+@pytest.mark.parametrize("padding", ["exact", "window", "full", "trimmed"])
 def test_shapes(tiny, padding):
     encoder = WhisperEncoder(tiny, padding=padding, window_seconds=1.5, pool=4)
     lengths = [1000, 24000, 7321]
     features, frames = encoder(*collate([wave(n) for n in lengths]))
     assert features.shape == (3, encoder.num_layers, max(frames), encoder.feature_dim) == (3, 3, max(frames), 32)
-    expected = {"exact": [1, 19, 6], "window": [19, 19, 19], "full": [25, 25, 25]}[padding]
+    expected = {"exact": [1, 19, 6], "window": [19, 19, 19], "full": [25, 25, 25], "trimmed": [1, 19, 6]}
+    expected = expected[padding]
     assert frames.tolist() == expected and frames.dtype == torch.int64
     assert [encoder.num_frames(n) for n in lengths] == encoder.num_frames(torch.tensor(lengths)).tolist() == expected
     assert encoder.frame_seconds == 0.08
-    assert encoder.max_seconds == {"exact": 2.0, "window": 1.5, "full": 2.0}[padding]
+    assert encoder.max_seconds == {"exact": 2.0, "window": 1.5, "full": 2.0, "trimmed": 2.0}[padding]
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(201, 32000), min_size=2, max_size=5),
-    padding=st.sampled_from(["exact", "window", "full"]),
+    padding=st.sampled_from(["exact", "window", "full", "trimmed"]),
     pool=st.sampled_from([1, 3]),
 )
 def test_a_clip_does_not_depend_on_its_batch(tiny, lengths, padding, pool):
@@ -146,6 +162,8 @@ def test_bfloat16_weights_keep_the_spectrogram_in_float32(tiny):
         ({"padding": "window", "window_seconds": 1.0}, 16001, "raise window_seconds"),
         ({}, 200, "shorter than the 201"),
         ({"padding": "full"}, 0, "shorter than the 1 "),
+        ({"padding": "trimmed"}, 0, "shorter than the 1 "),
+        ({"padding": "trimmed"}, 32001, "split it into segments"),
     ],
 )
 def test_impossible_lengths_are_refused(tiny, arguments, samples, message):
