@@ -15,7 +15,6 @@ from audiolm_lite.decoding.bundle import Answer, ModelBundle
 from audiolm_lite.deploy.backends import make_backend
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.language.prompt import AUDIO_MARK, PromptError
-from audiolm_lite.modeling.lora import merge_lora
 
 Clip = str | Path | Tensor
 Audio = Clip | tuple[Clip, ...]
@@ -29,12 +28,15 @@ class AudioLM:
     bundle : ModelBundle
         From `hub.load.load_model`; `from_pretrained` loads it.
     backend : str
-        How the LLM runs: "eager", "inductor" or "aoti" (see `deploy.backends`). The last two answer faster, but take
-        minutes to compile, "aoti" only the first time.
+        How the LLM runs: "eager", "inductor", "aoti" or "best", the fastest (see `deploy.backends`). Compiling takes
+        minutes, with "aoti" only the first time.
     batch_size : int
         Clips that are answered together; more clips are answered in several batches.
     max_length : int
         Capacity of a compiled backend in tokens: prompt, audio and answer together.
+    dtype : str
+        Dtype of the LLM: "float32", "bfloat16", "float16", or "auto": that of the model folder, but bfloat16 in place
+        of float32 if the device multiplies it, which is faster and needs half the memory.
 
     Attributes
     ----------
@@ -42,6 +44,8 @@ class AudioLM:
         The model; a LoRA of its LLM has been merged into the weights.
     stopped : list of (str or None)
         For each answer of the last call, what stopped it: "loop", "limit" (of tokens), or None if it ended by itself.
+    transcripts : list of (str or None)
+        For each answer of the last call, the transcript that was part of its prompt.
 
     Examples
     --------
@@ -53,11 +57,20 @@ class AudioLM:
     ['yes', 'no']
     """
 
-    def __init__(self, bundle: ModelBundle, *, backend: str = "eager", batch_size: int = 8, max_length: int = 512):
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        *,
+        backend: str = "eager",
+        batch_size: int = 8,
+        max_length: int = 512,
+        dtype: str = "auto",
+    ):
         self.bundle = bundle
         self.batch_size = batch_size
         self.stopped: list[str | None] = []
-        bundle.model.llm = merge_lora(bundle.model.llm)
+        self.transcripts: list[str | None] = []
+        bundle.prepare(dtype)
         self._backend: Backend | None = None
         if backend != "eager":
             self._backend = make_backend(backend, bundle.model.llm, batch_size, max_length)
@@ -74,7 +87,7 @@ class AudioLM:
         device : str, optional
             For example "cpu" or "cuda:0"; by default a GPU if there is one.
         **options
-            `backend`, `batch_size` and `max_length` of this class.
+            `backend`, `batch_size`, `max_length` and `dtype` of this class.
 
         Raises
         ------
@@ -116,6 +129,7 @@ class AudioLM:
         *,
         fields: dict[str, str] | None = None,
         history: Sequence[tuple[str, str]] = (),
+        transcript: bool = True,
         **generation: Any,
     ) -> str | list[str]:
         """Answer a question about audio.
@@ -131,6 +145,10 @@ class AudioLM:
             Further fields of the model's prompt template, for example {"transcript": ...}.
         history : sequence of (str, str), optional
             Earlier questions and answers of the conversation, for all clips.
+        transcript : bool
+            Fill the slot `{transcript}` of the model's prompt template with the transcript of Whisper's own decoder,
+            from the same pass of the encoder, where the model has both. `fields` may give another transcript. False
+            leaves the slot empty: the model answers from the audio alone.
         **generation
             `max_new_tokens`; for sampling `temperature`, `top_k`, `top_p` and `seed`; for beam search `beams` and
             `length_penalty`; without these, decoding is greedy. `decoding.options` lists all, with the guards against
@@ -178,12 +196,15 @@ class AudioLM:
             self._warn_of_dropped_characters(text.replace(AUDIO_MARK, ""))
         turns = [{"instruction": earlier, "target": answer} for earlier, answer in history]
         row = {**({"history": turns} if turns else {}), **(fields or {})}
+        recognize = transcript and "transcript" not in row and self._recognizes
         answers: list[Answer] = []
+        self.transcripts = []
         for start in range(0, len(clips), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            pairs = zip(clips[batch], questions[batch])
-            items = [self._item(clip, {"instruction": text, **row}) for clip, text in pairs]
+            rows = [{"instruction": text, **row} for text in questions[batch]]
+            items = self._items(clips[batch], rows, recognize)
             answers += self.bundle.answers(items, generation, self._backend)
+            self.transcripts += [item.row.get("transcript") for item in items]
         self.stopped = [answer.stopped for answer in answers]
         for clip, answer in zip(clips, answers):
             if answer.stopped == "loop":
@@ -203,10 +224,39 @@ class AudioLM:
                 stacklevel=3,
             )
 
-    def _item(self, audio: Audio, row: dict[str, Any]) -> Item:
-        clips = list(audio) if isinstance(audio, tuple) else [audio]
-        row = {"id": " ".join("waveform" if isinstance(clip, Tensor) else str(clip) for clip in clips), **row}
-        waveforms = [self._waveform(clip) for clip in clips]
+    @property
+    def _recognizes(self) -> bool:
+        """Whether prompts can have transcripts of the encoder's own decoder."""
+        return "transcript" in self.bundle.template.slots and getattr(self.bundle.model.encoder, "decoder", None)
+
+    def _items(
+        self, audios: Sequence[Audio], rows: Sequence[dict[str, Any]], recognize: bool = False
+    ) -> list[Item]:
+        """Prompts with waveforms or, with `recognize`, with transcripts and the features of the same pass."""
+        groups = [audio if isinstance(audio, tuple) else (audio,) for audio in audios]
+        waveforms = [[self._waveform(clip) for clip in group] for group in groups]
+        clips, rows = waveforms, list(rows)
+        if recognize:
+            clips, texts = self._recognize(waveforms)
+            rows = [{"transcript": text, **row} for text, row in zip(texts, rows)]
+        names = [" ".join("waveform" if isinstance(clip, Tensor) else str(clip) for clip in group) for group in groups]
+        return [self._item({"id": name, **row}, *both) for name, row, *both in zip(names, rows, waveforms, clips)]
+
+    def _recognize(self, waveforms: Sequence[Sequence[Tensor]]) -> tuple[list[list[Tensor]], list[str]]:
+        """Features [L, T, D] of the clips of each question, and their transcripts, joined by spaces."""
+        encoder: Any = self.bundle.model.encoder
+        samples = [waveform for group in waveforms for waveform in group]
+        lengths = torch.tensor([len(waveform) for waveform in samples])
+        encoder.num_frames(lengths)  # refuses lengths before they are padded
+        device = self.bundle.model.embedding.weight.device
+        padded = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True).to(device)
+        features, frames, texts = encoder.recognize(padded, lengths.to(device))
+        each = iter([(clip[:, :count], text) for clip, count, text in zip(features, frames.tolist(), texts)])
+        groups = [[next(each) for _ in group] for group in waveforms]
+        return [[clip for clip, _ in group] for group in groups], [" ".join(t for _, t in group) for group in groups]
+
+    def _item(self, row: dict[str, Any], waveforms: Sequence[Tensor], clips: Sequence[Tensor]) -> Item:
+        """Prompt of a row about `clips`, which are the waveforms [S] or their features [L, T, D]."""
         model = self.bundle.model
         num_frames = model.encoder.num_frames  # type: ignore[union-attr]  # a model that is loaded here has its encoder
         tokens = [model.adapter.num_tokens(num_frames(len(waveform))) for waveform in waveforms]
@@ -214,8 +264,9 @@ class AudioLM:
             seconds = min(map(len, waveforms)) / SAMPLE_RATE
             raise ValueError(f"{row['id']}: {seconds:.3f} s is too short for one audio token; give more audio")
         ids, labels = self.bundle.template.encode(row, self.bundle.tokenizer, tokens, with_answer=False)
+        own = {"waveform": clips[0]} if clips is waveforms else {"features": clips[0]}
         seconds = sum(map(len, waveforms)) / SAMPLE_RATE
-        return Item(row, ids, labels, waveform=waveforms[0], further=tuple(waveforms[1:]), seconds=seconds)
+        return Item(row, ids, labels, further=tuple(clips[1:]), seconds=seconds, **own)
 
     @staticmethod
     def _waveform(clip: Clip) -> Tensor:

@@ -35,6 +35,12 @@ def noise(number):
     return (0.1 * generator.standard_normal(int(16000 * SECONDS[number]))).astype(np.float32)
 
 
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """Compute in float32 on every machine: in bfloat16 the rounding depends on the size of the batch."""
+    monkeypatch.setattr("audiolm_lite.decoding.bundle.multiplies_bf16", lambda device: False)
+
+
 @pytest.fixture
 def folder(sources, make_experiment, make_model):
     """Folder with a saved model and three clips."""
@@ -150,7 +156,7 @@ def test_backend_gets_the_merged_llm_and_batches_of_its_size(folder, monkeypatch
 def test_lora_is_merged_with_the_same_answers(folder):
     files = [str(folder / f"{number}.wav") for number in range(3)]
     unmerged = load_model(folder / "model")
-    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    model = AudioLM.from_pretrained(folder / "model", device="cpu", dtype="float32")
     items = [model._item(file, {"instruction": "what dog"}) for file in files]
     assert hasattr(unmerged.model.llm, "peft_config") and not hasattr(model.bundle.model.llm, "peft_config")
     assert model.ask(files, "what dog") == unmerged.answer(items)
@@ -158,6 +164,16 @@ def test_lora_is_merged_with_the_same_answers(folder):
     torch.testing.assert_close(
         *(llm(inputs_embeds=embeds).logits for llm in (model.bundle.model.llm, unmerged.model.llm)), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_llm_computes_in_what_the_device_multiplies(native, folder, monkeypatch):
+    monkeypatch.setattr("audiolm_lite.decoding.bundle.multiplies_bf16", lambda device: native)
+    model = AudioLM.from_pretrained(folder / "model", device="cpu")
+    assert model.bundle.dtype == ("bfloat16" if native else "float32")
+    assert {buffer.dtype for buffer in model.bundle.model.llm.buffers()} == {torch.float32}
+    assert isinstance(model.ask(folder / "0.wav", "what dog"), str)
+    assert AudioLM.from_pretrained(folder / "model", device="cpu", dtype="float32").bundle.dtype == "float32"
 
 
 def test_a_merged_model_cannot_be_saved_as_if_it_had_its_lora(folder, make_experiment):

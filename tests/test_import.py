@@ -135,3 +135,21 @@ def test_extra_requirements_mirror_the_extras():
             section.append(line)
     assert mirrored == extras
     assert project["version"] == audiolm_lite.__version__
+
+
+def test_memory_of_onednn_is_bounded():
+    """It compiles again what it has met more than 16 shapes ago, and keeps a capacity that the user has set."""
+    code = (
+        "import audiolm_lite, os, torch; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])\n"
+        "run = lambda size: torch.nn.functional.conv2d(torch.ones(2, 16, 32, 32 + size), torch.ones(16, 16, 3, 3))\n"
+        "for size in [*range(40), *range(40)]: run(size)\n"
+    )
+    shown = {}
+    for capacity in (None, "1000"):
+        given = "" if capacity is None else f"import os; os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'] = {capacity!r}\n"
+        shown[capacity] = python("import os; os.environ['ONEDNN_VERBOSE'] = 'profile_create'\n" + given + code)
+    compiled = {capacity: len(re.findall("create:cache_miss.*convolution", text)) for capacity, text in shown.items()}
+    if compiled["1000"] == 0:
+        pytest.skip("torch convolves without oneDNN on this processor")
+    assert "\n16\n" in "\n" + shown[None] and "\n1000\n" in "\n" + shown["1000"]
+    assert compiled["1000"] <= 41 and compiled[None] >= 80, compiled

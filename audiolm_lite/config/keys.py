@@ -212,6 +212,11 @@ EVALUATION_KEYS = {
     "batch_tokens": DATA_KEYS["batch_tokens"],
     "num_workers": DATA_KEYS["num_workers"],
     "generation": Key("Entries that replace those of the model's generation settings.", dict, None),
+    "dtype": Key(
+        "Dtype of the LLM; auto: that of the model, but bfloat16 in place of float32 where the device multiplies it.",
+        ("auto", "float32", "bfloat16", "float16"),
+        "auto",
+    ),
     "title": Key("Heading of report.html.", str, "Evaluation"),
     "notes": Key("Paragraphs below the heading, e.g. about model and data.", list, []),
     "backend": Key(

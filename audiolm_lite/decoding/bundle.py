@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from audiolm_lite.config.precision import multiplies_bf16
 from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.options import read_options
@@ -16,6 +17,7 @@ from audiolm_lite.decoding.repetition import cut_loop
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.ctc import CTCHead
+from audiolm_lite.modeling.lora import merge_lora
 
 
 class Answer(NamedTuple):
@@ -69,6 +71,29 @@ class ModelBundle:
         llm_ids = getattr(getattr(self.model.llm, "generation_config", None), "eos_token_id", None)
         llm_ids = [llm_ids] if isinstance(llm_ids, int) else list(llm_ids or [])
         return sorted({*self.template.end_ids(self.tokenizer), *llm_ids})
+
+    @property
+    def dtype(self) -> str:
+        """Dtype in which the LLM computes, for example "bfloat16"."""
+        return str(self.model.embedding.weight.dtype).removeprefix("torch.")
+
+    def prepare(self, dtype: str = "auto") -> None:
+        """Make the LLM fast at answering: merge its LoRA, then cast its weights; a quantised LLM stays as it is.
+
+        Parameters
+        ----------
+        dtype : str
+            "float32", "bfloat16" or "float16". "auto": an LLM in float32 is cast to bfloat16 if the device multiplies
+            that (see `config.precision`); others keep their dtype.
+        """
+        llm = self.model.llm = merge_lora(self.model.llm)
+        if dtype == "auto":
+            native = self.dtype == "float32" and multiplies_bf16(self.model.embedding.weight.device)
+            dtype = "bfloat16" if native else self.dtype
+        if dtype == self.dtype or getattr(llm, "is_quantized", False):
+            return
+        for parameter in llm.parameters():  # not the buffers: rotary frequencies must stay in float32
+            parameter.data = parameter.data.to(getattr(torch, dtype))
 
     def answer(
         self, items: Sequence[Item], generation: Mapping[str, Any] | None = None, backend: Backend | None = None

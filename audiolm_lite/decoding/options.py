@@ -74,7 +74,10 @@ class Options:
         >>> Options(beams=4).search(["clip"])["beams"]
         4
         """
-        guards: dict[str, Any] = {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
+        guards: dict[str, Any] = {
+            "repetition_penalty": self.repetition_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+        }
         if self.beams > 1:
             search = {"beams": self.beams, "length_penalty": self.length_penalty}
             return {"stop_loops": self.stop_loops, **guards, **search}

@@ -77,7 +77,7 @@ def evaluate(
     -------
     dict
         Content of `metrics.json`: `controls` {control: {task: scores, their `type`, and `stopped`}}, `items`,
-        `generation`, `backend`, `model`, `rows`. `stopped` {loop, limit} counts the answers that did not end
+        `generation`, `backend`, `model`, `dtype`, `rows`. `stopped` {loop, limit} counts the answers that did not end
         themselves. A task with rows of several datasets also has scores per dataset, under "task, dataset".
 
     Raises
@@ -93,6 +93,7 @@ def evaluate(
     check_metrics(metrics, tasks)
     settings = {
         "model": bundle.identity,
+        "dtype": bundle.dtype,
         "generation": asdict(read_options({**bundle.generation, **(generation or {})})),  # with today's defaults
         "backend": backend.name if backend else "eager",
         "rows": {control: _rows_hash(dataset.rows) for control, dataset in datasets.items()},

@@ -17,11 +17,10 @@ from audiolm_lite.evaluation.runner import ADAPTER_ALONE, EvaluationError
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.hub.folder import CTC_HEAD_FILE
 from audiolm_lite.hub.load import load_model
-from audiolm_lite.modeling.lora import merge_lora
 
 
 def load_bundle(hparams: Mapping[str, Any], run_opts: Mapping[str, Any]) -> ModelBundle:
-    """Load `model_folder` onto the requested device, by default a GPU if there is one, and merge its LoRA.
+    """Load `model_folder` onto the requested device, by default a GPU, and prepare its LLM in `dtype`.
 
     Raises
     ------
@@ -30,7 +29,7 @@ def load_bundle(hparams: Mapping[str, Any], run_opts: Mapping[str, Any]) -> Mode
     """
     device = run_opts.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     bundle = load_model(hparams["model_folder"], device)
-    bundle.model.llm = merge_lora(bundle.model.llm)
+    bundle.prepare(hparams["dtype"])
     return bundle
 
 

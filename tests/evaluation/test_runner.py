@@ -41,7 +41,7 @@ class FixedDataset:
 class FixedModel:
     """In place of ModelBundle: fixed answers, and an interruption after `fail_after` batches."""
 
-    identity, generation = "fixed", {"max_new_tokens": 5}
+    identity, generation, dtype = "fixed", {"max_new_tokens": 5}, "float32"
 
     def __init__(self, fail_after=99):
         self.batches, self.fail_after = [], fail_after
