@@ -227,27 +227,25 @@ class AudioLM:
     @property
     def _recognizes(self) -> bool:
         """Whether prompts can have transcripts of the encoder's own decoder."""
-        return "transcript" in self.bundle.template.slots and getattr(self.bundle.model.encoder, "decoder", None)
+        decoder = getattr(self.bundle.model.encoder, "decoder", None)
+        return decoder is not None and "transcript" in self.bundle.template.slots
 
-    def _items(
-        self, audios: Sequence[Audio], rows: Sequence[dict[str, Any]], recognize: bool = False
-    ) -> list[Item]:
+    def _items(self, audios: Sequence[Audio], rows: Sequence[dict[str, Any]], recognize: bool = False) -> list[Item]:
         """Prompts with waveforms or, with `recognize`, with transcripts and the features of the same pass."""
         groups = [audio if isinstance(audio, tuple) else (audio,) for audio in audios]
-        waveforms = [[self._waveform(clip) for clip in group] for group in groups]
-        clips, rows = waveforms, list(rows)
+        names = [" ".join("waveform" if isinstance(clip, Tensor) else str(clip) for clip in group) for group in groups]
+        rows = [{"id": name, **row} for name, row in zip(names, rows)]
+        waveforms = clips = [[self._waveform(clip) for clip in group] for group in groups]
         if recognize:
             clips, texts = self._recognize(waveforms)
-            rows = [{"transcript": text, **row} for text, row in zip(texts, rows)]
-        names = [" ".join("waveform" if isinstance(clip, Tensor) else str(clip) for clip in group) for group in groups]
-        return [self._item({"id": name, **row}, *both) for name, row, *both in zip(names, rows, waveforms, clips)]
+            rows = [{**row, "transcript": text} for row, text in zip(rows, texts)]
+        return [self._item(*parts) for parts in zip(rows, waveforms, clips)]
 
     def _recognize(self, waveforms: Sequence[Sequence[Tensor]]) -> tuple[list[list[Tensor]], list[str]]:
         """Features [L, T, D] of the clips of each question, and their transcripts, joined by spaces."""
         encoder: Any = self.bundle.model.encoder
         samples = [waveform for group in waveforms for waveform in group]
         lengths = torch.tensor([len(waveform) for waveform in samples])
-        encoder.num_frames(lengths)  # refuses lengths before they are padded
         device = self.bundle.model.embedding.weight.device
         padded = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True).to(device)
         features, frames, texts = encoder.recognize(padded, lengths.to(device))

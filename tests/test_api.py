@@ -1,6 +1,7 @@
 """AudioLM: files and waveforms, one clip and several, on every backend, with the same answers."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from audiolm_lite.hub.folder import ModelFolderError
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
 from audiolm_lite.language.prompt import PromptError
+from tests.tiny import byte_tokenizer, save_recognizer, tiny_llm
 
 SECONDS = (0.6, 1.1, 0.35)
 OPTIONS = {"max_new_tokens": 6}
@@ -95,7 +97,7 @@ def test_several_clips_and_turns_in_one_question(folder):
     pair = (folder / "0.wav", torch.from_numpy(noise(1)))
     both = model.ask(pair, "what <audio> dog <audio>")
     assert isinstance(both, str)
-    items = [model._item(pair, {"instruction": text}) for text in ("what <audio> dog <audio>", "what dog")]
+    items = model._items([pair] * 2, [{"instruction": text} for text in ("what <audio> dog <audio>", "what dog")])
     assert len(items[0].clips) == 2 and items[0].input_ids != items[1].input_ids
     # the answer is the same in a batch, and earlier turns are part of the prompt
     assert model.ask([pair, folder / "2.wav"], ["what <audio> dog <audio>", "rain"])[0] == both
@@ -119,12 +121,69 @@ def test_fields_fill_optional_slots(folder):
     experiment["template"] = "{bos}user : {audio}{transcript:: *.} {instruction} answer : {answer}{eos}"
     (folder / "model" / "audiolm_lite.json").write_text(json.dumps(experiment))
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
-    without, filled, blank = (
-        model._item(folder / "0.wav", {"instruction": "what", **fields}).input_ids
-        for fields in ({}, {"transcript": "dog rain"}, {"transcript": ""})
-    )
+    rows = [{"instruction": "what", **fields} for fields in ({}, {"transcript": "dog rain"}, {"transcript": ""})]
+    without, filled, blank = (item.input_ids for item in model._items([folder / "0.wav"] * 3, rows))
     assert blank == without and len(filled) == len(without) + 4
     assert model.ask(folder / "0.wav", "what", fields={"transcript": ""}) == model.ask(folder / "0.wav", "what")
+
+
+@pytest.fixture
+def recognizing(folder, make_experiment, make_model):
+    """AudioLM on a Whisper with decoder and a prompt with its transcript, loaded from a folder that contains both."""
+    save_recognizer(folder / "recognizer")
+    experiment = make_experiment(lora=False) | {"generation": OPTIONS}
+    experiment["encoder"] |= {"source": str(folder / "recognizer"), "padding": "trimmed", "decoder_language": "en"}
+    experiment["template"] = "{bos}{audio}{transcript:user : *.} {instruction} answer : {answer}{eos}"
+    byte_tokenizer(("<s>", "</s>"), bos_token="<s>", eos_token="</s>").save_pretrained(folder / "llama")
+    tiny_llm(258, tie_word_embeddings=True, max_position_embeddings=256).save_pretrained(folder / "llama")
+    save_model(make_model(experiment), experiment, folder / "heard", bundle=True)
+    shutil.rmtree(folder / "recognizer")
+    return AudioLM.from_pretrained(folder / "heard", device="cpu", batch_size=2)
+
+
+def test_the_prompt_gets_whispers_own_transcript_from_the_same_pass(folder, recognizing, monkeypatch):
+    model, encoder = recognizing, recognizing.bundle.model.encoder
+    passes = []
+    monkeypatch.setattr(
+        encoder, "_encode", lambda *given, run=encoder._encode: passes.append(len(given[1])) or run(*given)
+    )
+    files = [folder / f"{number}.wav" for number in range(3)]
+    answers = model.ask(files, "what dog")
+    assert passes == [2, 1]
+    own = [encoder.recognize(torch.from_numpy(noise(n))[None], torch.tensor([len(noise(n))]))[2][0] for n in range(3)]
+    assert model.transcripts == own and len(set(own)) > 1
+    # The same answers as with that transcript given, and with the features of the usual pass.
+    assert answers == [model.ask(file, "what dog", fields={"transcript": text}) for file, text in zip(files, own)]
+    # Each prompt has its own transcript.
+    rows = [{"instruction": "what dog"}] * 3
+    items = model._items(files, rows, recognize=True)
+    assert all(item.waveform is None and item.features is not None for item in items)
+    given = model._items(files, [{**row, "transcript": text} for row, text in zip(rows, own)])
+    assert [item.input_ids for item in items] == [item.input_ids for item in given]
+
+
+def test_the_transcript_can_be_left_out_or_replaced(folder, recognizing):
+    model, clip = recognizing, folder / "1.wav"
+    with_it, without = model.transcribe(clip), model.transcribe(clip, transcript=False)
+    assert with_it != without and model.transcripts == [None]
+    assert model.transcribe(clip, fields={"transcript": ""}) == without and model.transcripts == [""]
+    model.transcribe(clip, fields={"transcript": "rain"})
+    assert model.transcripts == ["rain"]
+    # Several clips in one question: their transcripts in reading order.
+    pair = (clip, folder / "0.wav")
+    model.ask(list(pair), "what")
+    first, second = model.transcripts
+    model.ask(pair, "what")
+    assert model.transcripts == [f"{first} {second}"]
+
+
+def test_models_without_the_slot_or_the_decoder_have_no_transcripts(folder, recognizing, monkeypatch):
+    plain = AudioLM.from_pretrained(folder / "model", device="cpu")
+    plain.ask(folder / "0.wav", "what dog")
+    assert plain.transcripts == [None]
+    monkeypatch.setattr(recognizing.bundle.model.encoder, "decoder", None)
+    recognizing.ask(folder / "0.wav", "what dog")
+    assert recognizing.transcripts == [None]
 
 
 def test_beams_are_a_generation_setting(folder):
@@ -157,7 +216,7 @@ def test_lora_is_merged_with_the_same_answers(folder):
     files = [str(folder / f"{number}.wav") for number in range(3)]
     unmerged = load_model(folder / "model")
     model = AudioLM.from_pretrained(folder / "model", device="cpu", dtype="float32")
-    items = [model._item(file, {"instruction": "what dog"}) for file in files]
+    items = model._items(files, [{"instruction": "what dog"}] * len(files))
     assert hasattr(unmerged.model.llm, "peft_config") and not hasattr(model.bundle.model.llm, "peft_config")
     assert model.ask(files, "what dog") == unmerged.answer(items)
     embeds = torch.randn(1, 5, unmerged.model.llm.get_input_embeddings().embedding_dim)

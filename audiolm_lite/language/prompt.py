@@ -127,7 +127,12 @@ class PromptTemplate:
     @property
     def asks(self) -> bool:
         """Whether the model receives a question; a template without ``{instruction}`` is for one task only."""
-        return any((piece.kind, piece.value) == ("slot", "instruction") for piece in (*self._head, *self._turn))
+        return "instruction" in self.slots
+
+    @property
+    def slots(self) -> set[str]:
+        """Names of the slots, without `{turn}` and `{chat}`."""
+        return {piece.value for piece in (*self._head, *self._turn) if piece.kind == "slot"}
 
     def pieces(self, turns: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
         """All pieces of a conversation of `turns` turns, including those of the tokenizer's chat template."""
