@@ -43,7 +43,8 @@ def steps_to(losses: list[float], threshold: float) -> int | None:
 def train(stage: Path, start: str, ctc: str, seed: int, flags: list[str], thresholds: list[float]) -> dict[str, Any]:
     """Train the stage after one start."""
     settings = {**STAGE, "seed": seed, "ctc_start": ctc, **STARTS[start]}
-    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    given = {flag.split("=")[0].strip("-:") for flag in flags if flag.startswith("--")}
+    options = [f"--{name}:={value}" for name, value in settings.items() if name not in given]
     began, marks = time.perf_counter(), []
     initialize = run.initialize_adapter
 
