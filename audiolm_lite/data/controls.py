@@ -2,9 +2,13 @@
 
 They measure what a model answers from the text alone. "shuffled" gives each clip the audio of another clip. "zeros"
 gives silence in the length of another clip, because the length of a clip reveals the length of its transcript.
+
+A transcript of the clip in the prompt would reveal what was said. So "shuffled" also exchanges the field `transcript`
+of the rows, and "zeros" empties it. No other field is changed.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +16,21 @@ import torch
 from audiolm_lite.data.selected_rows import DatasetError
 
 CONTROLS = ("normal", "zeros", "shuffled")
+# Field of a row, and slot of a prompt, with what a speech recogniser understood.
+TRANSCRIPT = "transcript"
+
+
+def with_transcript_of(row: Mapping[str, Any], other: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a row with the transcript of another row; an empty one if that has none or is None.
+
+    Examples
+    --------
+    >>> with_transcript_of({"id": "1", "transcript": "good morning"}, {"id": "2", "transcript": "no"})
+    {'id': '1', 'transcript': 'no'}
+    >>> with_transcript_of({"id": "1", "transcript": "good morning"}, None)
+    {'id': '1', 'transcript': ''}
+    """
+    return {**row, TRANSCRIPT: (other or {}).get(TRANSCRIPT) or ""}
 
 
 class ClipExchange:

@@ -15,7 +15,7 @@ from audiolm_lite.audio.reading import read_audio
 from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.batching import Item
 from audiolm_lite.data.clip_sources import ClipSource
-from audiolm_lite.data.controls import CONTROLS, ClipExchange
+from audiolm_lite.data.controls import CONTROLS, TRANSCRIPT, ClipExchange, with_transcript_of
 from audiolm_lite.data.length_limit import NO_LIMIT, LengthLimit, truncate_clip
 from audiolm_lite.data.lengths import map_distinct
 from audiolm_lite.data.manifest import audio_path
@@ -42,7 +42,7 @@ class AudioTextDataset(Dataset[Item]):
     prompt : PromptBuilder
         Turns rows into token ids.
     control : str
-        "normal"; "zeros" or "shuffled" replace the audio, see `controls`.
+        "normal"; "zeros" or "shuffled" replace the audio and its transcript in the prompt, see `controls`.
     seed : int
         Seed of the order in which a control exchanges clips.
     limit : LengthLimit
@@ -92,7 +92,7 @@ class AudioTextDataset(Dataset[Item]):
         self.rows, frames = self._with_features(rows)
         tokens = self._audio_tokens(frames)
         self._exchange = None if control == "normal" else ClipExchange(self._identities(), seed)
-        lengths = prompt.text_tokens(self.rows) + (tokens if self._exchange is None else tokens[self._exchange.first])
+        lengths = self._text_tokens() + (tokens if self._exchange is None else tokens[self._exchange.first])
         for index, clips in self._further_clips().items():
             lengths[index] += sum(self._further_tokens(index, clips, tokens))
         # A tensor, which spawned workers share (see SelectedRows).
@@ -113,6 +113,9 @@ class AudioTextDataset(Dataset[Item]):
         row = self.rows[index]
         excess = self._excess.get(index, 0)
         clips = self._read_clips(index, row)
+        if self._exchange is not None and TRANSCRIPT in self.prompt.template.slots:
+            other = None if self.control == "zeros" else self.rows[self._exchange.items(index, 1)[0]]
+            row = with_transcript_of(row, other)
         counts = [self._tokens_of(clip) for clip in clips]
         if excess and self.limit.shorten == "audio":
             clips[-1] = truncate_clip(clips[-1], counts[-1] - excess, self.source, self.prompt.num_tokens)
@@ -153,6 +156,14 @@ class AudioTextDataset(Dataset[Item]):
         self.mixture = Mixture(self.rows.sizes, weights, seed)
         names = [str(table.path) for table in self.rows.tables]
         log.info("An epoch has %s", self.mixture.describe(names, self.lengths))
+
+    def _text_tokens(self) -> np.ndarray:
+        """Text tokens [N] int32 of each item, with the transcript that it gets."""
+        tokens = self.prompt.text_tokens(self.rows)
+        if self._exchange is None or TRANSCRIPT not in self.prompt.template.slots:
+            return tokens
+        without = self.prompt.text_tokens(self.rows, blank=TRANSCRIPT)
+        return without if self.control == "zeros" else without + (tokens - without)[self._exchange.first]
 
     def _read_clips(self, index: int, row: dict[str, Any]) -> list[Tensor]:
         """Read the clips of an item, features [L, T, D] or samples [S], after control and augmentation."""

@@ -54,8 +54,10 @@ class PromptBuilder:
         """Return the token ids of a row whose clips take no token."""
         return self.encode(row, [0] * len(clips_of(row)), cut)[0]
 
-    def text_tokens(self, rows: SelectedRows) -> np.ndarray:
-        """Count the text tokens [N] int32 of each row; a row that draws its question counts with the longest one.
+    def text_tokens(self, rows: SelectedRows, blank: str | None = None) -> np.ndarray:
+        """Count the text tokens [N] int32 of each row, with the field `blank` empty.
+
+        A row that draws its question counts with the longest one.
 
         Raises
         ------
@@ -75,9 +77,12 @@ class PromptBuilder:
             def count(row: dict[str, Any], question: str | None = question) -> int:
                 if row["instruction"] is None:
                     row["instruction"] = question
+                if blank is not None:
+                    row[blank] = ""
                 return len(self.without_audio(row))
 
             settings = {"template": self.template.template, "with_answer": self.with_answer, "question": question}
+            settings |= {} if blank is None else {"blank": blank}
             counts.append(text_tokens(table, numbers, count, self.tokenizer, settings))
         return np.concatenate(counts)
 
