@@ -79,6 +79,8 @@ def _run(argv: list[str]) -> object:
     name, *arguments = argv
     if name not in jobs:
         raise UserError(f"unknown job {name!r}{did_you_mean(name, jobs)}")
+    if name not in JOBS["A recipe"]:  # of these jobs, --debug is not an option; `run_command` has seen it
+        arguments = [word for word in arguments if word != "--debug"]
     sys.argv = [f"audiolm-lite {name}", *arguments]  # argparse takes the name of the program from here
     return importlib.import_module(jobs[name].module).main(arguments)
 
@@ -94,5 +96,6 @@ def help_text() -> str:
     lines = ["usage: audiolm-lite JOB [arguments]", "       audiolm-lite JOB --help", "       audiolm-lite --version"]
     for group, jobs in JOBS.items():
         lines += ["", f"{group}:", *(f"  {name:<12} {job.help}" for name, job in jobs.items())]
-    lines += ["", "Exit status: 0 done, 1 error, 2 wrong options, 3 done with rejects, 75 stopped and saved."]
+    lines += ["", "--debug or AUDIOLM_LITE_DEBUG=1: an error is printed with its traceback."]
+    lines += ["Exit status: 0 done, 1 error, 2 wrong options, 3 done with rejects, 75 stopped and saved."]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import urllib.error
 
 import pytest
 
@@ -56,13 +57,47 @@ def test_the_result_of_main_becomes_the_exit_status(result, status):
     assert done.value.code == status
 
 
-def test_an_error_of_the_program_keeps_its_traceback():
-    """A `UserError` is one message; anything else is a fault of the program, whose traceback is wanted."""
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConfigError("seed is 'x'; write a number"), "error: seed is 'x'; write a number"),
+        (
+            FileNotFoundError(2, "No such file", "a.yaml"),
+            "error: a.yaml: No such file (AUDIOLM_LITE_DEBUG=1 shows where)",
+        ),
+        (urllib.error.URLError("Name or service\nnot known"), "error: <urlopen error Name or service not known> (AUD"),
+        (
+            ModuleNotFoundError(name="whisper"),
+            "error: the package 'whisper' is not installed; install it with pip (AUD",
+        ),
+        (KeyboardInterrupt(), "130"),
+    ],
+)
+def test_errors_that_a_user_can_correct_are_one_line(error, message, monkeypatch):
+    """Anything else is a fault of the program, whose traceback is wanted, as with --debug."""
 
     def wrong(argv):
-        raise ConfigError("seed is 'x'; write a number")
+        raise error
 
-    with pytest.raises(SystemExit, match="error: seed is 'x'; write a number"):
+    with pytest.raises(SystemExit) as done:
         run_command(wrong, [])
-    with pytest.raises(ZeroDivisionError):
-        run_command(lambda argv: 1 / 0, [])
+    assert str(done.value).startswith(message)
+    with pytest.raises(type(error)):
+        run_command(wrong, ["--debug"])
+    monkeypatch.setenv("AUDIOLM_LITE_DEBUG", "1")
+    with pytest.raises(type(error)):
+        run_command(wrong, [])
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ModuleNotFoundError(name="audiolm_lite.nothing")])
+def test_an_error_of_the_program_keeps_its_traceback(error):
+    def wrong(argv):
+        raise error
+
+    with pytest.raises(type(error)):
+        run_command(wrong, [])
+
+
+def test_every_job_accepts_debug():
+    status, _, error = command("stats", "missing.jsonl", "--debug")
+    assert status == 1 and "Traceback" in error and "ManifestError: missing.jsonl" in error

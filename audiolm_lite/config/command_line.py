@@ -84,7 +84,7 @@ def parse_arguments(
         if replaces:
             target[last] = Replacement(target[last])
     if path is None:
-        raise ConfigError(f"no YAML file given\n{help_text(keys)}")
+        raise ConfigError("no YAML file given; give one, such as hparams/stage_1.yaml. --help lists all options")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; give the YAML file of the recipe, e.g. hparams/stage_1.yaml")
     return path, overrides, run_opts

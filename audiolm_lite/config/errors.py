@@ -1,10 +1,14 @@
 """Errors that a user can correct, how a command reports them, and the suggestion of the name that was meant."""
 
 import difflib
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+# Set to anything but 0: a command that fails prints the traceback, as with --debug.
+DEBUG_VARIABLE = "AUDIOLM_LITE_DEBUG"
 # Longer lists of names than this are not printed in a message.
 _LONGEST_LIST = 20
 
@@ -42,8 +46,58 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"{suggestion} Known: {', '.join(known) or 'none'}"
 
 
+@contextmanager
+def errors_about(what: str) -> Iterator[None]:
+    """Report what a library raises about a value of the user as `ConfigError`; a `UserError` stays as it is.
+
+    Parameters
+    ----------
+    what : str
+        The entry that was wrong, with its value; the beginning of the message.
+
+    Raises
+    ------
+    ConfigError
+        The code in the `with` block raised an `OSError`, or an error about a type or value.
+
+    Examples
+    --------
+    >>> with errors_about("betas [2, 3]"):
+    ...     raise ValueError("Invalid beta parameter: 2")
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: betas [2, 3]: Invalid beta parameter: 2
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        raise ConfigError(f"{what}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's message in one line.
+
+    Examples
+    --------
+    >>> describe(FileNotFoundError(2, "No such file or directory", "a.wav"))
+    'a.wav: No such file or directory'
+    >>> describe(KeyError("stride"))
+    "KeyError: 'stride'"
+    """
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    is_short = isinstance(error, (LookupError, AttributeError)) or not text
+    return f"{type(error).__name__}: {text}" if is_short else text
+
+
 def run_command(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command's `main` and exit: a `UserError` is printed as one message, without a traceback.
+    """Run a command's `main` and exit: an error that the user can correct is one message, without a traceback.
+
+    These are `UserError`, errors of files and networks (`OSError`), and packages that are not installed. With --debug
+    or the environment variable AUDIOLM_LITE_DEBUG they keep their traceback. So does any other error, because it is a
+    fault of the program.
 
     Parameters
     ----------
@@ -55,7 +109,7 @@ def run_command(main: Callable[[list[str]], Any], argv: Sequence[str] | None = N
     Raises
     ------
     SystemExit
-        Always; with status 1 after a `UserError`.
+        Status 1 after an error that the user can correct; 130 after Ctrl-C.
 
     Examples
     --------
@@ -65,8 +119,21 @@ def run_command(main: Callable[[list[str]], Any], argv: Sequence[str] | None = N
     Traceback (most recent call last):
     SystemExit: error: stage_1.yaml: no such file
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = main(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+        status = main(arguments)
+    except (UserError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
+        if "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+            raise
+        if isinstance(error, UserError):
+            raise SystemExit(f"error: {error}") from error
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from error
+        message = describe(error)
+        if isinstance(error, ModuleNotFoundError):
+            if str(error.name).split(".")[0] in ("audiolm_lite", "data_prep"):
+                raise
+            message = f"the package {error.name!r} is not installed; install it with pip"
+        raise SystemExit(f"error: {message} ({DEBUG_VARIABLE}=1 shows where)") from error
     raise SystemExit(status if type(status) is int else 0)

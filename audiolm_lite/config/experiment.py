@@ -13,7 +13,7 @@ import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from audiolm_lite.config.command_line import Replacement, help_text, parse_arguments
-from audiolm_lite.config.errors import ConfigError, did_you_mean
+from audiolm_lite.config.errors import ConfigError, describe, did_you_mean
 from audiolm_lite.config.keys import OPTIONAL_ENTRIES, REQUIRED, RUN_OPTIONS, TRAINING_KEYS, Key
 from audiolm_lite.config.launch import accelerate_options
 
@@ -64,19 +64,28 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
     try:
         resolved = resolve_references(stream).getvalue()
         hparams = load_hyperpyyaml(resolved)
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        raise ConfigError(f"{path}: {error} Give it in the file or on the command line (--key value).") from error
+    except (ValueError, ImportError, OSError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: {describe(error)}; correct it there or with an option (--key value)") from error
+    except ruamel.yaml.error.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}: {' '.join(str(problem).split())}") from error
     return _checked(path, hparams, keys), run_opts, resolved
 
 
 def _overridden_yaml(path: Path, overrides: dict, keys: Mapping[str, Key]) -> io.StringIO:
     """Read the file, check its top-level keys and those of the overrides, and apply the overrides."""
     yaml = ruamel.yaml.YAML()
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         tree = yaml.load(text) or ruamel.yaml.comments.CommentedMap()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error}); give a YAML file") from error
     except ruamel.yaml.error.MarkedYAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML: {' '.join(str(error.problem).split())}") from error
+    if not isinstance(tree, MutableMapping):
+        raise ConfigError(f"{path}: a YAML file of this command has keys and values, such as seed: 3")
     referenced = {match.split("[")[0].split(".")[0] for match in re.findall(r"<([^<>\s]+)>", text)}
     for name in tree:
         if name not in keys and name not in referenced and not str(name).startswith("_"):
