@@ -55,7 +55,7 @@ class PeakMemory:
     Examples
     --------
     >>> with PeakMemory(interval=0.001) as memory:
-    ...     data = bytes(50_000_000)
+    ...     data = b"1" * 50_000_000
     >>> memory.peak > memory.before + 40_000_000
     True
     """
