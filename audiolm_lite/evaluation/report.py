@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from audiolm_lite.data.controls import TRANSCRIPT
 from audiolm_lite.evaluation.metrics.family import Column
 from audiolm_lite.evaluation.metrics.registry import FAMILIES
 from audiolm_lite.storage.atomic import write_text
@@ -15,6 +16,7 @@ CONTROLS = {
     "zeros": "no audio",
     "shuffled": "another clip's audio",
     "adapter_alone": "adapter alone",
+    "transcript": "recogniser alone",
 }
 EXAMPLES_PER_TASK = 4
 
@@ -106,6 +108,25 @@ def stopped_answers(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def prompt_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a line per field that prompts may have besides question and audio: how many rows have it.
+
+    Examples
+    --------
+    >>> for note in prompt_notes({"controls": {}, "prompt_fields": {"transcript": {"with": 0, "without": 30}}}):
+    ...     print(note)
+    Prompts: 0 of 30 rows have the field transcript.
+    """
+    lines = []
+    for field, count in metrics.get("prompt_fields", {}).items():
+        line = f"Prompts: {count['with']} of {sum(count.values())} rows have the field {field}"
+        changed = {"zeros": "it is empty without audio", "shuffled": "with another clip's audio it is that clip's"}
+        given = [text for control, text in changed.items() if control in metrics["controls"]]
+        shown = given if field == TRANSCRIPT and count["with"] else []
+        lines.append("; ".join([line, *shown]) + ".")
+    return lines
+
+
 def write_report(
     path: str | Path,
     metrics: Mapping[str, Any],
@@ -169,10 +190,13 @@ def _right(column: int, numeric: int) -> str:
 
 def _remarks(metrics: Mapping[str, Any]) -> str:
     """Remarks on the results table: intervals, unparsed answers, missing metrics, normalisers."""
-    remarks = ["Brackets: 95 % bootstrap interval over the test items.", *stopped_answers(metrics)]
+    remarks = ["Brackets: 95 % bootstrap interval over the test items."]
+    remarks += [*prompt_notes(metrics), *stopped_answers(metrics)]
     missing: dict[str, dict] = {}
     if "adapter_alone" in metrics["controls"]:
         remarks.append("Adapter alone: its greedy CTC transcript, without the LLM; other tasks have no such answer.")
+    if TRANSCRIPT in metrics["controls"]:
+        remarks.append("Recogniser alone: the field transcript of the rows, without any audio language model.")
     for control, tasks in metrics["controls"].items():
         for task, result in tasks.items():
             missing |= {name: v for name, v in result.items() if isinstance(v, dict) and "missing" in v}

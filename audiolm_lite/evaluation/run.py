@@ -10,7 +10,7 @@ from typing import Any
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.keys import EVALUATION_KEYS
 from audiolm_lite.config.start import start_run
-from audiolm_lite.evaluation.report import markdown_table, stopped_answers, write_report
+from audiolm_lite.evaluation.report import markdown_table, prompt_notes, stopped_answers, write_report
 from audiolm_lite.evaluation.runner import PREDICTIONS, evaluate
 from audiolm_lite.evaluation.setup import build_test_sets, load_bundle
 
@@ -47,5 +47,5 @@ def main(argv: list[str]) -> dict[str, Any]:
         num_workers=hparams["num_workers"],
     )
     write_report(output / "report.html", metrics, output / PREDICTIONS, title=hparams["title"], notes=hparams["notes"])
-    print("\n".join([markdown_table(metrics), *stopped_answers(metrics)]))
+    print("\n".join([markdown_table(metrics), *prompt_notes(metrics), *stopped_answers(metrics)]))
     return metrics

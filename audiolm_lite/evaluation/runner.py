@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from audiolm_lite.config.errors import UserError
 from audiolm_lite.data.batching import LengthBucketSampler
+from audiolm_lite.data.controls import TRANSCRIPT
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.decoding.backend import Backend
 from audiolm_lite.decoding.bundle import Answer, ModelBundle
@@ -24,6 +25,8 @@ PREDICTIONS, RESULTS, SETTINGS = "predictions.jsonl", "metrics.json", "evaluatio
 PARTIAL = f".{PREDICTIONS}.partial"
 # The control whose answers are transcripts of the adapter's CTC head.
 ADAPTER_ALONE = "adapter_alone"
+# Slots of a template that every model has.
+_USUAL_SLOTS = {"bos", "eos", "audio", "instruction", "answer"}
 
 
 class EvaluationError(UserError, ValueError):
@@ -52,7 +55,8 @@ def evaluate(
         The model, on its device.
     datasets : mapping of str to AudioTextDataset
         Control ("normal", "zeros", "shuffled") -> the same rows with that control's audio, all without answers.
-        "adapter_alone" -> rows that are transcribed by the bundle's CTC head, without the LLM.
+        "adapter_alone" -> rows that are transcribed by the bundle's CTC head, without the LLM. "transcript" -> rows
+        whose field `transcript`, of a speech recogniser, is the answer, without any model.
     metrics : mapping of str to mapping
         Task -> how it is scored: `type`, a metric family, and its options. "asr" (normaliser). "classification"
         (labels, by default the row's field `labels`; the correct one is its field `label`, or else the target).
@@ -77,6 +81,7 @@ def evaluate(
     -------
     dict
         Content of `metrics.json`: `controls` {control: {task: scores, their `type`, and `stopped`}}, `items`,
+        `prompt_fields` {field of the template, such as transcript: {with, without}: rows with and without text in it},
         `generation`, `backend`, `model`, `dtype`, `rows`. `stopped` {loop, limit} counts the answers that did not end
         themselves. A task with rows of several datasets also has scores per dataset, under "task, dataset".
 
@@ -124,7 +129,9 @@ def evaluate(
         }
         for control, dataset in datasets.items()
     }
-    result = {"controls": controls, "items": len(lines), **settings}
+    every_row = max((dataset.rows for dataset in datasets.values()), key=len)
+    added = _prompt_fields(bundle, every_row)
+    result = {"controls": controls, "items": len(lines), "prompt_fields": added, **settings}
     write_json(folder / RESULTS, result)
     return result
 
@@ -133,6 +140,15 @@ def _scores(rows: Sequence[dict], answers: Sequence[Answer], metric: Mapping[str
     """Scores of a task, and how many of its answers did not end themselves."""
     stopped = {reason: sum(answer.stopped == reason for answer in answers) for reason in ("loop", "limit")}
     return {**score_task(rows, [answer.text for answer in answers], metric), "stopped": stopped}
+
+
+def _prompt_fields(bundle: ModelBundle, rows: Sequence[dict]) -> dict[str, dict[str, int]]:
+    """Rows with and without text in each field that the template adds to question and audio."""
+    counts = {}
+    for field in sorted(bundle.template.slots - _USUAL_SLOTS):
+        present = sum(bool(str(row.get(field) or "").strip()) for row in rows)
+        counts[field] = {"with": present, "without": len(rows) - present}
+    return counts
 
 
 def _record(answer: Answer) -> dict[str, str | None]:
@@ -162,6 +178,10 @@ def _answer_batches(
 ) -> Iterator[tuple[list[dict], list[Answer]]]:
     """Yield the rows and answers of each batch of the items at `indices`, longest items first."""
     if not indices:
+        return
+    if control == TRANSCRIPT:
+        rows = [dataset.rows[i] for i in indices]
+        yield rows, [Answer(row[TRANSCRIPT], stopped=None) for row in rows]
         return
     lengths = [dataset.lengths[i] for i in indices]
     batches = LengthBucketSampler(lengths, batch_tokens, shuffle=False).batches(0)

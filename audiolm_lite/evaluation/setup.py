@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from audiolm_lite.data.clip_sources import FeatureSource, WaveformSource
+from audiolm_lite.data.controls import TRANSCRIPT
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.prompt_builder import PromptBuilder
 from audiolm_lite.data.questions import Questions
@@ -47,8 +48,8 @@ def build_test_sets(hparams: Mapping[str, Any], bundle: ModelBundle) -> dict[str
     Returns
     -------
     dict
-        Control -> test set, whose items end before their answers. That of "adapter_alone" has the rows of tasks of
-        type "asr" only.
+        Control -> test set, whose items end before their answers. Those of "adapter_alone" and "transcript" have the
+        rows of tasks of type "asr" only.
 
     Raises
     ------
@@ -57,7 +58,8 @@ def build_test_sets(hparams: Mapping[str, Any], bundle: ModelBundle) -> dict[str
     DatasetError
         Rows that cannot be used.
     EvaluationError
-        The control "adapter_alone" for a model without CTC head, or without a task of type "asr".
+        The control "adapter_alone" for a model without CTC head, "transcript" for rows without transcripts, or either
+        without a task of type "asr".
     """
     store, encoder = None, cast(nn.Module, bundle.model.encoder)
     if hparams["feature_folder"] is not None:
@@ -71,23 +73,28 @@ def build_test_sets(hparams: Mapping[str, Any], bundle: ModelBundle) -> dict[str
     test_sets = {}
     for control in hparams["controls"]:
         audio, chosen = control, rows
-        if control == ADAPTER_ALONE:
-            audio, chosen = "normal", _transcription_rows(rows, hparams["metrics"], bundle, hparams["model_folder"])
+        if control in (ADAPTER_ALONE, TRANSCRIPT):
+            audio, chosen = "normal", _transcription_rows(rows, hparams["metrics"], control)
+        if control == ADAPTER_ALONE and bundle.ctc_head is None:
+            raise EvaluationError(
+                f"controls: {hparams['model_folder']} has no {CTC_HEAD_FILE}, which {ADAPTER_ALONE} needs; train a "
+                f"stage with ctc_start, or remove {ADAPTER_ALONE}"
+            )
         test_sets[control] = AudioTextDataset(chosen, source, prompt, control=audio, seed=seed)
     return test_sets
 
 
-def _transcription_rows(
-    rows: SelectedRows, metrics: Mapping[str, Mapping[str, Any]], bundle: ModelBundle, folder: str
-) -> SelectedRows:
-    """Rows that the adapter alone can answer: those of tasks scored as transcripts."""
-    if bundle.ctc_head is None:
-        raise EvaluationError(
-            f"controls: {folder} has no {CTC_HEAD_FILE}, which {ADAPTER_ALONE} needs; train a stage with ctc_start, "
-            f"or remove {ADAPTER_ALONE}"
-        )
+def _transcription_rows(rows: SelectedRows, metrics: Mapping[str, Mapping[str, Any]], control: str) -> SelectedRows:
+    """Rows that a transcript answers: those of tasks scored as transcripts."""
     tasks = {task for task, entry in metrics.items() if entry.get("type") == "asr"}
     scored = np.array([row["task"] in tasks for row in rows])
     if not scored.any():
-        raise EvaluationError(f"controls: {ADAPTER_ALONE} needs a task of type asr in metrics; remove {ADAPTER_ALONE}")
-    return rows.keep(scored)
+        raise EvaluationError(f"controls: {control} needs a task of type asr in metrics; remove {control}")
+    chosen = rows.keep(scored)
+    without = [row["id"] for row in chosen if row.get(TRANSCRIPT) is None] if control == TRANSCRIPT else []
+    if without:
+        raise EvaluationError(
+            f"controls: {control} needs a transcript in every row of its tasks; {len(without)} rows, the first is "
+            f'"{without[0]}", have none: use a manifest written by audiolm-lite transcripts, or remove {control}'
+        )
+    return chosen

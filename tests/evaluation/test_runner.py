@@ -6,7 +6,9 @@ import pytest
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.decoding.bundle import Answer
+from audiolm_lite.evaluation.report import prompt_notes, result_rows
 from audiolm_lite.evaluation.runner import EvaluationError, evaluate
+from audiolm_lite.language.prompt import PromptTemplate
 
 METRICS = {
     "asr": {"type": "asr", "normaliser": "none"},
@@ -42,6 +44,7 @@ class FixedModel:
     """In place of ModelBundle: fixed answers, and an interruption after `fail_after` batches."""
 
     identity, generation, dtype = "fixed", {"max_new_tokens": 5}, "float32"
+    template = PromptTemplate("{audio}{transcript:(*)}{instruction}{answer}{eos}")
 
     def __init__(self, fail_after=99):
         self.batches, self.fail_after = [], fail_after
@@ -71,6 +74,19 @@ def test_answers_are_scored_per_task_and_control(tmp_path):
     assert [(line["control"], line["id"]) for line in lines] == [(c, i) for c in ("normal", "zeros") for i in "abcde"]
     assert [line["stopped"] for line in lines[:5]] == ["loop", "limit", None, None, "limit"]
     assert lines[2]["prediction"] == ANSWERS["c"] and lines[2]["references"] == ["this is a dog"]
+
+
+def test_transcripts_of_the_rows_are_scored_without_the_model(tmp_path):
+    rows = [{**ROWS[0], "transcript": "hello"}, {**ROWS[1], "transcript": " "}]
+    model = FixedModel()
+    result = evaluate(model, {"normal": FixedDataset(rows), "transcript": FixedDataset(rows)}, METRICS, tmp_path)
+    assert model.batches == [["a", "b"]]
+    assert result["controls"]["transcript"]["asr"]["wer"] == 0.75
+    assert result["prompt_fields"] == {"transcript": {"with": 1, "without": 1}}
+    assert prompt_notes(result) == ["Prompts: 1 of 2 rows have the field transcript."]
+    assert "recogniser alone" in result_rows(result)[0]
+    result["controls"]["zeros"] = result["controls"]["shuffled"] = {}
+    assert prompt_notes(result)[0].endswith("empty without audio; with another clip's audio it is that clip's.")
 
 
 def test_task_with_several_datasets_is_also_scored_per_dataset(tmp_path):
