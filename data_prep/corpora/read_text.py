@@ -14,6 +14,7 @@ from data_prep.clips import Clip, is_held_out, read_rows, require
 from data_prep.text import normaliser
 
 SOURCE = "recipes/TinyReal/synthesise.py"
+SYNTHETIC = "synthetic"  # name of the speaker
 KEYS = {
     "data_folder": Key("Folder with speech.tsv and the audio that it names.", str, result=False),
     "valid_share": Key("Share of the sentences held out for validation.", float),
@@ -57,4 +58,4 @@ def read_read_text(data_folder: str | Path, valid_share: float, seed: int, share
         if is_held_out(name, share, seed + 1):
             split = "valid" if is_held_out(name, valid_share, seed) else "train"
             text = _plain(row["sentence"])
-            yield Clip("ReadText", name, folder / row["file"], split, name, speaker="synthetic", text=text)
+            yield Clip("ReadText", name, folder / row["file"], split, name, speaker=SYNTHETIC, text=text)

@@ -114,7 +114,7 @@ def test_a_source_that_cannot_be_read_rejects_what_is_made_from_it(corpora, tmp_
     broken.write_bytes(b"nothing")
     hparams = {name: key.default for name, key in PREPARE_KEYS.items()}
     hparams |= {"wordings": "varied", "encoder": None, "max_rejects": 0.5}
-    values = options(folder, tmp_path / "data", perturbed_share=1.0, joined_share=1.0)
+    values = options(folder, tmp_path / "data", perturbed_share=1.0, joined_share=1.0, single_share=1.0)
     assert prepare(read_tiny_real(**values), hparams | values, {}) == 3
     rejected = [json.loads(line) for line in (tmp_path / "data/rejected.jsonl").read_text().splitlines()]
     assert len(rejected) == 2 and rejected[0]["id"] == "emma-3"  # the clip and its perturbed copy, no joined one
