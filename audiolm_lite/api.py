@@ -251,7 +251,8 @@ class AudioLM:
         features, frames, texts = encoder.recognize(padded, lengths.to(device))
         each = iter([(clip[:, :count], text) for clip, count, text in zip(features, frames.tolist(), texts)])
         groups = [[next(each) for _ in group] for group in waveforms]
-        return [[clip for clip, _ in group] for group in groups], [" ".join(t for _, t in group) for group in groups]
+        clips = [[clip for clip, _ in group] for group in groups]
+        return clips, [" ".join(text for _, text in group if text) for group in groups]
 
     def _item(self, row: dict[str, Any], waveforms: Sequence[Tensor], clips: Sequence[Tensor]) -> Item:
         """Prompt of a row about `clips`, which are the waveforms [S] or their features [L, T, D]."""

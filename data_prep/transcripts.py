@@ -1,25 +1,39 @@
 """Add Whisper's transcript to every row of a manifest, for prompts that contain one (LTU-AS).
 
-The template refers to it as {transcript}. A word error rate measured with the transcript in the prompt is mostly that
-of Whisper: also report the one without it, on a manifest written with --blank.
+The template refers to it as {transcript}. The transcripts are those of an encoder's own decoder (--encoder), which
+AudioLM puts into prompts, or of openai-whisper (--model). A word error rate measured with the transcript in the prompt
+is mostly that of Whisper: also report the one without it, on the manifest without transcripts or one written with
+--blank. The controls of an evaluation exchange the field transcript with the audio, and no other.
+
+A model that is to answer with and without transcripts is trained on both: the manifest without them, and a second one
+with a share of its rows (--share).
 
 After an interruption, the same command continues. Clips that cannot be read are listed in OUTPUT.rejected.jsonl with
 the reason, and their rows are left out; the exit status is then 3.
 """
 
 import argparse
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import ruamel.yaml
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from audiolm_lite.audio.reading import AudioError, read_audio
-from audiolm_lite.config.errors import run_command
+from audiolm_lite.audio.reading import SAMPLE_RATE, AudioError, read_audio
+from audiolm_lite.config.errors import ConfigError, UserError, run_command
+from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import audio_path, read_manifest, write_manifest
-from audiolm_lite.features.keys import feature_key
+from audiolm_lite.features.keys import clips_of, feature_key
 from audiolm_lite.storage.atomic import write_text
+
+# Waveforms [S] of clips -> their transcripts; ValueError for a clip that is too short or too long.
+Recognizer = Callable[[Sequence[Tensor]], list[str]]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,22 +47,178 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "output", metavar="OUTPUT", type=Path, help="the same rows with the new field, in the same folder"
     )
+    parser.add_argument("--encoder", type=Path, help="YAML file of a whisper encoder with decoder_language")
     parser.add_argument("--model", default="large-v3", help="name or .pt file of openai-whisper; default: %(default)s")
-    parser.add_argument("--language", help="code such as en or ko; default: detected for each clip")
+    parser.add_argument(
+        "--language",
+        help="code such as en or ko; default: decoder_language of the encoder; openai-whisper detects it for each clip",
+    )
     parser.add_argument("--field", default="transcript", help="name of the field; default: %(default)s")
     parser.add_argument("--blank", action="store_true", help="write empty texts instead of transcripts")
+    parser.add_argument("--share", type=float, default=1.0, help="write the rows of this share of the clips, e.g. 0.3")
+    parser.add_argument("--seed", type=int, default=0, help="which clips are in that share; default: %(default)s")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips per pass of --encoder; default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda:0, ...; default: a GPU if there is one")
     options = parser.parse_args(argv)
     if options.output.resolve().parent != options.manifest.resolve().parent:
         parser.error("OUTPUT must be in the manifest's folder, because audio paths are relative to it")
+    if not 0 < options.share <= 1:
+        parser.error("--share must be above 0 and at most 1")
+    if options.batch_size < 1:
+        parser.error("--batch_size must be at least 1")
 
-    rows = read_manifest(options.manifest)
+    every_row = read_manifest(options.manifest)
+    rows = [row for row in every_row if is_chosen(feature_key(row), options.share, options.seed)]
+    if not rows:
+        parser.error(f"--share {options.share:g} chooses none of the {len(every_row)} rows; raise it")
+    clips = {feature_key(clip): clip for row in rows for clip in clips_of(row)}
     if options.blank:
-        done = {feature_key(row): {"text": ""} for row in rows}
+        done = {key: {"text": ""} for key in clips}
     else:
-        done = transcribe(rows, options.manifest, options.output, options.model, options.language, options.device)
-    kept = [{**row, options.field: text} for row in rows if (text := done[feature_key(row)].get("text")) is not None]
-    rejected = [{"key": key, "reason": entry["reason"]} for key, entry in done.items() if "reason" in entry]
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if options.encoder is None:
+            settings = {"model": options.model, "language": options.language}
+            load, size = lambda: _openai_whisper(**settings, device=device), 1
+        else:
+            block = _encoder_block(options.encoder, options.language)
+            settings = {"encoder": block}
+            load, size = lambda: _own_decoder(block, device), options.batch_size
+        done = transcribe(clips, options.manifest, _journal(options.output), settings, load, size)
+    return _write(rows, clips, done, options)
+
+
+def is_chosen(key: str, share: float, seed: int) -> bool:
+    """Whether a clip is in a share of all clips, by a hash of its key: a larger share contains a smaller one.
+
+    Examples
+    --------
+    >>> [sum(is_chosen(f"{clip}.wav", share, seed=0) for clip in range(1000)) for share in (0.3, 1)]
+    [294, 1000]
+    """
+    digest = hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def transcribe(
+    clips: Mapping[str, Mapping[str, Any]],
+    manifest: Path,
+    journal: Path,
+    settings: Mapping[str, Any],
+    load: Callable[[], Recognizer],
+    batch_size: int,
+) -> dict[str, dict[str, str]]:
+    """Transcribe clips; a journal stores the progress.
+
+    Parameters
+    ----------
+    clips : mapping
+        Key -> clip {audio, start, duration}.
+    manifest : Path
+        Its folder is the one that audio paths are relative to.
+    journal : Path
+        Transcripts of an interrupted run with the same settings are taken from this file.
+    settings : mapping
+        What the transcripts depend on, as JSON values.
+    load : callable
+        Loads the recogniser; not called if the journal has everything.
+    batch_size : int
+        Clips that the recogniser receives at once.
+
+    Returns
+    -------
+    dict
+        Key of a clip -> {"text": ...}, or {"reason": ...} if it cannot be transcribed.
+    """
+    done = _completed(journal, settings)
+    todo = [key for key in clips if key not in done]
+    if not todo:
+        return done
+    recognize = load()
+    with journal.open("a", encoding="utf-8") as file, tqdm(total=len(todo), desc="transcripts", unit="clip") as bar:
+        if not done:
+            file.write(json.dumps(settings) + "\n")
+        seconds, keys = 0.0, iter(todo)
+        while batch := list(islice(keys, batch_size)):
+            audio, entries = {}, {}
+            for key in batch:
+                try:
+                    clip = clips[key]
+                    audio[key] = read_audio(audio_path(manifest, clip), clip["start"], clip["duration"])
+                except AudioError as error:
+                    entries[key] = {"reason": str(error)}
+            entries |= _texts(recognize, audio)
+            for key in batch:
+                file.write(json.dumps({"key": key, **entries[key]}, ensure_ascii=False) + "\n")
+            file.flush()
+            done |= entries
+            seconds += sum(map(len, audio.values())) / SAMPLE_RATE
+            bar.set_postfix_str(f"{seconds / (bar.format_dict['elapsed'] or 1e-9):.3g} times real time", refresh=False)
+            bar.update(len(batch))
+    return done
+
+
+def _texts(recognize: Recognizer, audio: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """Transcripts of a batch; clips that the recogniser refuses get the reason."""
+    if not audio:
+        return {}
+    try:
+        return {key: {"text": text.strip()} for key, text in zip(audio, recognize(list(audio.values())))}
+    except ValueError as error:
+        if isinstance(error, UserError):  # not about a clip
+            raise
+        if len(audio) == 1:
+            return {key: {"reason": str(error)} for key in audio}
+    texts: dict[str, dict[str, str]] = {}
+    for key, waveform in audio.items():
+        texts |= _texts(recognize, {key: waveform})
+    return texts
+
+
+def _encoder_block(file: Path, language: str | None) -> dict[str, Any]:
+    """Block of an encoder from its YAML file, with the language of the command line."""
+    try:
+        block = ruamel.yaml.YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ruamel.yaml.error.YAMLError) as error:
+        raise ConfigError(f"{file}: not a YAML file that can be read: {error}") from error
+    if not isinstance(block, dict) or block.get("type") != "whisper":
+        raise ConfigError(f"{file}: --encoder needs a mapping with type: whisper, such as hparams/encoders has")
+    return block if language is None else {**block, "decoder_language": language}
+
+
+def _own_decoder(block: dict[str, Any], device: str) -> Recognizer:
+    """Whisper's own decoder, as `AudioLM` uses it."""
+    if block.get("decoder_language") is None:
+        raise ConfigError("encoder: transcripts need decoder_language in the block, or --language")
+    encoder: Any = build("encoders", block).to(device).eval()
+
+    @torch.no_grad()
+    def recognize(waveforms: Sequence[Tensor]) -> list[str]:
+        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        encoder.num_frames(lengths)
+        padded = torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True)
+        return encoder.recognize(padded.to(device), lengths.to(device))[2]
+
+    return recognize
+
+
+def _openai_whisper(model: str, language: str | None, device: str) -> Recognizer:
+    """Greedy search of openai-whisper, one clip at a time."""
+    import whisper  # slow to import
+
+    recognizer = whisper.load_model(model, device=device)
+    settings = {"language": language, "temperature": 0.0, "fp16": recognizer.device.type != "cpu"}
+    return lambda waveforms: [recognizer.transcribe(wave.numpy(), **settings)["text"] for wave in waveforms]
+
+
+def _write(
+    rows: Sequence[dict[str, Any]],
+    clips: Mapping[str, Any],
+    done: Mapping[str, Mapping[str, str]],
+    options: argparse.Namespace,
+) -> int:
+    """Write the manifest and the rejected clips; a row of several clips has their texts, joined by spaces."""
+    rejected = [{"key": key, "reason": done[key]["reason"]} for key in clips if "reason" in done[key]]
+    kept = list(_rows_with_text(rows, done, options.field))
     if not kept:
         raise AudioError(f"{options.manifest}: no clip could be transcribed. The first: {rejected[0]['reason']}")
     write_manifest(options.output, kept)
@@ -61,62 +231,20 @@ def main(argv: Sequence[str]) -> int:
     return 3 if rejected else 0
 
 
-def transcribe(
-    rows: Sequence[dict[str, Any]], manifest: Path, output: Path, model: str, language: str | None, device: str | None
-) -> dict[str, dict[str, str]]:
-    """Transcribe every distinct clip once, by greedy search; a hidden file next to `output` stores the progress.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-        Manifest rows.
-    manifest, output : Path
-        The manifest, whose folder audio paths are relative to, and the manifest to be written.
-    model : str
-        Name or .pt file of openai-whisper.
-    language : str, optional
-        ISO 639-1 code; detected by default.
-    device : str, optional
-        By default a GPU if there is one.
-
-    Returns
-    -------
-    dict
-        Key of a clip -> {"text": ...}, or {"reason": ...} if its audio cannot be read.
-    """
-    import whisper  # openai-whisper, slow to import
-
-    settings = {"model": model, "language": language}
-    done = _completed(_journal(output), settings)
-    clips = {feature_key(row): row for row in rows}
-    todo = [key for key in clips if key not in done]
-    if not todo:
-        return done
-    recognizer = whisper.load_model(model, device=device)
-    with _journal(output).open("a", encoding="utf-8") as journal:
-        if not done:
-            journal.write(json.dumps(settings) + "\n")
-        for key in tqdm(todo, desc="transcripts", unit=" clips"):
-            row = clips[key]
-            try:
-                audio = read_audio(audio_path(manifest, row), row["start"], row["duration"]).numpy()
-                result = recognizer.transcribe(
-                    audio, language=language, temperature=0.0, fp16=recognizer.device.type != "cpu"
-                )
-                entry = {"text": result["text"].strip()}
-            except AudioError as error:
-                entry = {"reason": str(error)}
-            done[key] = entry
-            journal.write(json.dumps({"key": key, **entry}, ensure_ascii=False) + "\n")
-            journal.flush()
-    return done
+def _rows_with_text(
+    rows: Sequence[dict[str, Any]], done: Mapping[str, Mapping[str, str]], field: str
+) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        entries = [done[feature_key(clip)] for clip in clips_of(row)]
+        if all("text" in entry for entry in entries):
+            yield {**row, field: " ".join(entry["text"] for entry in entries if entry["text"])}
 
 
 def _journal(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
 
 
-def _completed(journal: Path, settings: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _completed(journal: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Clips of an interrupted run with the same settings; an incomplete last line is removed."""
     if not journal.exists():
         return {}

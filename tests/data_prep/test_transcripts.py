@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from ruamel import yaml
 
+from audiolm_lite.audio.reading import read_audio
+from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import read_manifest, write_manifest
+from audiolm_lite.encoders.whisper import WhisperEncoder
 from data_prep import transcripts
+from tests.tiny import save_recognizer
 
 
 @pytest.fixture
@@ -69,6 +75,113 @@ def test_a_real_model_runs_and_is_deterministic(made):
         assert transcripts.main([*command, "--language", "en", "--field", "words"]) == 0
         texts.append([row["words"] for row in read_manifest(made / name)])
     assert texts[0] == texts[1] and len(set(texts[0])) == 1
+
+
+@pytest.fixture
+def encoder(made):
+    """YAML file of a tiny Whisper with its own decoder, for clips of at most 2 s."""
+    save_recognizer(made / "recognizer")
+    block = f"type: whisper\nsource: {made / 'recognizer'}\npadding: trimmed\ndecoder_language: en\n"
+    (made / "encoder.yaml").write_text(block)
+    return made / "encoder.yaml"
+
+
+def run(made, output, *options):
+    return transcripts.main([str(made / "test.jsonl"), str(made / output), *map(str, options), "--device", "cpu"])
+
+
+def test_transcripts_of_the_encoders_own_decoder(made, encoder, monkeypatch):
+    soundfile.write(made / "long.wav", np.zeros(40000), 16000)
+    soundfile.write(made / "b.wav", 0.6 * np.sin(np.arange(32000) ** 1.4), 16000)  # heard otherwise than a.wav
+    rows = read_manifest(made / "test.jsonl")
+    both = {**rows[0], "id": "both", "further_audio": [{"audio": "b.wav", "start": 0.1}]}
+    write_manifest(made / "test.jsonl", [*rows, both, {**rows[0], "id": "long", "audio": "long.wav"}])
+    own = build("encoders", yaml.YAML(typ="safe").load(encoder.read_text())).eval()
+
+    def expected(name, start=0.0):
+        clip = read_audio(made / f"{name}.wav", start)
+        return own.recognize(clip[None], torch.tensor([len(clip)]))[2][0]
+
+    written = {}
+    for size in (1, 4):
+        assert run(made, f"{size}.jsonl", "--encoder", encoder, "--batch_size", size) == 3
+        written[size] = {row["id"]: row["transcript"] for row in read_manifest(made / f"{size}.jsonl")}
+    a, b = expected("a"), expected("b")
+    assert a != b and written[1] == written[4] == {
+        "a-asr": a,
+        "a-caption": a,
+        "b-asr": b,
+        "b-caption": b,
+        "both": f"{a} {expected('b', 0.1)}",
+    }
+    rejected = [json.loads(line) for line in (made / "4.jsonl.rejected.jsonl").read_text().splitlines()]
+    assert [entry["key"] for entry in rejected] == ["c.wav", "long.wav"] and "longer than" in rejected[1]["reason"]
+
+
+def test_an_interrupted_run_of_the_encoder_continues(made, encoder, monkeypatch):
+    passes = []
+
+    def encode(self, waveforms, lengths, run=WhisperEncoder._encode):
+        passes.append(len(lengths))
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+        return run(self, waveforms, lengths)
+
+    monkeypatch.setattr(WhisperEncoder, "_encode", encode)
+    options = ("--encoder", encoder, "--batch_size", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(made, "x.jsonl", *options)
+    run(made, "x.jsonl", *options)
+    assert passes == [1, 1, 1]  # a, b interrupted, b
+    run(made, "y.jsonl", *options)
+    assert (made / "x.jsonl").read_bytes() == (made / "y.jsonl").read_bytes()
+
+
+def test_a_share_of_the_clips_is_chosen_by_their_names(made):
+    rows = read_manifest(made / "test.jsonl")
+    names = [f"{number}.wav" for number in range(200)]
+    write_manifest(
+        made / "test.jsonl",
+        [{**rows[n % 2], "id": f"{name}-{n % 2}", "audio": name} for name in names for n in range(2)],
+    )
+    chosen = {}
+    for share, seed in ((0.3, 0), (0.5, 0), (0.3, 1)):
+        run(made, "x.jsonl", "--blank", "--share", share, "--seed", seed)
+        ids = [row["id"] for row in read_manifest(made / "x.jsonl")]
+        chosen[share, seed] = {name.removesuffix("-0") for name in ids if name.endswith("-0")}
+        assert chosen[share, seed] == {name.removesuffix("-1") for name in ids if name.endswith("-1")}
+    assert 40 < len(chosen[0.3, 0]) < 80 and chosen[0.3, 0] < chosen[0.5, 0] and chosen[0.3, 0] != chosen[0.3, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("type: logmel", "needs a mapping with type: whisper"),
+        ("type: [", "not a YAML file"),
+        ("type: whisper\nsource: {folder}\npadding: trimmed", "need decoder_language in the block, or --language"),
+        ("type: whisper\nsource: {folder}\npadding: exact\ndecoder_language: en", "needs padding full or trimmed"),
+    ],
+)
+def test_unusable_encoders_are_refused(made, encoder, text, message):
+    encoder.write_text(text.format(folder=made / "recognizer"))
+    with pytest.raises(ConfigError, match=message):
+        run(made, "x.jsonl", "--encoder", encoder)
+    assert not (made / "x.jsonl").exists()
+
+
+def test_missing_weights_are_not_the_fault_of_the_clips(made, encoder):
+    model = save_recognizer(made / "recognizer")
+    state = {name: tensor for name, tensor in model.state_dict().items() if "decoder.layers.1.fc1" not in name}
+    model.save_pretrained(made / "recognizer", state_dict=state)
+    with pytest.raises(ConfigError, match="lacks 2 tensors"):
+        run(made, "x.jsonl", "--encoder", encoder)
+
+
+@pytest.mark.parametrize("options", [("--share", "0"), ("--share", "1.5"), ("--batch_size", "0"), ("--share", "1e-9")])
+def test_impossible_options_are_refused(made, options, capsys):
+    with pytest.raises(SystemExit):
+        run(made, "x.jsonl", *options)
+    assert options[0] in capsys.readouterr().err
 
 
 def test_blank_transcripts_need_no_model(made):
