@@ -31,6 +31,7 @@ from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.ctc import CTCHead, required_tokens
 from audiolm_lite.storage.atomic import atomic_path, write_json
 from audiolm_lite.training.brain import AudioLMBrain
+from audiolm_lite.training.build import build_datasets
 from audiolm_lite.training.checkpoint import random_state, seed_process, set_random_state
 from audiolm_lite.training.handover import difference
 from audiolm_lite.training.logging.training_log import progress_bar
@@ -82,7 +83,8 @@ def ctc_start(
         Its model is changed; encoder and LLM are not. `brain.ctc_head` is set.
     datasets : mapping
         "train" and "valid". Rows with task "asr" count, whose `target` is the transcript; several rows of a clip count
-        once. Clips whose transcript has more pieces than audio tokens are left out.
+        once. Where the stage's `tasks` exclude them, they are read from the same manifests. Clips whose transcript has
+        more pieces than audio tokens are left out.
     tokenizer : PreTrainedTokenizerBase
         The LLM's.
     alive : callable
@@ -114,6 +116,9 @@ def ctc_start(
         brain.ctc_head = state["head"]
         return "CTC start of the adapter: finished before, its result is used"
 
+    tasks = brain.experiment["tasks"]
+    if tasks is not None and "asr" not in tasks:  # the stage itself trains other tasks of these manifests
+        datasets = build_datasets({**brain.experiment, "tasks": ["asr"]}, model, tokenizer)
     clips, transcripts = _clips_that_fit(datasets["train"], tokenizer)
     head = CTCHead(torch.tensor(sorted({piece for ids in transcripts for piece in ids})), model.embedding)
     targets = [head.entries(ids) for ids in transcripts]

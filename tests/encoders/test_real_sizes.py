@@ -58,7 +58,9 @@ def with_geometry(block):
     """The block with the sizes of its source in place of the source's name."""
     if "encoders" in block:
         return {**block, "encoders": {name: with_geometry(inner) for name, inner in block["encoders"].items()}}
-    return {**block, "source": PUBLISHED[block["source"]]}
+    return {**block, "source": PUBLISHED[block["source"]]} | (
+        {"decoder_language": None} if "decoder_language" in block else {}
+    )
 
 
 def test_every_block_is_tested():
