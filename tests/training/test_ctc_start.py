@@ -233,7 +233,7 @@ def test_two_processes_start_from_the_adapter_of_one(corpus, trained, tmp_path):
     command += [str(tmp_path / "job.py"), str(tmp_path), str(corpus / "stage.yaml"), "--output_root", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = [*command, "--device", "cpu", "--ctc_start", OPTIONS]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert_equal(first, second)
