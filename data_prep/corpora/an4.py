@@ -21,7 +21,7 @@ def read_an4(data_folder: str | Path, valid_share: float, seed: int) -> list[Cli
     Parameters
     ----------
     data_folder : str or Path
-        The unpacked corpus; audio is wav/<fileid> with .wav, .flac or .sph.
+        The unpacked corpus; audio is wav/<fileid> with .wav, .flac, .ogg or .sph.
     valid_share : float
         Share of the training speakers of each gender that become the validation split.
     seed : int
@@ -83,6 +83,6 @@ def _transcripts(file: Path) -> dict[str, str]:
 
 
 def _audio_file(stem: Path) -> Path:
-    """Audio file of an utterance: copies of the corpus are WAV, FLAC or SPHERE; by default the path of the WAV file."""
-    candidates = [stem.with_name(stem.name + ending) for ending in (".wav", ".flac", ".sph")]
+    """Audio file of an utterance: copies of the corpus are WAV, FLAC, Ogg or SPHERE; by default the path of the WAV file."""
+    candidates = [stem.with_name(stem.name + ending) for ending in (".wav", ".flac", ".ogg", ".sph")]
     return next((path for path in candidates if path.exists()), candidates[0])
