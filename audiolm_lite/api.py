@@ -77,13 +77,13 @@ class AudioLM:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, device: str | None = None, **options: Any) -> "AudioLM":
-        """Load a model folder or a repository of the Hugging Face hub.
+        """Load a model folder, a released model, or a repository of the Hugging Face hub.
 
         Parameters
         ----------
         path_or_repo : str or Path
-            Folder with an `audiolm_lite.json`, such as the output folder of a training stage, or "owner/name" on the
-            hub.
+            Folder with an `audiolm_lite.json`, such as the output folder of a training stage; name of a model that
+            this package contains, such as "tiny"; or "owner/name" on the hub.
         device : str, optional
             For example "cpu" or "cuda:0"; by default a GPU if there is one.
         **options
@@ -99,7 +99,7 @@ class AudioLM:
         >>> model = AudioLM.from_pretrained("owner/name", device="cpu", batch_size=2)  # doctest: +SKIP
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(load_model(path_or_repo, device), **options)
+        return cls(load_model(path_or_repo, device, merge=True), **options)
 
     def transcribe(self, audio: Audio | Sequence[Audio], **generation: Any) -> str | list[str]:
         """Transcribe speech; parameters and result are those of `ask`.

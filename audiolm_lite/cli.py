@@ -25,6 +25,11 @@ class Job(NamedTuple):
 
 
 JOBS = {
+    "A trained model": {
+        "transcribe": Job("audiolm_lite.answering.transcribe", "speech in audio files: transcribe FILE ..."),
+        "describe": Job("audiolm_lite.answering.describe", "sounds in audio files: describe FILE ..."),
+        "ask": Job("audiolm_lite.answering.ask", "a question about audio files: ask QUESTION FILE ..."),
+    },
     "A recipe": {
         "prepare": Job("data_prep.run", "manifests and features of a corpus: prepare hparams/prepare.yaml"),
         "train": Job("audiolm_lite.training.run", "one stage or several: train hparams/stage_1.yaml --stages 1-3"),
@@ -34,6 +39,7 @@ JOBS = {
     },
     "Models and checkpoints": {
         "convert": Job("audiolm_lite.convert.run", "published checkpoints to model folders; export of LoRA and LLM"),
+        "release": Job("audiolm_lite.sharing.release", "a finished stage to a model that the package contains"),
         "fetch": Job("audiolm_lite.backbones.fetch", "pretrained models that are known by name, for use offline"),
         "unshard": Job("audiolm_lite.training.engines.unshard", "DeepSpeed checkpoints to ordinary ones"),
     },
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     --------
     >>> main(["trian"])
     Traceback (most recent call last):
-    SystemExit: error: unknown job 'trian'; did you mean 'train'? Known: prepare, train, ...
+    SystemExit: error: unknown job 'trian'; did you mean 'train'? Known: transcribe, ...
     """
     run_command(_run, argv)
 

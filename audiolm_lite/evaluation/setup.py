@@ -29,7 +29,7 @@ def load_bundle(hparams: Mapping[str, Any], run_opts: Mapping[str, Any]) -> Mode
         As in `hub.load.load_model`.
     """
     device = run_opts.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    bundle = load_model(hparams["model_folder"], device)
+    bundle = load_model(hparams["model_folder"], device, merge=True)
     bundle.prepare(hparams["dtype"])
     return bundle
 

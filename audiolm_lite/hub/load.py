@@ -16,29 +16,32 @@ from audiolm_lite.hub.folder import (
     CONFIG_FILE,
     CTC_HEAD_FILE,
     ModelFolderError,
-    local_folder,
     lora_is_trained,
     read_config,
     read_tensors,
     resolve_source,
     stored_name,
 )
+from audiolm_lite.hub.released import check_backbones, model_folder
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.ctc import check_head
+from audiolm_lite.modeling.lora import LORA_TENSORS, add_lora
 from audiolm_lite.storage.hashes import sha256_of
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelBundle:
-    """Load a model folder, or a repository of the Hugging Face hub that contains one.
+def load_model(folder: str | Path, device: str | torch.device = "cpu", *, merge: bool = False) -> ModelBundle:
+    """Load a model folder, a released model, or a repository of the Hugging Face hub that contains one.
 
     Parameters
     ----------
     folder : str or path
-        The folder, or "owner/name" on the hub.
+        The folder, the name of a released model, or "owner/name" on the hub.
     device : str or torch.device
         Where the model is loaded. A quantised LLM stays on the device that its quantisation chose.
+    merge : bool
+        See `load_language_model`; the model then cannot be saved.
 
     Returns
     -------
@@ -52,11 +55,17 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> ModelB
         whose B matrices are all zero.
     ConfigError
         A configuration that this version of the library does not know.
+
+    Warns
+    -----
+    UserWarning
+        The weights of a backbone are not those that the model was trained with.
     """
-    folder = local_folder(folder)
+    folder = model_folder(folder)
     config = read_config(folder)
     encoder = build("encoders", _resolved(config, "encoder", folder))
-    llm, tokenizer = load_language_model(folder, config)
+    llm, tokenizer = load_language_model(folder, config, merge)
+    check_backbones(config, folder)
     adapter = build_adapter(
         config["adapter"],
         feature_dim=encoder.feature_dim,
@@ -95,7 +104,7 @@ def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
     model : AudioLanguageModel
         Changed in place. Trained tensors of the encoder are skipped if it has no encoder.
     folder : str or path
-        A model folder, or "owner/name" on the hub.
+        A model folder, the name of a released model, or "owner/name" on the hub.
 
     Returns
     -------
@@ -119,7 +128,7 @@ def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
     >>> load_trained(model, folder)
     ['adapter.bias', 'adapter.weight']
     """
-    folder = local_folder(folder)
+    folder = model_folder(folder)
     counts = read_config(folder)["tensors"]
     names = _load_component(model, "adapter", folder, counts)
     for component in ("llm", "encoder"):
@@ -130,7 +139,8 @@ def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
             raise ModelFolderError(
                 f"{folder}: the folder has a LoRA, and the llm block has none; give it the same lora entry"
             )
-        _load_lora(model.llm, folder / "lora")
+        path = folder / "lora" / "adapter_model.safetensors"
+        _load_lora(model.llm, read_tensors(path), path)
         names += [name for name in model.state_dict() if name.startswith("llm.") and "lora_" in name]
     return names
 
@@ -174,7 +184,9 @@ def read_ctc_head(
     return tensors
 
 
-def load_language_model(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_language_model(
+    folder: Path, config: Mapping[str, Any], merge: bool = False
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load the LLM of a model folder with its LoRA and trained tensors.
 
     Parameters
@@ -183,11 +195,14 @@ def load_language_model(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Mod
         The model folder.
     config : mapping
         Content of its configuration file, as `read_config` returns it.
+    merge : bool
+        Add the LoRA to the weights, as `modeling.lora.merge_lora` does, but without PEFT: this takes less time and
+        memory. A DoRA, the LoRA of an embedding and that of a quantised LLM are not merged.
 
     Returns
     -------
     llm : nn.Module
-        The LLM, wrapped by PEFT if it has a LoRA.
+        The LLM, wrapped by PEFT if it has a LoRA that is not merged.
     tokenizer : PreTrainedTokenizerBase
         Its tokenizer.
 
@@ -208,11 +223,24 @@ def load_language_model(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Mod
     ('LlamaForCausalLM', 'ByT5Tokenizer')
     """
     llm_config = _resolved(config, "llm", folder)
-    llm, tokenizer = load_llm(llm_config)
+    lora, path = llm_config.get("lora"), folder / "lora" / "adapter_model.safetensors"
+    stored = {} if lora is None else read_tensors(path)
+    merge = merge and all(name.endswith(LORA_TENSORS) for name in stored)
+    merge = merge and lora is not None and not lora.get("dora") and llm_config.get("quantization") is None
+    llm, tokenizer = load_llm({**llm_config, "lora": None} if merge else llm_config)
     if "llm.safetensors" in config["tensors"]:
         _load_component(nn.ModuleDict({"llm": llm}), "llm", folder, config["tensors"])
-    if llm_config.get("lora") is not None:
-        _load_lora(llm, folder / "lora")
+    if merge and lora is not None:
+        if len(stored) != config["tensors"].get("lora"):
+            raise ModelFolderError(
+                f"{path}: {len(stored)} tensors instead of {config['tensors'].get('lora')}; download it again"
+            )
+        try:
+            add_lora(llm, stored, lora["alpha"] / lora["r"])
+        except ValueError as error:
+            raise ModelFolderError(f"{path}: {error}; download or convert the model again") from error
+    elif lora is not None:
+        _load_lora(llm, stored, path)
     return llm, tokenizer
 
 
@@ -254,11 +282,10 @@ def _load_component(model: nn.Module, component: str, folder: Path, counts: Mapp
     return [full_names[name] for name in stored]
 
 
-def _load_lora(llm: nn.Module, folder: Path) -> None:
+def _load_lora(llm: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
+    """Copy the tensors of the file `path` into the LoRA of an LLM that PEFT has wrapped."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    path = folder / "adapter_model.safetensors"
-    stored = read_tensors(path)
     expected = get_peft_model_state_dict(llm, save_embedding_layers=False)
     if different := sorted(set(expected) ^ set(stored)):
         problem = "is not in the file" if different[0] in expected else "does not belong to this LLM"

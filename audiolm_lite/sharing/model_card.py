@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from audiolm_lite.backbones.known import KNOWN
 from audiolm_lite.config.registry import sources
 from audiolm_lite.evaluation.report import markdown_table
 
@@ -11,7 +12,7 @@ _CARD = """---
 library_name: audiolm_lite
 pipeline_tag: audio-text-to-text
 tags: [audio, speech, audio-captioning]
-{base_models}---
+{licence}{base_models}---
 # {name}
 
 A light audio language model, trained with audiolm_lite: it transcribes speech, describes sounds and answers questions.
@@ -41,9 +42,22 @@ over the test items.
 
 {table}
 """
+_LICENCES = """
+## Licences
+
+The tensors of this model (adapter, LoRA) are under {licence}. They are used with
+
+{backbones}
+"""
 
 
-def model_card(config: Mapping[str, Any], repo_id: str, metrics: Mapping[str, Any] | None = None) -> str:
+def model_card(
+    config: Mapping[str, Any],
+    repo_id: str,
+    metrics: Mapping[str, Any] | None = None,
+    notes: str = "",
+    licence: str | None = None,
+) -> str:
     """Write the text of a model card.
 
     Parameters
@@ -51,9 +65,14 @@ def model_card(config: Mapping[str, Any], repo_id: str, metrics: Mapping[str, An
     config : mapping
         Content of the model's `audiolm_lite.json`.
     repo_id : str
-        Name on the hub, "owner/name".
+        Name on the hub, "owner/name", or of a released model.
     metrics : mapping, optional
         Content of the `metrics.json` that `evaluation.runner.evaluate` wrote.
+    notes : str
+        Markdown that follows the results, such as training data, commands and limits.
+    licence : str, optional
+        SPDX identifier of the licence of the trained tensors. With it, the card lists the licences of the backbones
+        that are known by name.
 
     Returns
     -------
@@ -71,12 +90,26 @@ def model_card(config: Mapping[str, Any], repo_id: str, metrics: Mapping[str, An
     ---
     # listener
     """
-    base_models = [source for name in ("encoder", "llm") for source in sources(config[name]) if "/" in source]
+    named = [source for name in ("encoder", "llm") for source in sources(config[name])]
+    known = {source: KNOWN[source] for source in named if source in KNOWN}
+    base_models = [known[source].hub.repo if source in known else source for source in named]
+    base_models = [source for source in base_models if "/" in source]
     text = _CARD.format(
+        licence=f"license: {licence.lower()}\n" if licence else "",
         base_models="".join(["base_model:\n", *(f"- {base}\n" for base in base_models)]) if base_models else "",
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
         template=json.dumps(config["template"], ensure_ascii=False),
         **{name: json.dumps(config[name], ensure_ascii=False) for name in ("encoder", "adapter", "llm")},
     )
-    return text + (_RESULTS.format(table=markdown_table(metrics)) if metrics else "")
+    text += _RESULTS.format(table=markdown_table(metrics)) if metrics else ""
+    text += f"\n{notes.strip()}\n" if notes else ""
+    if licence:
+        digests = config.get("backbones", {})
+        rows = [
+            f"- `{name}` ([{backbone.hub.repo}](https://huggingface.co/{backbone.hub.repo})), {backbone.licence}; "
+            f"trained with the weights of digest `{digests.get(name, 'unknown')}`"
+            for name, backbone in known.items()
+        ]
+        text += _LICENCES.format(licence=licence, backbones="\n".join(rows) or "no backbone that is known by name")
+    return text

@@ -1,7 +1,9 @@
 """Uploading a model folder to the Hugging Face hub."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from audiolm_lite.config.registry import sources
 from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError, read_config
@@ -40,12 +42,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     folder = Path(folder)
     load_model(folder)
     config = read_config(folder)
-    for source in sources(config["encoder"]) + sources(config["llm"]):
-        if Path(source).is_absolute():
-            raise ModelFolderError(
-                f"{folder / CONFIG_FILE}: source {source} is a path of this machine; "
-                "save the model again with bundle=True, or write the name of a hub repository there"
-            )
+    require_named_sources(config, folder)
     if not (folder / "README.md").exists():
         metrics = folder / "metrics.json"
         results = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None
@@ -54,3 +51,25 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     api.create_repo(repo_id, private=private, exist_ok=True)
     files = [CONFIG_FILE, "README.md", "metrics.json", *config["tensors"], "lora/*", "llm/*", "encoder/*"]
     return str(api.upload_folder(folder_path=folder, repo_id=repo_id, allow_patterns=files))
+
+
+def require_named_sources(config: Mapping[str, Any], folder: Path) -> None:
+    """Check that a model can be loaded on other machines.
+
+    Raises
+    ------
+    ModelFolderError
+        The configuration, of the model in `folder`, names a pretrained model by a path of this machine.
+
+    Examples
+    --------
+    >>> require_named_sources({"encoder": {"source": "/data/whisper"}, "llm": {}}, Path("model"))
+    Traceback (most recent call last):
+    audiolm_lite.hub.folder.ModelFolderError: model/audiolm_lite.json: source /data/whisper is a path of this ...
+    """
+    for source in sources(config["encoder"]) + sources(config["llm"]):
+        if Path(source).is_absolute():
+            raise ModelFolderError(
+                f"{folder / CONFIG_FILE}: source {source} is a path of this machine; "
+                "save the model again with bundle=True, or write the name of a hub repository there"
+            )

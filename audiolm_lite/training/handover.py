@@ -21,6 +21,7 @@ from audiolm_lite.config.registry import with_defaults
 from audiolm_lite.config.settings import settings
 from audiolm_lite.hub.folder import CONFIG_FILE, read_config
 from audiolm_lite.hub.load import load_trained, read_ctc_head
+from audiolm_lite.hub.released import released_or_path
 from audiolm_lite.storage.atomic import atomic_path, write_json
 from audiolm_lite.storage.hashes import sha256_of
 from audiolm_lite.training.checkpoint import copy_tensors, save_tensors
@@ -42,14 +43,14 @@ def previous_folder(hparams: Mapping[str, Any]) -> Path | None:
     results/stage_2
     """
     if hparams["previous_stage"] is not None:
-        return Path(hparams["previous_stage"])
+        return released_or_path(hparams["previous_stage"])
     return Path(hparams["output_root"]) / f"stage_{hparams['stage'] - 1}" if hparams["stage"] > 1 else None
 
 
 def load_previous_stage(model: nn.Module, hparams: Mapping[str, Any]) -> list[str]:
     """Load the tensors that the previous stage has trained, with SpeechBrain's Pretrainer.
 
-    `previous_stage` may also name a model folder, such as a converted checkpoint.
+    `previous_stage` may also name a model folder, such as a converted checkpoint, or a released model.
 
     Returns
     -------

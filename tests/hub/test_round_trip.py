@@ -2,12 +2,14 @@
 
 import shutil
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from audiolm_lite.hub.folder import CONFIG_FILE
+from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
+from audiolm_lite.modeling.lora import merge_lora
 
 
 def equal_states(model, other, prefix):
@@ -96,3 +98,30 @@ def test_bundled_folder_contains_every_encoder_of_a_fused_one(sources, make_expe
     (sources / "whisper").rename(tmp_path / "gone")
     bundle = load_model((sources / "model").rename(tmp_path / "moved"))
     assert equal_states(model, bundle.model, "encoder.")
+
+
+def test_lora_merged_while_loading_gives_the_bits_of_peft(saved):
+    folder, _, _ = saved
+    merged, wrapped = load_model(folder, merge=True).model.llm, merge_lora(load_model(folder).model.llm)
+    assert not hasattr(merged, "peft_config") and merged.state_dict().keys() == wrapped.state_dict().keys()
+    assert all(torch.equal(tensor, wrapped.state_dict()[name]) for name, tensor in merged.state_dict().items())
+    with pytest.raises(ModelFolderError, match="has been merged"):
+        save_model(load_model(folder, merge=True).model, {}, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(sorted(t)[0]), "tensors instead of"),
+        (lambda t: t.update({sorted(t)[0]: torch.ones(2, 3)}), "has the shapes"),
+        (lambda t: t.update({"x.lora_A.weight": t.pop(sorted(t)[0])}), "does not belong to this LLM"),
+        (lambda t: [tensor.zero_() for name, tensor in t.items() if "lora_B" in name], "every lora_B is zero"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_not_merged(saved, change, message):
+    path = saved[0] / "lora" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    with pytest.raises(ModelFolderError, match=message):
+        load_model(saved[0], merge=True)

@@ -1,0 +1,1 @@
+"""Commands that answer about recordings of the user: transcribe, ask and describe."""

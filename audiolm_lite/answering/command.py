@@ -1,0 +1,123 @@
+"""What the commands transcribe, ask and describe have in common: options, loading of the model, output."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from audiolm_lite.answering.files import FileAnswer, answer_files
+
+if TYPE_CHECKING:
+    from audiolm_lite.api import AudioLM
+
+SKIPPED = 3  # exit status, see `cli.main`
+# Optional parts of transformers that take a third of its import, and that no model here uses.
+_UNUSED = ("is_scipy_available", "is_torchaudio_available")
+
+
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Parser of a command about audio files, with the options that all of them have.
+
+    Examples
+    --------
+    >>> options = make_parser("transcribe", "Transcribe speech.").parse_args(["--json"])
+    >>> options.model, options.json, options.no_transcript
+    ('tiny', True, False)
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"audiolm-lite {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    text = "released model, model folder, or owner/name on the hub (default: %(default)s)"
+    parser.add_argument("--model", default="tiny", help=text)
+    text = "answer from the audio alone, without Whisper's own transcript in the prompt"
+    parser.add_argument("--no-transcript", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per file, with times and transcript")
+    text = "recordings, or windows of long ones, that are answered together (default: %(default)s)"
+    parser.add_argument("--batch_size", type=int, default=4, metavar="N", help=text)
+    parser.add_argument("--device", help="for example cpu or cuda:0; default: a GPU if there is one")
+    return parser
+
+
+def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], str], *, joined: bool) -> int:
+    """Print the answers about the files of a command line, and return the exit status.
+
+    Parameters
+    ----------
+    options : Namespace
+        Of a parser of `make_parser`, and `files`.
+    question : callable
+        Gives the question to a model.
+    joined : bool
+        Join the answers about the windows of a long recording. Otherwise each window has its own line.
+    """
+    model = _load(options)
+    answers = answer_files(model, options.files, question(model), transcript=not options.no_transcript)
+    several, status = len(options.files) > 1, 0
+    # None: a bar only on a terminal
+    for file in tqdm(answers, total=len(options.files), unit="file", disable=None if several else True):
+        if file.error is not None:
+            status = SKIPPED
+            tqdm.write(f"{file.audio}: {file.error}; skipped", file=sys.stderr)
+            continue
+        for part in file.parts:
+            if part.stopped == "loop":
+                where = f"{file.audio}, {part.start:.1f} s"
+                tqdm.write(f"{where}: the answer repeated itself; the repeats are cut", file=sys.stderr)
+        for line in [json.dumps(_entries(file), ensure_ascii=False)] if options.json else _lines(file, several, joined):
+            tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    return status
+
+
+def _load(options: argparse.Namespace) -> "AudioLM":
+    """Load the model without the messages and progress bars of transformers."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    with _without_unused_imports():
+        from transformers.utils import logging
+
+        from audiolm_lite.api import AudioLM
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return AudioLM.from_pretrained(options.model, options.device, batch_size=max(1, options.batch_size))
+
+
+@contextmanager
+def _without_unused_imports() -> Iterator[None]:
+    """Let transformers take optional packages for missing while its models are imported.
+
+    Only for a process that does nothing else: object detection of transformers would lack scipy.
+    """
+    from transformers import utils
+    from transformers.utils import import_utils
+
+    found = [(module, name, getattr(module, name)) for module in (utils, import_utils) for name in _UNUSED]
+    for module, name, _ in found:
+        setattr(module, name, lambda: False)
+    try:
+        yield
+    finally:
+        for module, name, function in found:
+            setattr(module, name, function)
+
+
+def _lines(file: FileAnswer, named: bool, joined: bool) -> list[str]:
+    name = f"{file.audio}\t" if named else ""
+    if joined or len(file.parts) == 1:
+        return [name + _one_line(file.text)]
+    times = [f"{part.start:.1f}-{part.start + part.seconds:.1f} s" for part in file.parts]
+    return [f"{name}{time}\t{_one_line(part.text)}" for time, part in zip(times, file.parts)]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _entries(file: FileAnswer) -> dict[str, object]:
+    seconds = file.parts[-1].start + file.parts[-1].seconds
+    return {"audio": file.audio, "text": file.text, "seconds": seconds, "parts": [asdict(part) for part in file.parts]}
