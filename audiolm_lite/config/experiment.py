@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -16,6 +17,7 @@ from audiolm_lite.config.command_line import Replacement, help_text, parse_argum
 from audiolm_lite.config.errors import ConfigError, describe, did_you_mean
 from audiolm_lite.config.keys import OPTIONAL_ENTRIES, REQUIRED, RUN_OPTIONS, TRAINING_KEYS, Key
 from audiolm_lite.config.launch import accelerate_options
+from audiolm_lite.config.start import check_device
 
 
 def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS) -> tuple[dict, dict, str]:
@@ -58,6 +60,8 @@ def load_experiment(argv: Sequence[str], keys: Mapping[str, Key] = TRAINING_KEYS
         print(help_text(keys))
         raise SystemExit(0)
     path, overrides, run_opts = parse_arguments(argv, keys)
+    if "device" in run_opts:
+        check_device(run_opts["device"])
     if keys is TRAINING_KEYS:
         overrides = {**accelerate_options(os.environ), **overrides}
     stream = _overridden_yaml(path, overrides, keys)
@@ -147,4 +151,18 @@ def _checked(path: Path, hparams: dict, keys: Mapping[str, Key]) -> dict:
             checked[name] = float(value)
         elif not isinstance(value, key.kind) or (key.kind is int and isinstance(value, bool)):
             raise ConfigError(f"{path}: {name} is {value!r}; it must be of type {key.kind.__name__} ({key.help})")
+        _check_range(path, name, checked[name], key)
     return checked
+
+
+def _check_range(path: Path, name: str, value: Any, key: Key) -> None:
+    """Raise ConfigError for a number out of range, an entry of another type, or a folder without a name."""
+    if key.least is not None and value < key.least:
+        raise ConfigError(f"{path}: {name} is {value}; it must be at least {key.least} ({key.help})")
+    if type(value) is int and abs(value) >= 2**63:
+        raise ConfigError(f"{path}: {name} is {value}; it must have at most 64 bits")
+    wrong = [entry for entry in value if not isinstance(entry, key.entries)] if key.entries else []
+    if wrong:
+        raise ConfigError(f"{path}: {name} has the entry {wrong[0]!r}, which is not of the right type ({key.help})")
+    if value == "" and name.endswith(("_folder", "_root")):
+        raise ConfigError(f"{path}: {name} is empty; name a folder, such as .")

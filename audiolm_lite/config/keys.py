@@ -1,5 +1,6 @@
 """Every key that the YAML files of training and evaluation may have, with its help, type and default."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 REQUIRED = object()
@@ -22,16 +23,22 @@ class Key(NamedTuple):
         Value where the file has none; REQUIRED: the file or the command line must give it.
     result : bool
         Whether the value can change the model. If so, a run with another value is not resumed or reused.
+    least : float, optional
+        Smallest number allowed.
+    entries : type, optional
+        Type of the entries of a list.
     """
 
     help: str
     kind: Any
     default: Any = REQUIRED
     result: bool = True
+    least: float | None = None
+    entries: Any = None
 
 
 MODEL_KEYS = {
-    "seed": Key("Seed of initialisation, sampling and dropout.", int, 1986),
+    "seed": Key("Seed of initialisation, sampling and dropout.", int, 1986, least=0),
     "encoder": Key("Audio encoder block (hparams/encoders/*.yaml): type, source, padding, layers, pool ...", dict),
     "adapter": Key("Adapter block (hparams/adapters/*.yaml): type and the arguments of that adapter.", dict),
     "llm": Key("Language model block (hparams/llms/*.yaml): source, dtype, quantization, lora.", dict),
@@ -64,26 +71,26 @@ DATA_KEYS = {
     "feature_folder": Key(
         "Feature store written by prepare.py; not needed with train_encoder.", str, None, result=False
     ),
-    "tasks": Key("Tasks to keep (manifest field task); null keeps all.", list, None),
+    "tasks": Key("Tasks to keep (manifest field task); null keeps all.", list, None, entries=str),
     "max_tokens": Key(
-        "Most audio and text tokens of a row; a longer row is an error, unless shorten is set.", int, None
+        "Most audio and text tokens of a row; a longer row is an error, unless shorten is set.", int, None, least=1
     ),
     "shorten": Key(
         "What is truncated in longer rows: a field of the template (transcript), audio; drop: the row is left out.",
         str,
         None,
     ),
-    "batch_tokens": Key("Most audio and text tokens in a batch, padding included, per device.", int, 4096),
-    "num_workers": Key("Processes that load data; 0: the main process loads it.", int, 0, result=False),
+    "batch_tokens": Key("Most audio and text tokens in a batch, padding included, per device.", int, 4096, least=1),
+    "num_workers": Key("Processes that load data; 0: the main process loads it.", int, 0, result=False, least=0),
 }
 
 TRAINING_KEYS = {
     **MODEL_KEYS,
     **DATA_KEYS,
-    "stage": Key("Number of this stage; stage N starts from stage N-1 of output_root.", int),
-    "brain": Key("The training loop: !name:audiolm_lite.training.brain.AudioLMBrain or a subclass.", object),
+    "stage": Key("Number of this stage; stage N starts from stage N-1 of output_root.", int, least=0),
+    "brain": Key("The training loop: !name:audiolm_lite.training.brain.AudioLMBrain or a subclass.", Callable),
     "previous_stage": Key(
-        "Stage or model folder to start from, e.g. a converted checkpoint; null: <output_root>/stage_<stage - 1>.",
+        "Stage, model folder or released model to start from; null: <output_root>/stage_<stage - 1>.",
         str,
         None,
     ),
@@ -94,25 +101,25 @@ TRAINING_KEYS = {
         dict,
         None,
     ),
-    "trainable": Key("Glob patterns of the parameters that train; each must match something.", list),
+    "trainable": Key("Glob patterns of the parameters that train; each must match something.", list, entries=str),
     "learning_rates": Key(
         "Glob pattern -> peak learning rate or {lr, weight_decay, schedule, warmup_steps}; the first match counts.",
         dict,
     ),
     "optimizer": Key("AdamW; with bitsandbytes on a GPU also with 8-bit moments, paged, or both.", OPTIMIZERS, "adamw"),
-    "weight_decay": Key("Weight decay of matrices; vectors (norms, biases) have none.", float, 0.0),
-    "betas": Key("AdamW momentum terms.", list, [0.9, 0.999]),
+    "weight_decay": Key("Weight decay of matrices; vectors (norms, biases) have none.", float, 0.0, least=0),
+    "betas": Key("AdamW momentum terms.", list, [0.9, 0.999], entries=(int, float)),
     "schedule": Key("Learning rate after warm-up, per optimiser step.", SCHEDULES, "linear"),
-    "warmup_steps": Key("Optimiser steps of linear warm-up.", int, 100),
+    "warmup_steps": Key("Optimiser steps of linear warm-up.", int, 100, least=0),
     "mixing_temperature": Key(
         "Mixes the manifests of train in proportion to rows ** (1 / temperature): 1 is proportional to their sizes, "
         "larger values are more even. null: no mixing, every row once per epoch.",
         float,
         None,
     ),
-    "epochs": Key("Passes over the training set.", int, 1),
+    "epochs": Key("Passes over the training set.", int, 1, least=1),
     "grad_accumulation_factor": Key(
-        "Batches per optimiser step; the loss is the mean over their answer tokens.", int, 1
+        "Batches per optimiser step; the loss is the mean over their answer tokens.", int, 1, least=1
     ),
     "max_grad_norm": Key("Largest gradient norm over all groups; larger gradients are scaled down.", float, 1.0),
     "augmentation": Key(
@@ -132,7 +139,9 @@ TRAINING_KEYS = {
         ("auto", "fp32", "bf16", "fp16"),
         "auto",
     ),
-    "loss_chunk": Key("Positions whose logits are in memory at a time; 0: as many as fit in 256 MB.", int, 0, False),
+    "loss_chunk": Key(
+        "Positions whose logits are in memory at a time; 0: as many as fit in 256 MB.", int, 0, False, least=0
+    ),
     "loss_kernel": Key(
         "Loss of training steps: computed in chunks, or by the fused kernel of torch 2.13.",
         LOSS_KERNELS,
@@ -140,7 +149,11 @@ TRAINING_KEYS = {
         False,
     ),
     "gradient_checkpointing": Key(
-        "Recompute the activations of every n-th block in the backward pass; 1: all blocks, 0: none.", int, 0, False
+        "Recompute the activations of every n-th block in the backward pass; 1: all blocks, 0: none.",
+        int,
+        0,
+        False,
+        least=0,
     ),
     "packing": Key(
         "Batches without padding, all items in one row. For flash_attention_2: other kernels compare all tokens.",
@@ -168,7 +181,7 @@ TRAINING_KEYS = {
     ),
     "cpu_offload": Key("With fsdp: keep shards that are not in use in host memory.", bool, False, False),
     "nonfinite_patience": Key(
-        "Steps with a non-finite loss or gradient skipped in an epoch before stopping.", int, 3, False
+        "Steps with a non-finite loss or gradient skipped in an epoch before stopping.", int, 3, False, least=0
     ),
     "valid_metric": Key(
         "Metric that selects the best checkpoint: loss, accuracy, or another as min:<name> or max:<name>.",
@@ -185,15 +198,15 @@ TRAINING_KEYS = {
         "Number of validations without a better valid_metric after which training stops; null: never.", int, None
     ),
     "wandb": Key("Log to Weights & Biases too: {project, ...}, arguments of wandb.init; null: no.", dict, None, False),
-    "ckpt_interval_minutes": Key("Minutes between checkpoints within an epoch.", float, 15.0, result=False),
+    "ckpt_interval_minutes": Key("Minutes between checkpoints within an epoch.", float, 15.0, result=False, least=0),
 }
 
 EVALUATION_KEYS = {
-    "seed": Key("Seed of the controls' permutation of clips.", int, 1986),
+    "seed": Key("Seed of the controls' permutation of clips.", int, 1986, least=0),
     "data_folder": DATA_KEYS["data_folder"],
-    "model_folder": Key("Finished stage or saved model to evaluate.", str, result=False),
+    "model_folder": Key("Finished stage, saved or released model to evaluate.", str, result=False),
     "output_folder": Key("Where predictions.jsonl, metrics.json, latency.json and report.html go.", str, result=False),
-    "manifests": Key("Manifest files (JSON lines) to evaluate on.", list, result=False),
+    "manifests": Key("Manifest files (JSON lines) to evaluate on.", list, result=False, entries=str),
     "question_files": Key(
         "Files with one question per line, for rows without an instruction; null: every row has one.",
         list,
@@ -205,9 +218,11 @@ EVALUATION_KEYS = {
     "metrics": Key("Task -> how it is scored: {type: asr|classification|regression|captioning, ...}.", dict),
     "controls": Key(
         "Audio that the model receives: normal, zeros (none), shuffled (of another clip); adapter_alone: transcripts "
-        "of the adapter without the LLM, for tasks scored as asr.",
+        "of the adapter without the LLM; transcript: the field transcript of the rows. The last two are for tasks "
+        "scored as asr.",
         list,
         ["normal", "zeros"],
+        entries=str,
     ),
     "batch_tokens": DATA_KEYS["batch_tokens"],
     "num_workers": DATA_KEYS["num_workers"],
@@ -218,15 +233,15 @@ EVALUATION_KEYS = {
         "auto",
     ),
     "title": Key("Heading of report.html.", str, "Evaluation"),
-    "notes": Key("Paragraphs below the heading, e.g. about model and data.", list, []),
+    "notes": Key("Paragraphs below the heading, e.g. about model and data.", list, [], entries=str),
     "backend": Key(
         "For latency.py: eager, inductor, aoti; best: the fastest of them, timed over a few tokens.",
-        str,
+        ("eager", "inductor", "aoti", "best"),
         "best",
     ),
-    "latency_clips": Key("Clips whose answers are timed, one at a time.", int, 10),
-    "latency_tokens": Key("Tokens of each timed answer.", int, 32),
-    "latency_runs": Key("Timed answers.", int, 100),
+    "latency_clips": Key("Clips whose answers are timed, one at a time.", int, 10, least=1),
+    "latency_tokens": Key("Tokens of each timed answer.", int, 32, least=2),
+    "latency_runs": Key("Timed answers.", int, 100, least=1),
 }
 
 # Mappings whose entries are optional, so that null removes one that the file has.

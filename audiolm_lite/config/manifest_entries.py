@@ -25,6 +25,8 @@ def split_entries(entries: Sequence[str | Mapping[str, Any]]) -> tuple[list[str]
     >>> split_entries([{"path": "a.jsonl", "weight": 2}, {"path": "b.jsonl", "weight": 1}])
     (['a.jsonl', 'b.jsonl'], [2.0, 1.0])
     """
+    if not isinstance(entries, (list, tuple)):
+        raise ConfigError(f"manifests: {entries!r} is not a list; write [path, ...] under train, valid and test")
     paths, weights = [], []
     for entry in entries:
         if isinstance(entry, Mapping):

@@ -8,11 +8,11 @@ model never decides what is executed.
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from audiolm_lite.config.errors import ConfigError, did_you_mean
+from audiolm_lite.config.errors import ConfigError, did_you_mean, errors_about
 
 
 def component_types(package: str) -> list[str]:
@@ -47,7 +47,7 @@ def build(package: str, config: dict[str, Any], **extra: Any) -> Any:
     Raises
     ------
     ConfigError
-        Unknown type, or an argument that is unknown, missing or set by the program.
+        Unknown type, an argument that is unknown, missing or set by the program, or a value that the class refuses.
 
     Examples
     --------
@@ -55,7 +55,38 @@ def build(package: str, config: dict[str, Any], **extra: Any) -> Any:
     >>> adapter.num_tokens(50)
     25
     """
-    if not isinstance(config, dict) or not isinstance(config.get("type"), str):
+    component = check_arguments(package, config, tuple(extra))
+    arguments = {argument: value for argument, value in config.items() if argument != "type"}
+    parameters = inspect.signature(component).parameters
+    set_by_program = {argument: value for argument, value in extra.items() if argument in parameters}
+    with errors_about(f"{package}, type {config['type']!r}, {_listed(arguments)}"):
+        return component(**arguments, **set_by_program)
+
+
+def check_arguments(package: str, config: Mapping[str, Any], extra: Sequence[str] = ()) -> type:
+    """Check the names in a component's configuration, and return its class.
+
+    Parameters
+    ----------
+    package : str
+        Package of audiolm_lite.
+    config : mapping
+        As in `build`.
+    extra : sequence of str
+        Arguments that the program sets.
+
+    Raises
+    ------
+    ConfigError
+        As in `build`, except for values that the class refuses.
+
+    Examples
+    --------
+    >>> check_arguments("adapters", {"type": "linear", "strid": 2}, ["feature_dim", "num_layers", "llm_dim"])
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: adapters, type 'linear': unknown argument 'strid'; did you mean ...
+    """
+    if not isinstance(config, Mapping) or not isinstance(config.get("type"), str):
         known = component_types(package)
         raise ConfigError(f'{package}: expected a mapping with an entry "type", one of {known}; got {config!r}')
     name = config["type"]
@@ -63,20 +94,23 @@ def build(package: str, config: dict[str, Any], **extra: Any) -> Any:
         raise ConfigError(f"{package}: unknown type {name!r}{did_you_mean(name, component_types(package))}")
     component = importlib.import_module(f"audiolm_lite.{package}.{name}").COMPONENT
     parameters = inspect.signature(component).parameters
-    arguments = {argument: value for argument, value in config.items() if argument != "type"}
-    set_by_program = {argument: value for argument, value in extra.items() if argument in parameters}
-
     where = f"{package}, type {name!r}"
-    accepted = [argument for argument in parameters if argument not in set_by_program]
-    for argument in arguments:
-        if argument in set_by_program:
+    accepted = [argument for argument in parameters if argument not in extra]
+    for argument in config:
+        if argument == "type":
+            continue
+        if argument in extra and argument in parameters:
             raise ConfigError(f"{where}: argument {argument!r} is set by the program; remove it from the configuration")
         if argument not in parameters:
             raise ConfigError(f"{where}: unknown argument {argument!r}{did_you_mean(argument, accepted)}")
     for argument in accepted:
-        if parameters[argument].default is inspect.Parameter.empty and argument not in arguments:
+        if parameters[argument].default is inspect.Parameter.empty and argument not in config:
             raise ConfigError(f"{where}: argument {argument!r} is missing; it takes {accepted}")
-    return component(**arguments, **set_by_program)
+    return component
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value!r:.60}" for name, value in arguments.items()) or "all arguments by default"
 
 
 def with_defaults(package: str, config: Mapping[str, Any]) -> dict[str, Any]:

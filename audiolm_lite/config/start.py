@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.storage.atomic import write_text
 
 
@@ -26,6 +27,33 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)  # all devices
+
+
+def check_device(name: str) -> None:
+    """Check that a device exists here, before models are loaded.
+
+    Raises
+    ------
+    ConfigError
+        Not the name of a device, or there is no such device.
+
+    Examples
+    --------
+    >>> check_device("cpu")
+    >>> check_device("gpu")
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: --device gpu: not a device of torch; write cpu, cuda or cuda:0
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: not a device of torch; write cpu, cuda or cuda:0") from error
+    if device.type == "cpu":
+        return
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = 0 if accelerator is None or accelerator.type != device.type else torch.accelerator.device_count()
+    if (device.index or 0) >= count:
+        raise ConfigError(f"--device {name}: this machine has {count} devices of this kind; write cpu or another one")
 
 
 def start_run(hparams: Mapping, resolved: str, is_main: bool = True) -> None:

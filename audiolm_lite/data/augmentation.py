@@ -54,6 +54,10 @@ class Augmentation:
             if name not in defaults:
                 kind = "stored features" if num_frames is None else "live audio (train_encoder: true)"
                 raise ConfigError(f"augmentation: no entry {name!r} for {kind}; it takes {', '.join(defaults)}")
+            if not isinstance(settings[name], type(defaults[name])) and not isinstance(settings[name], int):
+                raise ConfigError(
+                    f"augmentation: {name} is {settings[name]!r}; write a value such as {defaults[name]!r}"
+                )
         self.settings = {**defaults, **settings}
         if num_frames is not None:
             self.speed = SpeedPerturb(SAMPLE_RATE, list(self.settings["speeds"]))

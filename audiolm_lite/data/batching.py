@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.mixing import Mixture
 from audiolm_lite.modeling.batch import IGNORE, Batch
 
@@ -184,7 +185,7 @@ class LengthBucketSampler:
             raise ValueError("LengthBucketSampler: there are no items.")
         longest = int(self.lengths.argmax())
         if self.lengths[longest] > batch_tokens:
-            raise ValueError(
+            raise ConfigError(
                 f"item {longest} has {self.lengths[longest]} tokens, more than batch_tokens {batch_tokens}: "
                 "raise batch_tokens or leave the item out of the manifest."
             )

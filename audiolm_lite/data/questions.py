@@ -44,6 +44,8 @@ class Questions:
     """
 
     def __init__(self, files: Sequence[str | Path], manifests: int, seed: int = 0):
+        if isinstance(files, (str, Path)) or not isinstance(files, Sequence):
+            raise ManifestError(f"question_files: {files!r} is not a list; write [path, ...]")
         pools = [_read(Path(file)) for file in files]
         combined = [question for pool in pools for question in pool] or [DEFAULT_QUESTION]
         self.pools = pools if len(pools) == manifests else [combined] * manifests

@@ -104,7 +104,7 @@ def select_rows(
     Raises
     ------
     DatasetError
-        No row is selected, or a selected row has no instruction.
+        No manifest is given, no row is selected, or a selected row has no instruction.
     ManifestError
         A manifest cannot be read or breaks the schema.
 
@@ -118,6 +118,8 @@ def select_rows(
     >>> [row["id"] for row in select_rows([file], tasks=["caption"], split="test")]
     ['caption']
     """
+    if not manifests:
+        raise DatasetError("dataset: the list of manifests is empty; name at least one file")
     tables = [ManifestTable(path) for path in manifests]
     rows = SelectedRows(tables, [table.select(tasks, split) for table in tables], questions)
     if questions is None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from audiolm_lite.config.registry import map_sources
+from audiolm_lite.decoding.options import read_options
 from audiolm_lite.hub.folder import (
     CONFIG_FILE,
     CTC_HEAD_FILE,
@@ -124,8 +125,8 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
 
     Raises
     ------
-    ModelFolderError
-        As in `save_model`.
+    ModelFolderError, GenerationError
+        As in `save_model` and `check_answer_settings`.
 
     Examples
     --------
@@ -134,6 +135,7 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
     >>> config["llm"], config["generation"]
     ({'source': 'owner/llm'}, {'max_new_tokens': 200})
     """
+    check_answer_settings(experiment)
     config = {
         "format": FORMAT,
         **{name: dict(experiment[name]) for name in ("encoder", "adapter", "llm")},
@@ -144,6 +146,30 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
     for name in ("encoder", "llm"):
         config[name] = map_sources(config[name], partial(_stored_source, folder=folder, bundle=bundle), name)
     return config
+
+
+def check_answer_settings(experiment: Mapping[str, Any]) -> None:
+    """Check `generation` and `instructions`, so that training does not end in a model folder that cannot answer.
+
+    Raises
+    ------
+    GenerationError
+        `generation` has an unknown option or a value that it cannot have.
+    ModelFolderError
+        `instructions` has an entry other than the two questions, or one that is not text.
+
+    Examples
+    --------
+    >>> check_answer_settings({"instructions": {"transcribe": "what is said?"}})
+    >>> check_answer_settings({"instructions": {"translate": "what is said?"}})
+    Traceback (most recent call last):
+    audiolm_lite.hub.folder.ModelFolderError: instructions: 'translate' is not an entry with text; it takes ...
+    """
+    read_options(experiment.get("generation") or {})
+    for name, text in (experiment.get("instructions") or {}).items():
+        if name not in DEFAULT_INSTRUCTIONS or not isinstance(text, str):
+            known = ", ".join(DEFAULT_INSTRUCTIONS)
+            raise ModelFolderError(f"instructions: {name!r} is not an entry with text; it takes {known}")
 
 
 def write_config(folder: Path, config: Mapping[str, Any], counts: Mapping[str, int]) -> None:

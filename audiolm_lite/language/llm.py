@@ -1,5 +1,6 @@
 """Loading a causal language model by name or folder, with its dtype, quantization and LoRA."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file
 
 from audiolm_lite.backbones.fetch import resolve
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, errors_about
 from audiolm_lite.language.voxtral import NOT_QUANTIZED, load_tekken, load_voxtral_llm
 from audiolm_lite.modeling.quantization import bitsandbytes_config
 
@@ -65,7 +66,8 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     source = resolve(config["source"])
     tokenizer_source = resolve(config["tokenizer"] or config["source"])
     # A model's own code is never run. trust_remote_code=None would ask on the terminal.
-    published = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with errors_about(f"llm: source {config['source']!r} is not a model's folder, and cannot be loaded by this name"):
+        published = AutoConfig.from_pretrained(source, trust_remote_code=False)
     voxtral = published.model_type == "voxtral"
     quantization = bitsandbytes_config("llm", config["quantization"], dtype, NOT_QUANTIZED if voxtral else None)
     if on_meta:
@@ -78,9 +80,10 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     if voxtral:
         llm = load_voxtral_llm(source, published, dtype=dtype, quantization_config=quantization)
     else:
-        llm = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, quantization_config=quantization, trust_remote_code=False
-        )
+        with errors_about(f"llm: the weights of {config['source']!r} cannot be loaded"):
+            llm = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, quantization_config=quantization, trust_remote_code=False
+            )
     tokenizer = _load_tokenizer(tokenizer_source)
     if config["lora"] is not None:
         llm = _add_lora(llm, config["lora"])
@@ -91,22 +94,26 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     if cached_file(source, "tekken.json", **optional) and not cached_file(source, "tokenizer.json", **optional):
         return load_tekken(source)
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    with errors_about(f"llm: the tokenizer of {source!r} cannot be loaded"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
     from peft import LoraConfig, get_peft_model  # slow to import, and not always needed
 
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"llm: lora is {config!r}; write {{{', '.join(_LORA_REQUIRED)}}}, or null for none")
     _check_entries("llm, lora", config, (*_LORA_REQUIRED, "dora"), required=_LORA_REQUIRED)
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config["r"],
-        lora_alpha=config["alpha"],
-        lora_dropout=config["dropout"],
-        target_modules=config["target_modules"],
-        use_dora=config.get("dora", False),
-    )
-    return get_peft_model(llm, lora)
+    with errors_about(f"llm, lora {dict(config)}"):
+        lora = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config["r"],
+            lora_alpha=config["alpha"],
+            lora_dropout=config["dropout"],
+            target_modules=config["target_modules"],
+            use_dora=config.get("dora", False),
+        )
+        return get_peft_model(llm, lora)
 
 
 def _check_entries(where: str, config: dict[str, Any], known: tuple[str, ...], required: tuple[str, ...]) -> None:

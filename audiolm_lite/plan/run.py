@@ -196,6 +196,10 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--text_tokens", type=int, default=64, help="its tokens without audio and answer")
     parser.add_argument("--answer_tokens", type=int, default=64, help="tokens of its answer")
     options, rest = parser.parse_known_args(argv)
+    for name in ("vram", "processes", "audio_seconds"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name} is {value:g}; it must be above 0")
     return options, [options.file, *rest]
 
 

@@ -16,7 +16,7 @@ import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from torch import Tensor, nn
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, errors_about
 from audiolm_lite.config.precision import training_precision
 from audiolm_lite.config.settings import settings
 from audiolm_lite.data.dataset import AudioTextDataset
@@ -261,7 +261,8 @@ class AudioLMBrain(sb.Brain):
         if self.hparams.distillation is not None:
             require_frozen_llm(self.model)
             prompt = train.prompt
-            self.distillation = Distillation(prompt.template, prompt.tokenizer, **self.hparams.distillation)
+            with errors_about(f"distillation {dict(self.hparams.distillation)}"):
+                self.distillation = Distillation(prompt.template, prompt.tokenizer, **self.hparams.distillation)
         hparams = self.hparams
         self.state = RunState(
             self.model,

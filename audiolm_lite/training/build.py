@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.manifest_entries import split_entries
-from audiolm_lite.config.registry import build, with_defaults
+from audiolm_lite.config.registry import build, check_arguments, with_defaults
 from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.clip_sources import FeatureSource, WaveformSource
 from audiolm_lite.data.dataset import AudioTextDataset
@@ -21,6 +21,7 @@ from audiolm_lite.data.questions import Questions
 from audiolm_lite.data.selected_rows import select_rows
 from audiolm_lite.distributed import processes
 from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.hub.save import check_answer_settings
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
@@ -41,6 +42,7 @@ def build_model(hparams: Mapping[str, Any]) -> tuple[AudioLanguageModel, PreTrai
     ConfigError
         A block is wrong, the store was written with another encoder block, or settings exclude each other.
     """
+    check_answer_settings(hparams)
     if hparams["distillation"] is not None and hparams["loss_kernel"] != "chunked":
         raise ConfigError(
             f"loss_kernel {hparams['loss_kernel']} computes no logits, which distillation needs: use chunked"
@@ -169,6 +171,7 @@ def open_store(hparams: Mapping[str, Any]) -> FeatureStore:
         )
     store = FeatureStore(folder)
     _require_encoder(folder, config, store.fingerprint)
+    check_arguments("encoders", config)
     return store
 
 
@@ -187,6 +190,9 @@ def _require_encoder(
             continue
         if name == "layers":  # in the block, None means all layers, and negative numbers count from the end
             blocks = fingerprint["blocks"]
+            numbers = isinstance(wanted, list) and all(isinstance(layer, int) for layer in wanted)
+            if wanted is not None and not numbers:
+                raise ConfigError(f"{where}: layers is {wanted!r}; write a list of numbers, or null for all layers")
             wanted = list(range(blocks)) if wanted is None else [layer % blocks for layer in wanted]
         if stored != wanted:
             raise ConfigError(

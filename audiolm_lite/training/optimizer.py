@@ -37,6 +37,8 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], betas: Sequence[flo
     >>> type(optimizer).__name__, optimizer.param_groups[0]["betas"]
     ('AdamW', (0.9, 0.95))
     """
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"betas is {list(betas)}; write two numbers of at least 0 and below 1, such as [0.9, 0.999]")
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=(betas[0], betas[1]))
     if not torch.cuda.is_available():

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audiolm_lite.config.errors import UserError, run_command
+from audiolm_lite.config.errors import UserError, errors_about, run_command
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
 from audiolm_lite.storage.atomic import atomic_path
@@ -219,14 +219,24 @@ FAMILY = MetricFamily(
 
 
 def main(argv: list[str]) -> None:
-    """Download the files of "spice" and "fense" (by default both) into the folders that `score_captioning` uses."""
+    """Download the files of "spice" and "fense" (by default both) into the folders that `score_captioning` uses.
+
+    Raises
+    ------
+    UserError
+        Another argument, a package that is missing, or a download that failed.
+    """
+    if unknown := set(argv) - {"spice", "fense"}:
+        raise UserError(f"captioning: {min(unknown)!r} is not spice or fense; give one of them, or nothing for both")
     programs = _prepare_programs()
     from aac_metrics.download import download_metrics
 
     wanted = {score: score in (argv or ["spice", "fense"]) for score in ("spice", "fense")}
-    download_metrics(
-        cache_path=programs["cache_path"], ptb_tokenizer=False, meteor=False, bert_score=False, verbose=1, **wanted
-    )
+    names = " and ".join(score for score in wanted if wanted[score])
+    with errors_about(f"captioning: the files of {names} cannot be downloaded; check the network and try again"):
+        download_metrics(
+            cache_path=programs["cache_path"], ptb_tokenizer=False, meteor=False, bert_score=False, verbose=1, **wanted
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from audiolm_lite.config.errors import ConfigError, did_you_mean
+from audiolm_lite.config.errors import ConfigError, did_you_mean, errors_about
 from audiolm_lite.evaluation.metrics import (
     asr,
     captioning,
@@ -48,8 +48,8 @@ def score_task(rows: Sequence[dict], answers: Sequence[str], entry: Mapping[str,
 
     Raises
     ------
-    ValueError, KeyError
-        Rows without the fields that the family needs.
+    ConfigError
+        Rows without the fields that the family needs, or an option's value that it cannot have.
 
     Examples
     --------
@@ -59,7 +59,8 @@ def score_task(rows: Sequence[dict], answers: Sequence[str], entry: Mapping[str,
     ('regression', 0.5)
     """
     options = {name: value for name, value in entry.items() if name != "type"}
-    return {"type": entry["type"], **FAMILIES[entry["type"]].score_rows(rows, answers, **options)}
+    with errors_about(f"metrics, task {rows[0].get('task')!r}, type {entry['type']}"):
+        return {"type": entry["type"], **FAMILIES[entry["type"]].score_rows(rows, answers, **options)}
 
 
 def check_metrics(metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> None:
@@ -87,6 +88,8 @@ def check_metrics(metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]
         where = f"metrics, task {task!r}"
         if task not in metrics:
             raise ConfigError(f"{where}: the test set has this task, and no entry scores it; add one")
+        if not isinstance(metrics[task], Mapping):
+            raise ConfigError(f"{where}: {metrics[task]!r} is not a mapping; write {{type: asr}} or another type")
         options = dict(metrics[task])
         kind = options.pop("type", None)
         if kind not in FAMILIES:
