@@ -62,6 +62,7 @@ class WhisperDecoder:
                 "download it again, or remove decoder_language"
             )
         model.model.encoder = None  # its caller has it
+        model.generation_config.max_length = None  # max_new_tokens counts, and two limits give a warning
         return model.eval().requires_grad_(False)
 
     @torch.no_grad()
