@@ -1,9 +1,12 @@
 """Caption metrics: missing dependencies are reported, and unusual captions keep their positions."""
 
 import sys
+import types
+import urllib.error
 
 import pytest
 
+from audiolm_lite.config.errors import UserError
 from audiolm_lite.evaluation.metrics import captioning
 from audiolm_lite.evaluation.metrics.captioning import score_captioning
 
@@ -72,3 +75,18 @@ def test_input_that_cannot_be_scored_is_refused():
         score_captioning([["a"], []], ["a", "b"])
     with pytest.raises(ValueError, match="unknown scores"):
         score_captioning([["a"]], ["a"], scores=("cider",))
+
+
+def test_a_download_that_fails_is_one_message(monkeypatch):
+    monkeypatch.setattr(captioning, "_prepare_programs", lambda: {"cache_path": "x"})
+
+    def offline(**_):
+        raise urllib.error.URLError("Name or service not known")
+
+    module = types.SimpleNamespace(download_metrics=offline)
+    monkeypatch.setitem(sys.modules, "aac_metrics", types.ModuleType("aac_metrics"))
+    monkeypatch.setitem(sys.modules, "aac_metrics.download", module)
+    with pytest.raises(UserError, match="files of spice cannot be downloaded; check the network.*Name or service"):
+        captioning.main(["spice"])
+    with pytest.raises(UserError, match="'spcie' is not spice or fense"):
+        captioning.main(["spcie"])
