@@ -174,7 +174,7 @@ def select_speechocean762(source: Path, target: Path, seed: int) -> str:
             write_lines(target / part / table, (line for line in lines if line.split()[0] in keys))
         for clip in chosen:
             write_opus(clip.audio, target / places[clip.id])
-        texts.append(f"{len(chosen)} utterances of {len(names)} speakers for {part}")
+        texts.append(f"{len(chosen)} clips of {len(names)} speakers for {part}")
     return ", ".join(texts)
 
 
