@@ -83,6 +83,6 @@ def _transcripts(file: Path) -> dict[str, str]:
 
 
 def _audio_file(stem: Path) -> Path:
-    """Audio file of an utterance: copies of the corpus are WAV, FLAC, Ogg or SPHERE; by default the path of the WAV file."""
+    """Audio file of an utterance in WAV, FLAC, Ogg or SPHERE; the path of the WAV file if there is none."""
     candidates = [stem.with_name(stem.name + ending) for ending in (".wav", ".flac", ".ogg", ".sph")]
     return next((path for path in candidates if path.exists()), candidates[0])
