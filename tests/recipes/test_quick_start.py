@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from audiolm_lite.config.errors import UserError
+from audiolm_lite.deploy.backends import make_backend
 from data_prep.clips import CorpusError
 from data_prep.corpora.an4 import read_an4
 from data_prep.corpora.esc50 import read_esc50
@@ -180,8 +181,10 @@ def recipe(tmp_path, selected, tiny, monkeypatch):
     return folder
 
 
-def test_real_quick_start_runs_from_scratch_and_from_a_released_model(recipe, capsys):
+def test_real_quick_start_runs_from_scratch_and_from_a_released_model(recipe, capsys, monkeypatch):
     quick_start = load("quickstart", recipe)
+    # to compile takes too long for a test
+    monkeypatch.setattr(quick_start.latency, "make_backend", lambda name, *sizes: make_backend("eager", *sizes))
     short = ["--debug", "--device", "cpu"]
     recording = str(next((recipe / "corpus/an4/wav").rglob("*.ogg")))
     quick_start.main([recording, "--from_scratch", *short])

@@ -104,6 +104,7 @@ def main(argv: list[str]) -> None:
 
     heading("4/6  evaluation: with and without audio, and the adapter alone")
     own = {"output_root": root, "controls": "[normal, zeros, adapter_alone]", "manifests": _listed([test])}
+    own["metrics.caption.scores"] = "[bleu, rouge_l, cider_d]"  # without METEOR, which needs Java
     audio_alone = evaluation.main(["hparams/evaluate.yaml", *_options(own), *argv])
     heading("4/6  evaluation with Whisper's transcript in the prompt, and of that transcript itself")
     asr = {"output_root": root, "controls": "[normal, transcript]", "manifests": _listed([speech_transcript])}
