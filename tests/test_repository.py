@@ -17,7 +17,12 @@ def tracked(pattern):
     return [ROOT / name for name in listed.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("path", tracked("*.md"), ids=lambda path: str(path.relative_to(ROOT)))
+# Model cards of released models are generated: their tables have complete configurations.
+@pytest.mark.parametrize(
+    "path",
+    [path for path in tracked("*.md") if "released" not in path.parts],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_markdown_lines_fit(path):
     """A line with an address that cannot be broken is exempt."""
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)

@@ -4,21 +4,19 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from audiolm_lite.answering.files import FileAnswer, answer_files
+from audiolm_lite.quick_imports import import_transformers
 
 if TYPE_CHECKING:
     from audiolm_lite.api import AudioLM
 
 SKIPPED = 3  # exit status, see `cli.main`
-# Optional parts of transformers that take a third of its import, and that no model here uses.
-_UNUSED = ("is_scipy_available", "is_torchaudio_available")
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -39,7 +37,7 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--no-transcript", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object per file, with times and transcript")
     text = "recordings, or windows of long ones, that are answered together (default: %(default)s)"
-    parser.add_argument("--batch_size", type=int, default=4, metavar="N", help=text)
+    parser.add_argument("--batch_size", type=int, default=2, metavar="N", help=text)
     parser.add_argument("--device", help="for example cpu or cuda:0; default: a GPU if there is one")
     return parser
 
@@ -78,32 +76,14 @@ def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], s
 def _load(options: argparse.Namespace) -> "AudioLM":
     """Load the model without the messages and progress bars of transformers."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with _without_unused_imports():
-        from transformers.utils import logging
+    import_transformers()
+    from transformers.utils import logging
 
-        from audiolm_lite.api import AudioLM
+    from audiolm_lite.api import AudioLM
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return AudioLM.from_pretrained(options.model, options.device, batch_size=max(1, options.batch_size))
-
-
-@contextmanager
-def _without_unused_imports() -> Iterator[None]:
-    """Let transformers take optional packages for missing while its models are imported.
-
-    Only for a process that does nothing else: object detection of transformers would lack scipy.
-    """
-    from transformers import utils
-    from transformers.utils import import_utils
-
-    found = [(module, name, getattr(module, name)) for module in (utils, import_utils) for name in _UNUSED]
-    for module, name, _ in found:
-        setattr(module, name, lambda: False)
-    try:
-        yield
-    finally:
-        for module, name, function in found:
-            setattr(module, name, function)
 
 
 def _lines(file: FileAnswer, named: bool, joined: bool) -> list[str]:

@@ -22,6 +22,7 @@ from audiolm_lite.hub.folder import (
     lora_is_trained,
     stored_name,
 )
+from audiolm_lite.hub.released import backbone_digests
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.storage.atomic import write_json
 
@@ -143,6 +144,8 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
         "generation": dict(experiment.get("generation") or DEFAULT_GENERATION),
         "instructions": DEFAULT_INSTRUCTIONS | dict(experiment.get("instructions") or {}),
     }
+    if digests := backbone_digests(config):
+        config["backbones"] = digests
     for name in ("encoder", "llm"):
         config[name] = map_sources(config[name], partial(_stored_source, folder=folder, bundle=bundle), name)
     return config
