@@ -37,7 +37,7 @@ CORPUS, DATA, RESULTS = Path("corpus"), Path("data"), Path("results")
 RELEASED = "tiny"  # name of the model that the stages start from
 ENCODER = "../../../hparams/encoders/whisper_tiny_en.yaml"
 # Rows of each task and dataset: what two cores train on and answer in a few minutes.
-TRAIN_ROWS, TEST_ROWS = 60, 40
+TRAIN_ROWS, TEST_ROWS = 30, 30
 SHARE = 0.3  # of the training clips are also asked about with Whisper's transcript in the prompt
 
 PREPARE = {
