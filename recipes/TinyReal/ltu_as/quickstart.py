@@ -2,10 +2,10 @@
 
 python quickstart.py [RECORDING ...] [--fresh] [--from_scratch] [--key value ...]
 
-quickstart.sh runs it. The stages start from the released model, or with --from_scratch from a CTC start. Evaluation
-compares the model's answers from the audio alone, its answers with Whisper's transcript in the prompt, that transcript
-itself, and the adapter without the LLM. At the end it transcribes and describes a few test clips and the recordings.
-Finished steps are not repeated. The last line of standard output is a JSON object with the results.
+quickstart.sh runs it. The stages start from the released model. Without one, or with --from_scratch, they begin with a
+CTC start. Evaluation compares the model's answers from the audio alone, its answers with Whisper's transcript in the
+prompt, that transcript itself, and the adapter without the LLM. At the end it transcribes and describes test clips
+and the recordings. Finished steps are not repeated. The last line of standard output is a JSON object with the results.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from audiolm_lite.deploy.summary import heading, latency_once, print_summary, re
 from audiolm_lite.evaluation import run as evaluation
 from audiolm_lite.evaluation.report import write_report
 from audiolm_lite.evaluation.runner import PREDICTIONS
+from audiolm_lite.hub.released import released_or_path
 from audiolm_lite.storage.atomic import write_text
 from audiolm_lite.storage.hashes import sha256_of
 from audiolm_lite.training import run as training
@@ -76,7 +77,8 @@ SYSTEMS = {
 def main(argv: list[str]) -> None:
     """Run all steps."""
     started = time.monotonic()
-    fresh, from_scratch = "--fresh" in argv, "--from_scratch" in argv
+    fresh = "--fresh" in argv
+    from_scratch = "--from_scratch" in argv or not released_or_path(RELEASED).is_dir()
     argv = [argument for argument in argv if argument not in ("--fresh", "--from_scratch")]
     count = next((place for place, word in enumerate(argv) if word.startswith("--")), len(argv))
     recordings, argv = argv[:count], argv[count:]
