@@ -7,7 +7,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from audiolm_lite.hub.load import load_model
 from tests.convert import published
@@ -27,6 +27,14 @@ def encoder(sources, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def llama_3(sources):
+    """Give the tiny LLM's tokenizer the special tokens of Llama 3, which the template of LTU-AS has."""
+    tokenizer = AutoTokenizer.from_pretrained(sources / "llama")
+    tokenizer.add_tokens(["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], special_tokens=True)
+    tokenizer.save_pretrained(sources / "llama")
 
 
 @pytest.fixture
@@ -155,6 +163,7 @@ def test_nemo_salm_with_a_fine_tuned_llm(run, sources, encoder, tmp_path):
     torch.testing.assert_close(loaded(input_ids=ids).logits, llm.eval()(input_ids=ids).logits)
 
 
+@pytest.mark.usefixtures("llama_3")
 def test_ltu_as_from_speechbrain(check, tmp_path, lora):
     adapter = published.make_adapter({"type": "tltr"}, num_layers=2)
     unused = {"0.at_model.mlp_layer.1.weight": torch.ones(527, published.DIM)}
@@ -165,6 +174,7 @@ def test_ltu_as_from_speechbrain(check, tmp_path, lora):
     assert "1 ignored" in check("ltu_as", folder, adapter, alpha=16, layers=2)
 
 
+@pytest.mark.usefixtures("llama_3")
 def test_ltu_as_from_the_original_code(check, tmp_path, lora):
     adapter = published.make_adapter({"type": "tltr"}, num_layers=2)
     prefix = "base_model.model.model."

@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.audio_index import AudioIndex
-from data_prep.clips import Clip, CorpusError, Event, Label, is_held_out, keep_apart, read_lines, read_rows
+from data_prep.clips import Clip, CorpusError, Event, Label, Question, is_held_out, keep_apart, read_lines, read_rows
 from data_prep.corpora.audiocaps import read_audiocaps
 from data_prep.corpora.audioset import read_audioset
 from data_prep.corpora.clotho import read_clotho, read_clotho_aqa
@@ -34,8 +34,8 @@ def test_clotho_aqa(tmp_path):
     clips = list(read_clotho_aqa(miniatures.clotho_aqa(tmp_path)))
     assert [len(members) for members in by_split(clips).values()] == [1, 1, 1]
     closed, free = clips[0].questions
-    assert closed == ("Is there water?", ("yes", "no", "yes"), ("yes", "no"))
-    assert free == ("What falls, and where?", ("water", "rain", "rain"), ())
+    assert closed == Question("Is there water?", ("yes", "no", "yes"), ("yes", "no"))
+    assert free == Question("What falls, and where?", ("water", "rain", "rain"))
 
 
 def test_test_recordings_of_clotho_aqa_are_not_in_the_training_part_of_clotho(tmp_path, caplog):

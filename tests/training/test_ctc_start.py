@@ -192,9 +192,18 @@ def test_a_model_without_a_head_has_no_such_control(corpus, tmp_path):
         run_evaluation(corpus, tmp_path / "stage_1", tmp_path)
 
 
+def test_transcripts_count_that_the_tasks_of_the_stage_exclude(corpus, trained, tmp_path):
+    train(corpus, tmp_path, "--tasks", "[sound_class]")
+    starts = [json.loads((root / "stage_1" / "adapter_alone.json").read_text()) for root in (trained, tmp_path)]
+    assert starts[0] == starts[1] and starts[0]["clips"] == 12
+
+
 def test_data_and_options_that_cannot_work_are_refused(corpus, tmp_path):
+    sounds = [row for row in read_manifest(corpus / "train.jsonl") if row["task"] == "sound_class"]
+    write_manifest(corpus / "sounds.jsonl", sounds)
+    flags = ("--manifests", f"{{train: [{corpus}/sounds.jsonl], valid: [{corpus}/valid.jsonl]}}")
     with pytest.raises(ConfigError, match='ctc_start: no row of the training set has task "asr"'):
-        train(corpus, tmp_path, "--tasks", "[sound_class]")
+        train(corpus, tmp_path, *flags)
     with pytest.raises(ConfigError, match="ctc_start: unknown option 'epochs'"):
         train(corpus, tmp_path, options="{epochs: 3}")
     with pytest.raises(ConfigError, match="ctc_start: passes is 0; write a number above 0"):
