@@ -23,9 +23,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 def __getattr__(name: str) -> Any:
     if name == "AudioLM":
-        from audiolm_lite.quick_imports import import_transformers
-
-        import_transformers()
         from audiolm_lite.api import AudioLM
 
         return AudioLM

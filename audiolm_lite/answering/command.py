@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from audiolm_lite.answering.files import FileAnswer, answer_files
-from audiolm_lite.quick_imports import import_transformers
 
 if TYPE_CHECKING:
     from audiolm_lite.api import AudioLM
@@ -76,7 +75,6 @@ def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], s
 def _load(options: argparse.Namespace) -> "AudioLM":
     """Load the model without the messages and progress bars of transformers."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    import_transformers()
     from transformers.utils import logging
 
     from audiolm_lite.api import AudioLM

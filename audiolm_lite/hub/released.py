@@ -69,8 +69,10 @@ def model_folder(source: str | Path) -> Path:
     if path.is_dir():
         return path
     if "/" not in str(source):
+        known = did_you_mean(str(source), released_models()) if released_models() else "; this version contains none"
         raise ModelFolderError(
-            f"model {source}: neither a folder nor a released model{did_you_mean(str(source), released_models())}"
+            f"model {source}: neither a folder nor a released model{known}. "
+            "Give the folder of a trained stage, such as results/stage_3"
         )
     return local_folder(source)
 

@@ -13,7 +13,7 @@ from audiolm_lite.data.manifest import read_manifest
 from data_prep.clips import Clip, CorpusError
 from data_prep.corpora.barista import read_barista
 from data_prep.corpora.read_text import read_read_text
-from data_prep.corpora.tiny_real import KEYS, read_tiny_real
+from data_prep.corpora.tiny_real import KEYS, _few_labels, read_tiny_real
 from data_prep.derived import write_derived
 from data_prep.prepare import PREPARE_KEYS, prepare
 from data_prep.transcript_questions import transcript_questions
@@ -74,6 +74,26 @@ def test_ages_and_tasks_of_the_datasets(corpora, tmp_path):
             assert labels["no_speech"] == "[no speech]"
         assert not (clip.dataset == "LibriSpeech" and clip.questions)  # for plain transcripts only
         assert clip.text is None or clip.text == clip.text.lower()
+
+
+def test_read_sentences_alone_are_few_and_joined_ones_stay(corpora, tmp_path):
+    def count(share):
+        clips = read(corpora, tmp_path, joined_share=1.0, perturbed_share=0.0, single_share=share)
+        read_text = [clip for clip in clips if clip.dataset == "ReadText" and clip.split == "train"]
+        others = [clip for clip in clips if clip.dataset != "ReadText" or clip.split != "train"]
+        joined = [clip for clip in read_text if clip.id.startswith("joined")]
+        return len(read_text) - len(joined), len(joined), len(others)
+
+    none, every = count(0.0), count(1.0)
+    assert none[0] == 0 < every[0] and none[1:] == every[1:] and none[1] > 0
+
+
+def test_few_joined_clips_keep_gender_and_age():
+    speakers = [Clip("AN4", str(number), Path("a.flac"), "train", "s", gender="male", age=30) for number in range(500)]
+    kept = [_few_labels(clip, seed=1) for clip in speakers]
+    labelled = [clip for clip in kept if clip.gender is not None]
+    assert 60 < len(labelled) < 140 and all(clip.age == 30 for clip in labelled)
+    assert all(clip.age is None for clip in kept if clip.gender is None)
 
 
 def test_shares_decide_how_much_is_derived(corpora, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build
-from audiolm_lite.encoders.whisper import WhisperEncoder
+from audiolm_lite.encoders.whisper import WhisperEncoder, _attend
 from tests.tiny import draw_weights, save_whisper
 
 SECONDS = 2  # the tiny model's "30 s"
@@ -146,6 +146,15 @@ def test_every_block_gets_gradients(tiny):
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_attention_in_bfloat16_on_a_cpu_equals_that_of_torch():
+    q, k, v = torch.randn(3, 2, 4, 50, 8, generator=torch.Generator().manual_seed(1))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    rounded = _attend(*(part.bfloat16() for part in (q, k, v)), None)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.02)
+    assert torch.equal(_attend(q, k, v, None), exact)
 
 
 def test_bfloat16_weights_keep_the_spectrogram_in_float32(tiny):
