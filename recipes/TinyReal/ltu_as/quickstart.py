@@ -57,7 +57,7 @@ FROM_RELEASED = {
     2: {"learning_rates": '{"adapter.*": 2.0e-5, "llm.*lora_*": 5.0e-5}'},
     3: {"learning_rates": '{"adapter.*": 2.0e-5, "llm.*lora_*": 5.0e-5}'},
 }
-FROM_SCRATCH: dict[int, dict[str, Any]] = {1: {"ctc_start": "{passes: 8}"}, 2: {}, 3: {}}
+FROM_SCRATCH: dict[int, dict[str, Any]] = {1: {"ctc_start": "{passes: 12, batch_tokens: 768}"}, 2: {}, 3: {}}
 # Name in the results -> transcript in the prompt, control, task and score; all word error rates are of the same clips.
 FURTHER_SCORES = {
     "wer_with_transcript": (True, "normal", "asr", "wer"),
