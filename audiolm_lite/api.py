@@ -201,7 +201,7 @@ class AudioLM:
         self.transcripts = []
         for start in range(0, len(clips), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            rows = [{"instruction": text, **row} for text in questions[batch]]
+            rows = [{"instruction": text, **self._task(text), **row} for text in questions[batch]]
             items = self._items(clips[batch], rows, recognize)
             answers += self.bundle.answers(items, generation, self._backend)
             self.transcripts += [item.row.get("transcript") for item in items]
@@ -212,6 +212,10 @@ class AudioLM:
                 warnings.warn(f"the answer about {name} repeated itself; the repeats are cut", stacklevel=2)
         texts = [answer.text for answer in answers]
         return texts[0] if single else texts
+
+    def _task(self, question: str) -> dict[str, str]:
+        """Field `task` of a row with this question, where it is known: answers with that of `transcribe` are "asr"."""
+        return {"task": "asr"} if question == self.bundle.instructions["transcribe"] else {}
 
     def _warn_of_dropped_characters(self, text: str) -> None:
         """Warn if the vocabulary lacks characters, such as capitals, which the tokenizer then drops silently."""

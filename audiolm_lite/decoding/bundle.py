@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from audiolm_lite.config.precision import multiplies_bf16
 from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.decoding.backend import Backend, eager_backend
-from audiolm_lite.decoding.options import read_options
+from audiolm_lite.decoding.joint_ctc import JointChooser, PrefixScores, token_entries
+from audiolm_lite.decoding.options import GenerationError, Options, read_options
 from audiolm_lite.decoding.repetition import cut_loop
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
@@ -95,6 +97,22 @@ class ModelBundle:
         for parameter in llm.parameters():  # not the buffers: rotary frequencies must stay in float32
             parameter.data = parameter.data.to(getattr(torch, dtype))
 
+    def options(self, generation: Mapping[str, Any] | None = None) -> Options:
+        """Read the options of generation, where the entries of `generation` replace those of `self.generation`.
+
+        Raises
+        ------
+        GenerationError
+            Unknown options, options that exclude each other, or a `ctc_weight` for a model without CTC head.
+        """
+        options = read_options({**self.generation, **(generation or {})})
+        if options.ctc_weight and self.ctc_head is None:
+            raise GenerationError(
+                f"generation: ctc_weight is {options.ctc_weight} and the model has no CTC head; train a stage with "
+                "ctc_start, or set ctc_weight to 0"
+            )
+        return options
+
     def answer(
         self, items: Sequence[Item], generation: Mapping[str, Any] | None = None, backend: Backend | None = None
     ) -> list[str]:
@@ -113,7 +131,7 @@ class ModelBundle:
             Prompts without answers, with features or waveforms.
         generation : dict, optional
             Entries that replace those of `self.generation`. A sampled answer depends on the item's id and the `seed`,
-            not on the batch.
+            not on the batch. `ctc_weight` concerns the items with one clip whose row has the task "asr".
         backend : Backend, optional
             A backend of this model's LLM; eager if None.
 
@@ -125,11 +143,11 @@ class ModelBundle:
         Raises
         ------
         GenerationError
-            Unknown options, or options that exclude each other.
+            As in `options`.
         ValueError
             A batch that does not fit the backend's cache.
         """
-        options = read_options({**self.generation, **(generation or {})})
+        options = self.options(generation)
         limits = [options.limit(item.seconds) for item in items]
         search = {
             "max_new_tokens": limits,
@@ -139,7 +157,11 @@ class ModelBundle:
         batch = collate(items, side="left").to(self.model.embedding.weight.device)
         backend = backend or eager_backend(self.model.llm)
         run = backend.beam_search if options.beams > 1 else backend.generate
-        rows = run(self.model.embed(batch), batch.attention_mask, **search)
+        audio = None
+        if options.ctc_weight and (transcribed := [i for i, item in enumerate(items) if _is_transcription(item)]):
+            audio = self.model.audio_tokens(batch)
+            search["choose"] = self._joint_chooser(items, transcribed, audio, options.ctc_weight)
+        rows = run(self.model.embed(batch, audio), batch.attention_mask, **search)
         stopped = ["limit" if len(row) == limit else None for row, limit in zip(rows, limits)]
         if options.stop_loops:
             cut = [cut_loop(row) for row in rows]
@@ -154,6 +176,22 @@ class ModelBundle:
             raise ValueError("The model has no CTC head; train a stage with ctc_start.")
         return CTCHead.from_tensors(self.ctc_head, self.model.embedding)
 
+    @cached_property
+    def _token_entries(self) -> Tensor:
+        return token_entries(
+            self._head.pieces, self.tokenizer, self.model.causal_lm.get_output_embeddings().out_features
+        )
+
+    def _joint_chooser(
+        self, items: Sequence[Item], rows: Sequence[int], audio: tuple[Tensor, Tensor], weight: float
+    ) -> JointChooser:
+        """Decode these rows of a batch jointly with the CTC of their only clips; `audio` has those of all items."""
+        tokens, counts = audio
+        before = np.cumsum([0, *(len(item.clips) for item in items)])  # clips of earlier items
+        clips = torch.from_numpy(before[list(rows)]).to(tokens.device)
+        scores = PrefixScores(self._head(tokens[clips]), counts[clips])
+        return JointChooser(scores, rows, self._token_entries, self.eos_ids, weight)
+
     @torch.no_grad()
     def adapter_transcripts(self, items: Sequence[Item]) -> list[str]:
         """Transcribe the clips of each item by the greedy CTC of its audio tokens, without the LLM.
@@ -167,3 +205,7 @@ class ModelBundle:
         texts = self._head.transcribe(*self.model.audio_tokens(batch), self.tokenizer)
         clips = iter(texts)
         return [" ".join(next(clips) for _ in item.clips) for item in items]
+
+
+def _is_transcription(item: Item) -> bool:
+    return item.row.get("task") == "asr" and len(item.clips) == 1

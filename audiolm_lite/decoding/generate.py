@@ -69,6 +69,7 @@ def generate(
     max_new_tokens: int | Sequence[int],
     eos_ids: int | Sequence[int],
     sampling: Sampling | None = None,
+    choose: Callable[[Tensor, Tensor], Tensor] | None = None,
     stop_loops: bool = False,
     prefill: Callable = prefill,
     decode_step: Callable = decode_step,
@@ -90,6 +91,9 @@ def generate(
         Tokens that end a row; empty: every row gets `max_new_tokens`.
     sampling : Sampling, optional
         None is greedy.
+    choose : callable, optional
+        In place of `sampling`: (logits [B, V], tokens [B, N] so far) -> next tokens [B], such as
+        `joint_ctc.JointChooser`. It is called once per token.
     stop_loops : bool
         Stop when every row has ended or repeats itself (see `decoding.repetition`). Rows are returned with their
         repeats; `repetition.cut_loop` removes them.
@@ -107,7 +111,8 @@ def generate(
     Raises
     ------
     ValueError
-        A row is empty, the model is in training mode, or the batch does not fit the cache.
+        A row is empty, the model is in training mode, the batch does not fit the cache, or both `sampling` and `choose`
+        are given.
 
     Examples
     --------
@@ -125,6 +130,8 @@ def generate(
         raise ValueError(
             "generate: the model is in training mode, in which dropout changes its answers; call .eval() first"
         )
+    if sampling is not None and choose is not None:
+        raise ValueError("generate: sampling and choose exclude each other; give one of them")
     limits = token_limits("generate", max_new_tokens, batch)
     steps = max(limits)
     longest, shortest = attention_mask.bool().sum(1).aminmax()[::-1]
@@ -144,7 +151,7 @@ def generate(
 
     device = logits.device
     eos = torch.tensor([eos_ids] if isinstance(eos_ids, int) else list(eos_ids), dtype=torch.int64, device=device)
-    choose = _Chooser(sampling, batch, logits.shape[1], steps, device)
+    choose = choose or _Chooser(sampling, batch, logits.shape[1], steps, device)
     # The columns before the answers let every step look back at as many tokens.
     tokens = torch.full((batch, WINDOW + steps), NO_TOKEN, dtype=torch.int64, device=device)
     limit = torch.tensor(limits, device=device)

@@ -7,6 +7,8 @@ token_allowance       none. The defaults, 25 and 64, are above what speech needs
 stop_loops            end answers that repeat themselves (`decoding.repetition`), and cut the repeats; on by default
 repetition_penalty    above 1: tokens that the answer already has become less likely
 no_repeat_ngram_size  n: no n-gram occurs twice in an answer; 0: off
+ctc_weight            above 0: transcripts (rows with task "asr" and one clip) are decoded jointly with the CTC of the
+                      adapter, which has this weight, below 1 (`decoding.joint_ctc`); 0: off
 beams                 above 1: beam search, with `length_penalty`; alias num_beams
 temperature, top_k,   any of them: sampling (`decoding.Sampling`). Without them, decoding is greedy. `do_sample` is
 top_p, seed           accepted as in transformers: false ignores them, true samples also without them.
@@ -45,6 +47,7 @@ class Options:
     stop_loops: bool = True
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    ctc_weight: float = 0.0
     beams: int = 1
     length_penalty: float = 1.0
     drawing: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +104,7 @@ def read_options(generation: Mapping[str, Any]) -> Options:
     Raises
     ------
     GenerationError
-        An unknown option, a value that has no meaning, or beams together with sampling.
+        An unknown option, a value that has no meaning, or options that exclude each other.
 
     Examples
     --------
@@ -147,8 +150,24 @@ def read_options(generation: Mapping[str, Any]) -> Options:
         raise GenerationError(
             f"generation: repetition_penalty is {options.repetition_penalty!r}; write a number above 0 (1: none)"
         )
+    weight = options.ctc_weight
+    if type(weight) not in (int, float) or not 0 <= weight < 1:
+        raise GenerationError(
+            f"generation: ctc_weight is {weight!r}; write a number of at least 0 (0: without CTC) and below 1"
+        )
+    if weight and (others := _not_greedy(options)):
+        raise GenerationError(
+            f"generation: ctc_weight {weight} and {', '.join(others)} cannot be combined; remove one of them, or set "
+            "ctc_weight to 0"
+        )
     if options.beams > 1 and drawing:
         raise GenerationError(
             f"generation: beams {options.beams} and {', '.join(drawing)} cannot be combined; remove one of them"
         )
     return options
+
+
+def _not_greedy(options: Options) -> list[str]:
+    """Names of the options by which decoding is not plainly greedy."""
+    neutral = {"beams": 1, "repetition_penalty": 1, "no_repeat_ngram_size": 0}
+    return [*(name for name, value in neutral.items() if getattr(options, name) != value), *options.drawing]

@@ -7,6 +7,7 @@ that users get.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,8 @@ class AnswerValidation:
         are split across processes.
     limit : int, optional
         Maximum number of items, in addition to that of `valid_answers`.
+    ctc_head : mapping, optional
+        Tensors of the adapter's CTC head, which the option `ctc_weight` needs.
 
     Attributes
     ----------
@@ -77,6 +80,8 @@ class AnswerValidation:
     ------
     ConfigError
         `valid_answers` has unknown entries or no metrics, a task has no metrics, or a metric has unknown options.
+    GenerationError
+        As in `ModelBundle.options`.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class AnswerValidation:
         hparams: Mapping,
         sharded: bool,
         limit: int | None = None,
+        ctc_head: Mapping[str, Tensor] | None = None,
     ):
         options = {**DEFAULTS, **hparams["valid_answers"]}
         if unknown := sorted(options.keys() - {*DEFAULTS, "metrics"}):
@@ -98,7 +104,8 @@ class AnswerValidation:
         self.prompts, self.metrics, self.every = dataset.without_answers(), options["metrics"], options["every"]
         generation = {"max_new_tokens": DEFAULT_NEW_TOKENS, **(hparams["generation"] or {}), **options["generation"]}
         tokenizer, template = dataset.prompt.tokenizer, dataset.prompt.template
-        self.bundle = ModelBundle(model, tokenizer, template, generation, {}, identity="in training")
+        self.bundle = ModelBundle(model, tokenizer, template, generation, {}, "in training", ctc_head)
+        self.bundle.options()  # an error of the options ends the run before the first epoch
         count = min(options["items"], len(dataset), limit or len(dataset))
         self.chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
         self.rows = [dataset.rows[index] for index in self.chosen]
@@ -122,6 +129,7 @@ class AnswerValidation:
         list of Sample
             A few answers.
         """
+        self.bundle = replace(self.bundle)  # its CTC head has copies of the word embeddings, which may be trained
         self.bundle.model.eval()
         with self._ready_to_generate():
             texts = self._answers(after_batch)

@@ -120,8 +120,14 @@ class AudioLanguageModel(nn.Module):
             features, frames = self.encoder(batch.waveforms, batch.samples)
         return self.adapter(features.to(next(self.adapter.parameters()).dtype), frames)
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Batch, audio: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """LLM inputs [B, S, H]: word embeddings, with the audio tokens in the audio slots in reading order.
+
+        Parameters
+        ----------
+        batch : Batch
+        audio : (Tensor, Tensor), optional
+            The result of `audio_tokens`, if it has been computed already.
 
         Raises
         ------
@@ -132,7 +138,7 @@ class AudioLanguageModel(nn.Module):
         embedded = self.embedding(batch.input_ids.masked_fill(slots, 0))
         if batch.features is None and batch.waveforms is None:  # a batch of text
             return embedded
-        tokens, counts = self.audio_tokens(batch)
+        tokens, counts = self.audio_tokens(batch) if audio is None else audio
         tokens = tokens[valid_mask(counts, tokens.shape[1])].to(embedded.dtype)
         rows = batch.audio_rows
         if rows is None:

@@ -285,7 +285,7 @@ class AudioLMBrain(sb.Brain):
         if hparams.valid_answers is not None:
             limit = self.debug_batches if self.debug else None
             sharded = sharding.is_sharded_run(hparams.parallel)
-            answers = AnswerValidation(self.model, valid, self.experiment, sharded, limit)
+            answers = AnswerValidation(self.model, valid, self.experiment, sharded, limit, self.ctc_head)
         return loader, answers
 
     def _loader(self, dataset: AudioTextDataset, training: bool) -> WindowLoader:
