@@ -151,8 +151,9 @@ class AudioLM:
             leaves the slot empty: the model answers from the audio alone.
         **generation
             `max_new_tokens`; for sampling `temperature`, `top_k`, `top_p` and `seed`; for beam search `beams` and
-            `length_penalty`; without these, decoding is greedy. `decoding.options` lists all, with the guards against
-            runaway answers. Defaults are in the model folder.
+            `length_penalty`; without these, decoding is greedy. `ctc_weight` decodes answers to the question of
+            `transcribe` jointly with the CTC of the model's adapter. `decoding.options` lists all, with the guards
+            against runaway answers. Defaults are in the model folder.
 
         Returns
         -------

@@ -16,6 +16,7 @@ from audiolm_lite.data.controls import TRANSCRIPT
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.decoding.backend import Backend
 from audiolm_lite.decoding.bundle import Answer, ModelBundle
+from audiolm_lite.decoding.options import read_options
 from audiolm_lite.evaluation.metrics.registry import check_metrics, score_task
 from audiolm_lite.storage.atomic import write_json, write_text
 
@@ -90,8 +91,6 @@ def evaluate(
         A task without metrics, or an unknown type or option.
     EvaluationError
         The folder has the answers of another evaluation, or an id occurs more than once.
-    GenerationError
-        As in `ModelBundle.options`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +99,7 @@ def evaluate(
     settings = {
         "model": bundle.identity,
         "dtype": bundle.dtype,
-        "generation": asdict(bundle.options(generation)),  # with today's defaults
+        "generation": asdict(read_options({**bundle.generation, **(generation or {})})),  # with today's defaults
         "backend": backend.name if backend else "eager",
         "rows": {control: _rows_hash(dataset.rows) for control, dataset in datasets.items()},
     }

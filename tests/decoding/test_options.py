@@ -44,6 +44,13 @@ def test_names_of_transformers():
         ({"tokens_per_second": -1}, "tokens_per_second is -1; write a number of at least 0, or null"),
         ({"stop_loops": "no"}, "stop_loops is 'no'; write true or false"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0; write a number above 0"),
+        ({"ctc_weight": 1}, "ctc_weight is 1; write a number of at least 0 .* and below 1"),
+        ({"ctc_weight": True}, "ctc_weight is True; write a number"),
+        (
+            {"ctc_weight": 0.5, "beams": 4},
+            "ctc_weight 0.5 and beams cannot be combined; remove one of them, or set ctc_w",
+        ),
+        ({"ctc_weight": 0.5, "top_p": 0.9, "repetition_penalty": 1.1}, "0.5 and repetition_penalty, top_p cannot be"),
         ({"temperature": -1}, "temperature must be at least 0"),
     ],
 )

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.manifest import read_manifest, write_manifest
+from audiolm_lite.decoding.options import GenerationError
 from audiolm_lite.evaluation.run import main as evaluate
 from audiolm_lite.evaluation.runner import EvaluationError
 from audiolm_lite.hub.folder import CTC_HEAD_FILE, ModelFolderError
 from audiolm_lite.hub.load import load_model
+from audiolm_lite.modeling.ctc import CTCHead
 from audiolm_lite.training import ctc_start
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.run import train_stage
@@ -169,8 +171,9 @@ metrics:
 """
 
 
-def run_evaluation(corpus, model, tmp_path):
+def run_evaluation(corpus, model, tmp_path, controls="normal, adapter_alone", generation="{max_new_tokens: 3}"):
     text = EVALUATION.format(corpus=corpus, model=model, output=tmp_path / "evaluation")
+    text = text.replace("normal, adapter_alone", controls).replace("{max_new_tokens: 3}", generation)
     (tmp_path / "evaluate.yaml").write_text(text)
     return evaluate([str(tmp_path / "evaluate.yaml"), "--device", "cpu"])
 
@@ -190,6 +193,33 @@ def test_a_model_without_a_head_has_no_such_control(corpus, tmp_path):
     train(corpus, tmp_path, options=None)
     with pytest.raises(EvaluationError, match=r"stage_1 has no ctc_head.safetensors, which adapter_alone needs; train"):
         run_evaluation(corpus, tmp_path / "stage_1", tmp_path)
+
+
+def test_evaluation_decodes_transcripts_jointly_with_the_ctc_of_each_controls_audio(corpus, trained, tmp_path):
+    answers = {}
+    for weight in (0, 0.9):
+        (tmp_path / str(weight)).mkdir()
+        options = "normal, zeros, shuffled", f"{{max_new_tokens: 6, ctc_weight: {weight}}}"
+        run_evaluation(corpus, trained / "stage_1", tmp_path / str(weight), *options)
+        lines = (tmp_path / str(weight) / "evaluation" / "predictions.jsonl").read_text().splitlines()
+        for line in map(json.loads, lines):
+            answers[weight, line["task"] == "asr", line["control"], line["id"]] = line["prediction"]
+    changed = {key[1:3] for key, text in answers.items() if text != answers[(0, *key[1:])]}
+    assert changed == {(True, "normal"), (True, "zeros"), (True, "shuffled")}
+
+
+def test_validation_decodes_jointly_with_the_ctc_of_an_earlier_stage(corpus, trained, tmp_path, monkeypatch):
+    heads, build = [], CTCHead.from_tensors
+    monkeypatch.setattr(CTCHead, "from_tensors", lambda *given: heads.append(given[0]) or build(*given))
+    shutil.copytree(trained / "stage_1", tmp_path / "stage_1")
+    answers = "{metrics: {asr: {type: asr, normaliser: none}}, generation: {ctc_weight: 0.5}}"
+    flags = ("--tasks", "[asr]", "--valid_answers", answers, "--epochs", "2")
+    train(corpus, tmp_path, "--stage", "2", *flags, options=None)
+    assert len(heads) == 2  # one per validation, because the word embeddings may be trained
+    assert_equal(heads[0], load_file(trained / "stage_1" / CTC_HEAD_FILE))
+    with pytest.raises(GenerationError, match="ctc_weight is 0.5 and the model has no CTC head; train a stage with"):
+        train(corpus, tmp_path / "none", *flags, options=None)
+    assert not (tmp_path / "none" / "stage_1" / "losses.jsonl").exists()  # before the first step
 
 
 def test_transcripts_count_that_the_tasks_of_the_stage_exclude(corpus, trained, tmp_path):
