@@ -6,6 +6,7 @@ audio tokens close to the embeddings of the words that were said.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +50,14 @@ class CTCHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Log-probabilities [A, N, 1 + P] float32 for audio tokens [A, N, H]; entry 0 is the blank."""
+        blank, scores = self._scores(tokens)
+        return torch.cat([blank[..., None], scores.float()], dim=-1).log_softmax(dim=-1)
+
+    def _scores(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the blank [A, N] float32, and of the pieces [A, N, P] in the dtype of the tokens [A, N, H]."""
         directions = nn.functional.normalize(tokens.float(), dim=-1)
-        scores = directions.to(tokens.dtype) @ self.directions.T.to(tokens.dtype)
-        blank = directions @ self.blank + self.blank_bias
-        return torch.cat([blank[..., None], scores.float() / TEMPERATURE], dim=-1).log_softmax(dim=-1)
+        pieces = (self.directions / TEMPERATURE).to(tokens.dtype)
+        return directions @ self.blank + self.blank_bias, directions.to(tokens.dtype) @ pieces.T
 
     def loss(self, tokens: Tensor, counts: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Sum of the CTC losses of a batch, in nats, and of the penalty on the norms of its audio tokens.
@@ -69,12 +74,7 @@ class CTCHead(nn.Module):
             Entries [U] int64 of each transcript, from `entries`.
         """
         with torch.autocast(tokens.device.type, enabled=False):
-            log_probabilities = self(tokens).transpose(0, 1)  # [N, A, 1 + P]
-            lengths = torch.tensor([len(target) for target in targets])
-            joined = torch.cat(list(targets)).to(tokens.device)
-            ctc = nn.functional.ctc_loss(
-                log_probabilities, joined, counts.cpu(), lengths, reduction="sum", zero_infinity=True
-            )
+            ctc = _SparseCTC.apply(*self._scores(tokens), counts.tolist(), targets)
             norms = tokens.float().norm(dim=-1)[valid_mask(counts, tokens.shape[1])]
             return ctc + NORM_WEIGHT * (norms / self.norm - 1).square().sum()
 
@@ -119,6 +119,53 @@ class CTCHead(nn.Module):
         head = cls(tensors["pieces"], embedding)
         head.load_state_dict(dict(tensors))
         return head
+
+
+class _SparseCTC(torch.autograd.Function):
+    """Sum of the CTC losses of a batch, in nats, computed over the pieces of each target only.
+
+    The other pieces matter through the normaliser alone: the gradient of a score is its softmax, less the probability
+    that the alignment is there. torch's own CTC writes several tensors of the size of all scores for the same result.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, blank: Tensor, scores: Tensor, counts: Sequence[int], targets: Sequence[Tensor]) -> Tensor:
+        """blank [A, N] float32, scores [A, N, P], entries [U] int64 of each target, from 1 -> float32 scalar."""
+        total, gradients = blank.new_zeros(()), (torch.zeros_like(blank), torch.zeros_like(scores))
+        for row, (count, target) in enumerate(zip(counts, targets)):
+            all_scores = scores[row, :count].float()
+            normaliser = torch.logaddexp(blank[row, :count], all_scores.logsumexp(-1))[:, None]
+            pieces, local = (target.to(scores.device) - 1).unique(return_inverse=True)
+            few = torch.cat([blank[row, :count, None], all_scores[:, pieces]], dim=-1) - normaliser
+            loss, occupied = _occupation(few, local + 1)
+            if not bool(loss.isfinite()):  # more pieces than audio tokens
+                continue
+            total += loss
+            gradient = all_scores.sub_(normaliser).exp_()
+            gradient[:, pieces] -= occupied[:, 1:]
+            gradients[1][row, :count] = gradient.to(scores.dtype)
+            gradients[0][row, :count] = few[:, 0].exp() - occupied[:, 0]
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        blank, scores = ctx.saved_tensors
+        return blank * outer[0], scores * outer[0], None, None
+
+
+def _occupation(log_probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """CTC loss of one clip, and the probability [N, K] of each entry at each audio token, given the target [U].
+
+    log_probabilities [N, K] need not be all entries of a distribution.
+    """
+    counts, lengths = torch.tensor([len(log_probabilities)]), torch.tensor([len(target)])
+    with torch.enable_grad():
+        variable = log_probabilities.detach().requires_grad_()
+        loss = nn.functional.ctc_loss(variable[:, None], target[None], counts, lengths, reduction="sum")
+    # torch returns the gradient of the scores before a softmax: the probabilities less the occupation.
+    (gradient,) = torch.autograd.grad(loss, variable)
+    return loss.detach(), variable.detach().exp() - gradient
 
 
 def required_tokens(ids: Sequence[int]) -> int:

@@ -56,6 +56,24 @@ def test_a_target_that_does_not_fit_has_no_gradient():
     assert head.blank.grad.abs().sum() == 0 and tokens.grad.isfinite().all()
 
 
+def test_gradients_are_those_of_the_loss_over_all_pieces():
+    torch.manual_seed(0)
+    words = 60
+    head = CTCHead(torch.arange(5, words), nn.Embedding(words, 8))
+    nn.init.normal_(head.blank)
+    tokens, counts = torch.randn(3, 12, 8, requires_grad=True), torch.tensor([12, 9, 2])
+    targets = [torch.tensor(entries) for entries in ([7, 7, 50, 1], [3, 9], [4, 4])]  # the last one does not fit
+    parameters = [tokens, head.blank, head.blank_bias]
+    norms = [(row[:count].norm(dim=-1) / head.norm - 1).square().sum() for row, count in zip(tokens, counts.tolist())]
+    lengths = torch.tensor([len(target) for target in targets])
+    dense = nn.functional.ctc_loss(
+        head(tokens).transpose(0, 1), torch.cat(targets), counts, lengths, reduction="sum", zero_infinity=True
+    )
+    expected = torch.autograd.grad((dense + NORM_WEIGHT * sum(norms)) / 7, parameters)
+    gradients = torch.autograd.grad(head.loss(tokens, counts, targets) / 7, parameters)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_transcripts_drop_blanks_and_repetitions():
     embedding = nn.Embedding.from_pretrained(torch.eye(len(WORDS) + 1)[: len(WORDS)])
     head, yes, so, silence = CTCHead(PIECES, embedding), *torch.eye(len(WORDS) + 1)[[2, 5, 6]]
