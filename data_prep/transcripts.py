@@ -6,7 +6,7 @@ is mostly that of Whisper: also report the one without it, on the manifest witho
 --blank. The controls of an evaluation exchange the field transcript with the audio, and no other.
 
 A model that is to answer with and without transcripts is trained on both: the manifest without them, and a second one
-with a share of its rows (--share).
+with a part of its rows (--share, --tasks).
 
 After an interruption, the same command continues. Clips that cannot be read are listed in OUTPUT.rejected.jsonl with
 the reason, and their rows are left out; the exit status is then 3.
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--field", default="transcript", help="name of the field; default: %(default)s")
     parser.add_argument("--blank", action="store_true", help="write empty texts instead of transcripts")
     parser.add_argument("--share", type=float, default=1.0, help="write the rows of this share of the clips, e.g. 0.3")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="write the rows of these tasks; default: all")
     parser.add_argument("--seed", type=int, default=0, help="which clips are in that share; default: %(default)s")
     parser.add_argument("--batch_size", type=int, default=8, help="clips per pass of --encoder; default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda:0, ...; default: a GPU if there is one")
@@ -68,9 +69,12 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--batch_size must be at least 1")
 
     every_row = read_manifest(options.manifest)
-    rows = [row for row in every_row if is_chosen(feature_key(row), options.share, options.seed)]
+    of_tasks = [row for row in every_row if options.tasks is None or row["task"] in options.tasks]
+    if unknown := set(options.tasks or []) - {row["task"] for row in of_tasks}:
+        parser.error(f"--tasks: no row has the task {min(unknown)!r}; {options.manifest} has {_tasks(every_row)}")
+    rows = [row for row in of_tasks if is_chosen(feature_key(row), options.share, options.seed)]
     if not rows:
-        parser.error(f"--share {options.share:g} chooses none of the {len(every_row)} rows; raise it")
+        parser.error(f"--share {options.share:g} chooses none of the {len(of_tasks)} rows; raise it")
     clips = {feature_key(clip): clip for row in rows for clip in clips_of(row)}
     if options.blank:
         done = {key: {"text": ""} for key in clips}
@@ -85,6 +89,10 @@ def main(argv: Sequence[str]) -> int:
             load, size = lambda: _own_decoder(block, device), options.batch_size
         done = transcribe(clips, options.manifest, _journal(options.output), settings, load, size)
     return _write(rows, clips, done, options)
+
+
+def _tasks(rows: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(sorted({row["task"] for row in rows}))
 
 
 def is_chosen(key: str, share: float, seed: int) -> bool:
@@ -130,7 +138,8 @@ def transcribe(
         Key of a clip -> {"text": ...}, or {"reason": ...} if it cannot be transcribed.
     """
     done = _completed(journal, settings)
-    todo = [key for key in clips if key not in done]
+    # A pass lasts as long as its longest transcript, so clips of about equal durations are transcribed together.
+    todo = sorted((key for key in clips if key not in done), key=lambda key: clips[key]["duration"] or 0.0)
     if not todo:
         return done
     recognize = load()

@@ -153,6 +153,14 @@ def test_a_share_of_the_clips_is_chosen_by_their_names(made):
     assert 40 < len(chosen[0.3, 0]) < 80 and chosen[0.3, 0] < chosen[0.5, 0] and chosen[0.3, 0] != chosen[0.3, 1]
 
 
+def test_rows_of_some_tasks_are_chosen(made, capsys):
+    run(made, "x.jsonl", "--blank", "--tasks", "caption")
+    assert [row["id"] for row in read_manifest(made / "x.jsonl")] == ["a-caption", "b-caption", "c-caption"]
+    with pytest.raises(SystemExit):
+        run(made, "x.jsonl", "--blank", "--tasks", "caption", "captions")
+    assert "no row has the task 'captions'; " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
