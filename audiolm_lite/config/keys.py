@@ -161,8 +161,8 @@ TRAINING_KEYS = {
         False,
     ),
     "attention": Key(
-        "The LLM's attention in training; null: transformers' choice.",
-        ("sdpa", "flash_attention_2", "flex_attention", "eager"),
+        "The LLM's attention in training; null: matmul on CPUs in bf16, elsewhere transformers' choice.",
+        ("sdpa", "flash_attention_2", "flex_attention", "eager", "matmul"),
         None,
         False,
     ),

@@ -23,8 +23,8 @@ from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.distributed import processes
 from audiolm_lite.evaluation.metrics.registry import FAMILIES, check_metrics, score_task
+from audiolm_lite.modeling.attention import set_attention
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
-from audiolm_lite.modeling.transformer_blocks import set_attention
 
 logger = logging.getLogger(__name__)
 

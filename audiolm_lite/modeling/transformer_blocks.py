@@ -6,9 +6,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.modeling.lora import unwrap_peft
-
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
     """Blocks of a transformer, first to last: the `nn.ModuleList` with the most parameters; empty if there is none.
@@ -49,27 +46,3 @@ def compile_blocks(module: nn.Module) -> None:
     """
     for block in find_blocks(module):
         block.forward = torch.compile(block.forward, dynamic=True)  # batches differ in size and length
-
-
-def set_attention(llm: nn.Module, name: str) -> None:
-    """Select the attention implementation of an LLM of transformers, for example "flash_attention_2".
-
-    Raises
-    ------
-    ConfigError
-        A required package is not installed, or the LLM does not support the implementation.
-
-    Examples
-    --------
-    >>> from transformers import LlamaConfig, LlamaForCausalLM
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-    >>> llm = LlamaForCausalLM(config)
-    >>> set_attention(llm, "eager")
-    >>> llm.config._attn_implementation
-    'eager'
-    """
-    try:
-        unwrap_peft(llm).set_attn_implementation(name)
-    except (ImportError, ValueError) as error:
-        hint = ": pip install flash-attn, on an NVIDIA GPU" if name.startswith("flash") else ""
-        raise ConfigError(f"attention {name} does not work here{hint}. {error}") from error

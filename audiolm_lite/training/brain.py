@@ -83,9 +83,10 @@ class AudioLMBrain(sb.Brain):
         self.run_opts = dict(run_opts or {})
         hparams = {**hparams, "precision": training_precision(hparams["precision"], self.run_opts.get("device"))}
         self.experiment = hparams
-        if hparams["precision"] == "fp16" and torch.device(self.run_opts.get("device") or "cpu").type == "cpu":
+        device = self.run_opts.get("device") or "cpu"
+        if hparams["precision"] == "fp16" and torch.device(device).type == "cpu":
             raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or --precision fp32 on the CPU")
-        configure_model(model, hparams)
+        configure_model(model, hparams, device)
         # a model that will be sharded is not moved: each process moves its shard
         modules = {} if sharding.is_sharded_run(hparams["parallel"]) else {"model": model}
         super().__init__(modules=modules, hparams=hparams, run_opts=self.run_opts)

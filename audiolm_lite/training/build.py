@@ -24,8 +24,9 @@ from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.hub.save import check_answer_settings
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
+from audiolm_lite.modeling.attention import MATMUL, prefers_matmul, set_attention
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
-from audiolm_lite.modeling.transformer_blocks import checkpoint_activations, compile_blocks, set_attention
+from audiolm_lite.modeling.transformer_blocks import checkpoint_activations, compile_blocks
 from audiolm_lite.training.trainable import audio_token_rate, select_trainable
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,17 @@ def build_model(hparams: Mapping[str, Any]) -> tuple[AudioLanguageModel, PreTrai
     return AudioLanguageModel(adapter, llm, encoder, hparams["loss_chunk"], hparams["loss_kernel"]), tokenizer
 
 
-def configure_model(model: AudioLanguageModel, hparams: Mapping[str, Any]) -> None:
+def configure_model(model: AudioLanguageModel, hparams: Mapping[str, Any], device: str = "cpu") -> None:
     """Select the parameters that train, and set up attention, compilation and activation checkpointing.
+
+    Parameters
+    ----------
+    model : AudioLanguageModel
+        The model, on any device.
+    hparams : mapping
+        `precision` is resolved, so not "auto".
+    device : str
+        Where the model will train.
 
     Raises
     ------
@@ -76,14 +86,17 @@ def configure_model(model: AudioLanguageModel, hparams: Mapping[str, Any]) -> No
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     >>> model = AudioLanguageModel(nn.Linear(8, 8), LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)))
-    >>> speed = {"attention": None, "compile": False, "gradient_checkpointing": 0}
+    >>> speed = {"precision": "fp32", "attention": None, "compile": False, "gradient_checkpointing": 0}
     >>> configure_model(model, {"trainable": ["adapter.*"], **speed})
     >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ['adapter.weight', 'adapter.bias']
     """
     select_trainable(model, hparams["trainable"])
-    if hparams["attention"] is not None:
-        set_attention(model.llm, hparams["attention"])
+    attention = hparams["attention"]
+    if attention is None and prefers_matmul(model.llm, device, hparams["precision"]):
+        attention = MATMUL
+    if attention is not None:
+        set_attention(model.llm, attention)
     for part in filter(None, (model.encoder, model.llm)):
         if hparams["compile"]:
             compile_blocks(part)

@@ -74,7 +74,7 @@ def test_logits_and_loss_do_not_depend_on_padding_or_batch(kind, shapes, side):
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "matmul"])
 @settings(max_examples=6, deadline=None)
 @given(shapes=shapes)
 def test_packing_changes_neither_loss_nor_gradient(kind, attention, shapes):
