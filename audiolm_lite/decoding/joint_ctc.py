@@ -104,6 +104,9 @@ class PrefixScores:
 class JointChooser:
     """Chooses the next tokens of `generate`, those of some rows jointly with a CTC; the others are greedy.
 
+    So are rows for which the LLM wants to begin with a token that the CTC cannot emit: such an answer is no transcript,
+    but for example "[no speech]".
+
     Parameters
     ----------
     scores : PrefixScores
@@ -135,6 +138,7 @@ class JointChooser:
         likely = (scores.pieces > LIKELY).any(-1)  # [R, 1 + P]
         self.likely = [self._ids(likely[:, table]) for table in self.entries]  # first token, later tokens
         self.prefix = torch.zeros(len(rows), dtype=torch.float64, device=device)
+        self.joint = torch.ones(len(rows), dtype=torch.bool, device=device)
 
     @staticmethod
     def _ids(chosen: Tensor) -> Tensor:
@@ -146,7 +150,9 @@ class JointChooser:
         """Next tokens [B] for logits [B, V] after the rows' tokens [B, N] so far."""
         position = 0 if tokens.shape[1] == 0 else 1
         chosen = logits.argmax(-1)
-        own = logits[self.rows].log_softmax(-1)
+        greedy, own = chosen[self.rows], logits[self.rows].log_softmax(-1)
+        if position == 0:
+            self.joint = (self.entries[0][greedy] != CANNOT_EMIT) | torch.isin(greedy, self.eos)
         best = own.topk(min(BEST, own.shape[1])).indices
         likely = self.likely[position]
         likely = torch.where(likely < 0, best[:, :1], likely)
@@ -156,7 +162,7 @@ class JointChooser:
         prefixes = torch.where(ends, self.scores.complete()[:, None], self.scores.extended(entries))
         gains = (1 - self.weight) * own.gather(1, candidates) + self.weight * (prefixes - self.prefix[:, None])
         winner = gains.argmax(-1, keepdim=True)
-        chosen[self.rows] = candidates.gather(1, winner)[:, 0]
+        chosen[self.rows] = torch.where(self.joint, candidates.gather(1, winner)[:, 0], greedy)
         self.prefix = prefixes.gather(1, winner)[:, 0]
         self.scores.advance(entries.gather(1, winner)[:, 0])
         return chosen

@@ -151,10 +151,20 @@ def test_rows_without_the_ctc_stay_greedy_and_rows_do_not_depend_on_each_other()
 
 def test_the_llm_may_add_what_the_ctc_cannot_emit():
     """Token 1 has no piece, and the LLM is certain of it: it costs the floor, and the next piece costs no more."""
-    choose = JointChooser(one(spelled([4])), [0], ENTRIES, [EOS], 0.5)
-    certain = torch.full((2, 1, VOCABULARY), -40.0)
-    certain[0, 0, 1] = certain[1, 0, 4] = 0.0
-    assert [int(choose(logits, torch.empty(1, step))) for step, logits in enumerate(certain)] == [1, 4]
+    choose = JointChooser(one(spelled([3, 4])), [0], ENTRIES, [EOS], 0.5)
+    certain = torch.full((3, 1, VOCABULARY), -40.0)
+    for step, token in enumerate([3, 1, 4]):
+        certain[step, 0, token] = 0.0
+    assert [int(choose(logits, torch.empty(1, step))) for step, logits in enumerate(certain)] == [3, 1, 4]
+
+
+def test_an_answer_that_is_no_transcript_is_left_to_the_llm():
+    """It begins with a token without a piece, such as a bracket; the CTC hears words that the LLM does not."""
+    choose = JointChooser(one(spelled([4, 5], confidence=0.999)), [0], ENTRIES, [EOS], 0.9)
+    logits = torch.zeros(3, 1, VOCABULARY)
+    for step, token in enumerate([1, 7, EOS]):
+        logits[step, 0, token] = 1.0
+    assert [int(choose(step, torch.empty(1, number))) for number, step in enumerate(logits)] == [1, 7, EOS]
 
 
 def test_more_tokens_than_frames_leave_the_choice_to_the_llm():
@@ -190,7 +200,7 @@ def folder(sources, make_experiment, make_model):
     experiment |= {"instructions": {"transcribe": "transcribe", "caption": "describe audio"}}
     experiment |= {"generation": {"ctc_weight": 0.9, "max_new_tokens": 8}}
     model = make_model(experiment)
-    head = CTCHead(torch.arange(6, 12), model.embedding)
+    head = CTCHead(torch.arange(model.embedding.num_embeddings), model.embedding)
     torch.nn.init.normal_(head.blank)
     save_model(model, experiment, sources / "model", ctc_head=head.tensors())
     return sources / "model"
