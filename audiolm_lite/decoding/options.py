@@ -155,7 +155,7 @@ def read_options(generation: Mapping[str, Any]) -> Options:
         raise GenerationError(
             f"generation: ctc_weight is {weight!r}; write a number of at least 0 (0: without CTC) and below 1"
         )
-    if weight and (others := _not_greedy(options)):
+    if weight and (others := not_greedy(options)):
         raise GenerationError(
             f"generation: ctc_weight {weight} and {', '.join(others)} cannot be combined; remove one of them, or set "
             "ctc_weight to 0"
@@ -167,7 +167,13 @@ def read_options(generation: Mapping[str, Any]) -> Options:
     return options
 
 
-def _not_greedy(options: Options) -> list[str]:
-    """Names of the options by which decoding is not plainly greedy."""
+def not_greedy(options: Options) -> list[str]:
+    """Return the names of the options by which decoding is not plainly greedy.
+
+    Examples
+    --------
+    >>> not_greedy(Options(beams=4, drawing={"seed": 1}))
+    ['beams', 'seed']
+    """
     neutral = {"beams": 1, "repetition_penalty": 1, "no_repeat_ngram_size": 0}
     return [*(name for name, value in neutral.items() if getattr(options, name) != value), *options.drawing]

@@ -248,6 +248,15 @@ def test_items_of_other_tasks_and_other_audio(folder):
     assert bundle.answer([caption]) == bundle.answer([items[0]], {"ctc_weight": 0})
 
 
+def test_another_search_replaces_the_models_own_weight(folder):
+    bundle = load_model(folder)
+    for given in ({"beams": 2}, {"temperature": 0.5}, {"repetition_penalty": 1.2}):
+        assert bundle.options(given).ctc_weight == 0
+    assert bundle.options({"max_new_tokens": 3}).ctc_weight == bundle.options({"do_sample": False}).ctc_weight == 0.9
+    with pytest.raises(GenerationError, match="ctc_weight 0.5 and beams cannot be combined"):
+        bundle.options({"beams": 2, "ctc_weight": 0.5})
+
+
 def test_a_model_without_a_head_is_refused(folder):
     bundle = load_model(folder)
     bundle.ctc_head = None
