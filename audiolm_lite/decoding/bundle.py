@@ -213,4 +213,5 @@ class ModelBundle:
 
 
 def _is_transcription(item: Item) -> bool:
-    return item.row.get("task") == "asr" and len(item.clips) == 1
+    """Whether the CTC helps: a transcript in the prompt is better than the adapter's own."""
+    return item.row.get("task") == "asr" and len(item.clips) == 1 and not item.row.get("transcript")

@@ -7,8 +7,8 @@ token_allowance       none. The defaults, 25 and 64, are above what speech needs
 stop_loops            end answers that repeat themselves (`decoding.repetition`), and cut the repeats; on by default
 repetition_penalty    above 1: tokens that the answer already has become less likely
 no_repeat_ngram_size  n: no n-gram occurs twice in an answer; 0: off
-ctc_weight            above 0: transcripts (rows with task "asr" and one clip) are decoded jointly with the CTC of the
-                      adapter, which has this weight, below 1 (`decoding.joint_ctc`); 0: off
+ctc_weight            above 0: transcripts (rows with task "asr", one clip and no transcript in the prompt) are decoded
+                      jointly with the CTC of the adapter, which has this weight, below 1 (`decoding.joint_ctc`); 0: off
 beams                 above 1: beam search, with `length_penalty`; alias num_beams
 temperature, top_k,   any of them: sampling (`decoding.Sampling`). Without them, decoding is greedy. `do_sample` is
 top_p, seed           accepted as in transformers: false ignores them, true samples also without them.

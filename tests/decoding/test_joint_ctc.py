@@ -245,7 +245,9 @@ def test_items_of_other_tasks_and_other_audio(folder):
     exchanged = Item(**{**vars(items[1]), "row": items[0].row})
     assert bundle.answer([exchanged]) == bundle.answer([items[1]])
     caption = replace(items[0], row={**items[0].row, "task": "caption"})
-    assert bundle.answer([caption]) == bundle.answer([items[0]], {"ctc_weight": 0})
+    told = replace(items[0], row={**items[0].row, "transcript": "yes"})
+    for other in (caption, told):
+        assert bundle.answer([other]) == bundle.answer([items[0]], {"ctc_weight": 0})
 
 
 def test_another_search_replaces_the_models_own_weight(folder):
