@@ -93,7 +93,7 @@ def korean_symbols(text: str) -> str:
     '5달러 70퍼센트 20도'
     """
     text = re.sub(
-        rf"([{''.join(_MONEY)}])+\s?(\d+(?:,\d+)*(?:\.\d+)?)", lambda match: match[2] + _MONEY[match[1]], text
+        rf"(?:([{''.join(_MONEY)}])\s*)+(\d+(?:,\d+)*(?:\.\d+)?)", lambda match: match[2] + _MONEY[match[1]], text
     )
     return "".join(_SYMBOLS.get(character, character) for character in text)
 

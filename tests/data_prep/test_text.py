@@ -63,6 +63,7 @@ PIECES = ["가", "나 ", "b/", "n/ ", "(a)/(b)", "3", "1,000", "3시", "<s>", *"
 @given(text=st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)))
 @example(text="((a)/(b))/(c)")
 @example(text="$$5 ((x)) 1.2.3")
+@example(text="$  $0")
 def test_steps_are_idempotent(name, text):
     normalise = normaliser([name])
     once = normalise(text)
