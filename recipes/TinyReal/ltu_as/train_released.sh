@@ -32,11 +32,11 @@ choose 2_sounds.jsonl --blank --tasks sound_class
 choose 2_people.jsonl --blank --share 0.45 --seed 1 --tasks gender age
 choose 2_orders.jsonl --blank --share 0.4 --seed 1 --tasks order
 choose 2_words.jsonl --blank --share 0.15 --seed 1 --tasks $words
-choose 3_transcript.jsonl --encoder $encoder --share 0.08 --tasks asr no_speech
-choose 3_speech.jsonl --blank --share 0.08 --seed 2 --tasks asr no_speech
-choose 3_sounds.jsonl --blank --share 0.5 --seed 2 --tasks sound_class caption
-choose 3_people.jsonl --blank --share 0.2 --seed 2 --tasks gender age
-choose 3_orders.jsonl --blank --share 0.15 --seed 2 --tasks order
+choose 3_transcript.jsonl --encoder $encoder --share 0.05 --tasks asr no_speech
+choose 3_speech.jsonl --blank --share 0.05 --seed 2 --tasks asr no_speech
+choose 3_sounds.jsonl --blank --share 0.3 --seed 2 --tasks sound_class caption
+choose 3_people.jsonl --blank --share 0.12 --seed 2 --tasks gender age
+choose 3_orders.jsonl --blank --share 0.1 --seed 2 --tasks order
 choose 3_words.jsonl --blank --share 0.1 --seed 2 --tasks $words
 for split in test librispeech_dev; do
     output=$data/${split}_transcript.jsonl
