@@ -32,26 +32,29 @@ choose 2_sounds.jsonl --blank --tasks sound_class
 choose 2_people.jsonl --blank --share 0.45 --seed 1 --tasks gender age
 choose 2_orders.jsonl --blank --share 0.4 --seed 1 --tasks order
 choose 2_words.jsonl --blank --share 0.15 --seed 1 --tasks $words
-choose 3_transcript.jsonl --encoder $encoder --share 0.05 --tasks asr no_speech
-choose 3_speech.jsonl --blank --share 0.05 --seed 2 --tasks asr no_speech
-choose 3_sounds.jsonl --blank --share 0.3 --seed 2 --tasks sound_class caption
-choose 3_people.jsonl --blank --share 0.12 --seed 2 --tasks gender age
-choose 3_orders.jsonl --blank --share 0.1 --seed 2 --tasks order
-choose 3_words.jsonl --blank --share 0.1 --seed 2 --tasks $words
+choose 3_transcript.jsonl --encoder $encoder --share 0.04 --tasks asr no_speech
+choose 3_speech.jsonl --blank --share 0.04 --seed 2 --tasks asr no_speech
+choose 3_sounds.jsonl --blank --tasks sound_class
+choose 3_captions.jsonl --blank --share 0.15 --seed 2 --tasks caption
+choose 3_people.jsonl --blank --share 0.3 --seed 2 --tasks gender age
+choose 3_orders.jsonl --blank --share 0.15 --seed 2 --tasks order
+choose 3_words.jsonl --blank --share 0.06 --seed 2 --tasks $words
 for split in test librispeech_dev; do
     output=$data/${split}_transcript.jsonl
     [ -f "$output" ] || audiolm-lite transcripts $data/$split.jsonl "$output" --encoder $encoder
 done
 
-of_stage() { # NUMBER: the manifests of a stage
-    local parts="transcript speech sounds people orders words" files=""
-    for part in $parts; do files="$files$data/$1_$part.jsonl, "; done
+of_stage() { # NUMBER PART...: the manifests of a stage
+    local number=$1 files=""
+    shift
+    for part in "$@"; do files="$files$data/${number}_$part.jsonl, "; done
     echo "[${files%, }]"
 }
 $two train.py hparams/stage_1.yaml --batch_tokens 1024
 $two train.py hparams/stage_2.yaml --batch_tokens 1024 --warmup_steps 40 --valid_answers.items 150 \
-    --manifests.train "$(of_stage 2)"
-$two train.py hparams/stage_3.yaml --batch_tokens 1024 --warmup_steps 10 --manifests.train "$(of_stage 3)"
+    --manifests.train "$(of_stage 2 speech transcript sounds people orders words)"
+$two train.py hparams/stage_3.yaml --batch_tokens 1024 --warmup_steps 10 \
+    --manifests.train "$(of_stage 3 speech transcript sounds captions people orders words)"
 
 python evaluate.py hparams/evaluate.yaml --manifests "[$data/test.jsonl, $data/librispeech_dev.jsonl]"
 python evaluate.py hparams/evaluate_transcript.yaml --controls "[normal, transcript]" \
