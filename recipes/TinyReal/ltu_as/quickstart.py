@@ -104,6 +104,8 @@ def main(argv: list[str]) -> None:
         first = DATA / "train.jsonl" if from_scratch else train
         files = [first] if stage == 1 else [train, train_transcript]
         own = {"output_root": root, "manifests.train": _listed(files), "warmup_steps": 5, "valid_answers": "null"}
+        if stage == 1:
+            own["tasks"] = "[sound_class, caption]"
         training.main([f"hparams/stage_{stage}.yaml", *_options({**own, **settings}), *argv])
 
     heading("4/6  evaluation: with and without audio, and the adapter alone")
