@@ -232,6 +232,12 @@ EVALUATION_KEYS = {
         ("auto", "float32", "bfloat16", "float16"),
         "auto",
     ),
+    "allow_left_out": Key(
+        "Exit status 0 although rows were left out, because they have no features or unusable audio; false: 3.",
+        bool,
+        False,
+        result=False,
+    ),
     "title": Key("Heading of report.html.", str, "Evaluation"),
     "notes": Key("Paragraphs below the heading, e.g. about model and data.", list, [], entries=str),
     "backend": Key(

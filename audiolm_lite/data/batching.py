@@ -32,6 +32,8 @@ class Item:
         The other clips, in reading order.
     seconds : float
         Duration of all clips.
+    without_audio : bool
+        The clips only have their length: they are zeros, and so are their features (see `controls`).
     """
 
     row: dict[str, Any]
@@ -41,6 +43,7 @@ class Item:
     waveform: Tensor | None = None
     further: tuple[Tensor, ...] = ()
     seconds: float = 0.0
+    without_audio: bool = False
 
     @property
     def clips(self) -> list[Tensor]:
@@ -65,7 +68,7 @@ def collate(items: Sequence[Item], side: str = "right") -> Batch:
     Parameters
     ----------
     items : sequence of Item
-        All with features, or all with waveforms.
+        All with features, or all with waveforms; all with audio, or all without.
     side : str
         Side on which text is padded: "right", or "left", so that all answers start in the same column.
 
@@ -108,7 +111,8 @@ def collate(items: Sequence[Item], side: str = "right") -> Batch:
     ids = [row["id"] for row in rows]
     audio_rows = torch.tensor([index for index, item in enumerate(items) for _ in item.clips])
     batch = Batch(ids, rows, features, frames, waveforms, samples, input_ids, attention_mask, labels)
-    return replace(batch, audio_rows=audio_rows, seconds=sum(item.seconds for item in items))
+    seconds = sum(item.seconds for item in items)
+    return replace(batch, audio_rows=audio_rows, seconds=seconds, without_audio=items[0].without_audio)
 
 
 def pack(batch: Batch) -> Batch:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration, read_audio
 from audiolm_lite.data.lengths import map_distinct
 from audiolm_lite.data.manifest import audio_path
@@ -54,6 +56,10 @@ class FeatureSource:
         """Read the features [L, T, D] of a clip; raises FeatureStoreError if the store has none."""
         return self.store[feature_key(clip)]
 
+    def zeros(self, manifest: Path, clip: Mapping[str, Any]) -> Tensor:
+        """Return zeros in the shape of a clip."""
+        return torch.zeros_like(self.read(manifest, clip))
+
     def length(self, manifest: Path, clip: Mapping[str, Any]) -> int:
         """Return the length of a clip in frames, without reading the clip."""
         return self.store.frames(feature_key(clip))
@@ -66,8 +72,14 @@ class FeatureSource:
         """Return a value that is equal for rows of the same clip: its key in the store."""
         return feature_key(clip)
 
-    def frames_of_rows(self, rows: SelectedRows) -> np.ndarray:
+    def frames_of_rows(self, rows: SelectedRows, faults: dict[int, tuple[str, str]] | None = None) -> np.ndarray:
         """Return the frames [N] int64 of the first clip of each row, -1 where the extraction rejected its audio.
+
+        Parameters
+        ----------
+        rows : SelectedRows
+        faults : dict, optional
+            Receives `LeftOut.kind` and `LeftOut.reason` of each rejected row, by its index.
 
         Raises
         ------
@@ -81,7 +93,8 @@ class FeatureSource:
         missing = np.flatnonzero(frames < 0).tolist()
         if missing:
             rejected = self._rejected_keys()
-            unknown = [row["id"] for row in (rows[index] for index in missing) if feature_key(row) not in rejected]
+            keys_of = {index: feature_key(rows[index]) for index in missing}
+            unknown = [rows[index]["id"] for index, key in keys_of.items() if key not in rejected]
             if unknown:
                 raise DatasetError(
                     f"dataset: {len(unknown)} of {len(frames)} rows have no features in {self.store.folder}, the first "
@@ -93,11 +106,15 @@ class FeatureSource:
                 len(frames),
                 self.store.folder,
             )
+            if faults is not None:
+                faults.update({index: ("no features", rejected[key]) for index, key in keys_of.items()})
         return frames
 
-    def _rejected_keys(self) -> set[str]:
+    def _rejected_keys(self) -> dict[str, str]:
+        """Keys of the clips that the extraction rejected, with the reasons."""
         files = sorted(Path(self.store.folder).glob("rejected*.jsonl"))
-        return {json.loads(line)["key"] for file in files for line in file.open(encoding="utf-8")}
+        entries = [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
+        return {entry["key"]: entry.get("reason", "rejected by the feature extraction") for entry in entries}
 
 
 class WaveformSource:
@@ -124,6 +141,10 @@ class WaveformSource:
         """Read the samples [S] of a clip; raises AudioError if its file cannot be read."""
         return read_audio(audio_path(manifest, clip), clip["start"], clip["duration"])
 
+    def zeros(self, manifest: Path, clip: Mapping[str, Any]) -> Tensor:
+        """Return zeros in the length of a clip, which is not read."""
+        return torch.zeros(self.length(manifest, clip))
+
     def length(self, manifest: Path, clip: Mapping[str, Any]) -> int:
         """Return the length of a clip in samples, from its duration or its file's header."""
         seconds = clip["duration"] or audio_duration(audio_path(manifest, clip)) - clip["start"]
@@ -133,41 +154,69 @@ class WaveformSource:
         """Return a value that is equal for rows of the same clip: path, start and duration."""
         return audio_path(manifest, clip), clip["start"], clip["duration"]
 
-    def frames_of_rows(self, rows: SelectedRows) -> np.ndarray:
+    def frames_of_rows(self, rows: SelectedRows, faults: dict[int, tuple[str, str]] | None = None) -> np.ndarray:
         """Return the frames [N] int64 of the first clip of each row, from durations in the manifests or in the files.
+
+        Parameters
+        ----------
+        rows : SelectedRows
+        faults : dict, optional
+            Receives `LeftOut.kind` and `LeftOut.reason` of each row whose clip cannot be used, by its index; its frames
+            are -1. If None, the first such clip raises.
 
         Raises
         ------
-        DatasetError
-            A clip starts after the end of its file, or has a length that the encoder does not take.
+        DatasetError, AudioError
+            A file cannot be read, or a clip starts after the end of its file or has a length that the encoder does not
+            take.
         """
-        files: dict[Path, float] = {}
-        samples = np.empty(len(rows), dtype=np.int64)
+        files: dict[Path, float | AudioError] = {}
+        samples = np.full(len(rows), -1, dtype=np.int64)
         for index, (manifest, clip) in enumerate(rows.clips()):
-            start, duration = clip["start"], clip["duration"]
-            if duration is None:
-                path = audio_path(manifest, clip)
-                if path not in files:
-                    files[path] = audio_duration(path)
-                duration = files[path] - start
-                if duration <= 0:
-                    raise DatasetError(
-                        f'dataset: row "{rows[index]["id"]}": its start {start} s is past the end of {path} '
-                        f"({files[path]:.3f} s); correct the start or drop the row."
-                    )
-            samples[index] = round(duration * SAMPLE_RATE)
+            try:
+                samples[index] = round(_seconds(manifest, clip, files) * SAMPLE_RATE)
+            except (AudioError, DatasetError) as error:
+                if faults is None:
+                    if isinstance(error, AudioError):
+                        raise
+                    raise DatasetError(f'dataset: row "{rows[index]["id"]}": {error}') from error
+                faults[index] = ("unreadable", str(error))
 
         def frames(count: int) -> int:
             try:
-                return self.frames(count)
+                return self.frames(count) if count >= 0 else -1
             except ValueError as error:
-                row = rows[int(np.argmax(samples == count))]
-                raise DatasetError(f'dataset: row "{row["id"]}", {row["audio"]}: {error}') from error
+                same = np.flatnonzero(samples == count).tolist()
+                if faults is None:
+                    row = rows[same[0]]
+                    raise DatasetError(f'dataset: row "{row["id"]}", {row["audio"]}: {error}') from error
+                faults.update(dict.fromkeys(same, ("length", str(error))))
+                return -1
 
         return map_distinct(frames, samples)
 
 
 ClipSource = FeatureSource | WaveformSource
+
+
+def _seconds(manifest: Path, clip: Mapping[str, Any], files: dict[Path, float | AudioError]) -> float:
+    """Duration of a clip; `files` has those of the files, or their errors, which are read once."""
+    if clip["duration"] is not None:
+        return clip["duration"]
+    path = audio_path(manifest, clip)
+    if path not in files:
+        try:
+            files[path] = audio_duration(path)
+        except AudioError as error:
+            files[path] = error
+    found = files[path]
+    if isinstance(found, AudioError):
+        raise found
+    if found <= clip["start"]:
+        raise DatasetError(
+            f"its start {clip['start']} s is past the end of {path} ({found:.3f} s); correct the start or drop the row."
+        )
+    return found - clip["start"]
 
 
 def _require_distinct_files(rows: SelectedRows, store: Path) -> None:

@@ -1,7 +1,9 @@
 """Controls without the audio of the question: which clip an item gets instead of its own.
 
-They measure what a model answers from the text alone. "shuffled" gives each clip the audio of another clip. "zeros"
-gives silence in the length of another clip, because the length of a clip reveals the length of its transcript.
+They measure what a model answers from the text alone. "shuffled" gives each clip the audio of another clip. "zeros" is
+the control without audio: the adapter receives encoder features that are all zero, as many frames as another clip has,
+because the length of a clip reveals the length of its transcript. This is not the encoder's output for silence, which
+depends on the encoder, and it is the same whether features are stored or computed.
 
 A transcript of the clip in the prompt would reveal what was said. So "shuffled" also exchanges the field `transcript`
 of the rows, and "zeros" empties it. No other field is changed.
@@ -16,6 +18,12 @@ import torch
 from audiolm_lite.data.selected_rows import DatasetError
 
 CONTROLS = ("normal", "zeros", "shuffled")
+# What the model receives under each control, as metrics.json records it.
+DEFINITIONS = {
+    "normal": "the features of the item's own clips",
+    "zeros": "features that are all zero, in the number of frames of another clip; a transcript in the prompt is empty",
+    "shuffled": "the features of another clip, and its transcript if the prompt has one",
+}
 # Field of a row, and slot of a prompt, with what a speech recogniser understood.
 TRANSCRIPT = "transcript"
 

@@ -4,13 +4,14 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.audio.reading import read_audio
 from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.batching import Item
@@ -23,8 +24,28 @@ from audiolm_lite.data.mixing import Mixture
 from audiolm_lite.data.prompt_builder import PromptBuilder
 from audiolm_lite.data.selected_rows import DatasetError, SelectedRows
 from audiolm_lite.features.keys import clips_of
+from audiolm_lite.features.store import FeatureStoreError
 
 log = logging.getLogger(__name__)
+
+
+class LeftOut(NamedTuple):
+    """A row that a dataset does not use.
+
+    Attributes
+    ----------
+    id, task : str
+        Fields of the row.
+    kind : str
+        "no features", "unreadable", "length" (one that the encoder does not take), "too short" or "too long".
+    reason : str
+        What is wrong, in words.
+    """
+
+    id: str
+    task: str
+    kind: str
+    reason: str
 
 
 class AudioTextDataset(Dataset[Item]):
@@ -49,16 +70,19 @@ class AudioTextDataset(Dataset[Item]):
         Most tokens of an item, and how longer items are shortened.
     augmentation : Augmentation, optional
         Changes each clip that is read, and with its length the prompt; `lengths` remain those of the unchanged clips.
+    leave_out : bool
+        Rows whose audio cannot be used (unreadable, too long for the encoder, too short for one audio token) are left
+        out. False: the first of them is an error.
 
     Attributes
     ----------
     rows : SelectedRows
         The rows of the items, in order.
+    omitted : list of LeftOut
+        Rows without features, those dropped as too long and, with `leave_out`, those whose audio cannot be used.
     lengths : ndarray
         Tokens [N] int32 of each item, audio and text. Without stored features, the audio tokens follow from the
         duration. A row that draws its question counts with the longest one.
-    left_out : list of str
-        Ids of rows without features, and of those dropped as too long.
     mixture : Mixture or None
         Items of each epoch if manifests are mixed, see `mix`; None: each item once.
 
@@ -80,6 +104,7 @@ class AudioTextDataset(Dataset[Item]):
         seed: int = 0,
         limit: LengthLimit = NO_LIMIT,
         augmentation: Augmentation | None = None,
+        leave_out: bool = False,
     ):
         if control not in CONTROLS:
             raise DatasetError(f'dataset: control is {control!r}, it must be "normal", "zeros" or "shuffled".')
@@ -88,12 +113,12 @@ class AudioTextDataset(Dataset[Item]):
         self.source, self.prompt, self.limit, self.augmentation = source, prompt, limit, augmentation
         self.control = control
         self.mixture: Mixture | None = None
-        self.left_out: list[str] = []
-        self.rows, frames = self._with_features(rows)
+        self.omitted: list[LeftOut] = []
+        self.rows, frames = self._with_audio(rows, leave_out)
         tokens = self._audio_tokens(frames)
         self._exchange = None if control == "normal" else ClipExchange(self._identities(), seed)
         lengths = self._text_tokens() + (tokens if self._exchange is None else tokens[self._exchange.first])
-        for index, clips in self._further_clips().items():
+        for index, clips in _further_clips(self.rows).items():
             lengths[index] += sum(self._further_tokens(index, clips, tokens))
         # A tensor, which spawned workers share (see SelectedRows).
         self._lengths = torch.from_numpy(lengths)
@@ -103,6 +128,11 @@ class AudioTextDataset(Dataset[Item]):
     def lengths(self) -> np.ndarray:
         """Tokens [N] int32 of each item."""
         return self._lengths.numpy()
+
+    @property
+    def left_out(self) -> list[str]:
+        """Ids of the rows that are left out."""
+        return [row.id for row in self.omitted]
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -124,7 +154,7 @@ class AudioTextDataset(Dataset[Item]):
         units = sum(clip.shape[self.source.time_dim] for clip in clips)
         first, *further = clips
         item = Item(row, input_ids, labels, further=tuple(further), seconds=units * self.source.unit_seconds)
-        own: dict[str, Any] = {self.source.kind: first}
+        own: dict[str, Any] = {self.source.kind: first, "without_audio": self.control == "zeros"}
         return replace(item, **own)
 
     def without_answers(self) -> "AudioTextDataset":
@@ -173,29 +203,44 @@ class AudioTextDataset(Dataset[Item]):
             clips = [(self.rows.manifest_of(other), self.rows[other]) for other in others]
         read = []
         for number, (manifest, clip) in enumerate(clips):
+            if self.control == "zeros":
+                read.append(self.source.zeros(manifest, clip))
+                continue
             tensor = self.source.read(manifest, clip)
             if self.augmentation is not None:
                 tensor = self.augmentation(tensor, f"{row['id']}/{number}")
-            read.append(torch.zeros_like(tensor) if self.control == "zeros" else tensor)
+            read.append(tensor)
         return read
 
     def _tokens_of(self, clip: Tensor) -> int:
         """Audio tokens of a clip that has been read."""
         return self.prompt.num_tokens(self.source.frames(clip.shape[self.source.time_dim]))
 
-    def _with_features(self, rows: SelectedRows) -> tuple[SelectedRows, np.ndarray]:
-        """Rows without those that the extraction rejected, and the frames [N] int64 of their first clips."""
-        frames = self.source.frames_of_rows(rows)
-        rejected = np.flatnonzero(frames < 0).tolist()
-        if not rejected:
+    def _with_audio(self, rows: SelectedRows, leave_out: bool) -> tuple[SelectedRows, np.ndarray]:
+        """Rows without those whose audio cannot be used, and the frames [N] int64 of their first clips."""
+        faults: dict[int, tuple[str, str]] = {}
+        stored = self.source.kind == "features"  # the extraction has decided which clips are left out
+        frames = self.source.frames_of_rows(rows, faults if stored or leave_out else None)
+        if leave_out:
+            tokens = map_distinct(lambda count: self.prompt.num_tokens(count) if count >= 0 else 1, frames)
+            for index in np.flatnonzero(tokens < 1).tolist():
+                faults[index] = ("too short", f"{frames[index]} frames are too few for one audio token")
+            faults |= self._faults_of_further_clips(rows)
+        if not faults:
             return rows, frames
-        self.left_out += [rows[index]["id"] for index in rejected]
-        if len(rejected) == len(frames):
+        for index in sorted(faults):
+            row = rows[index]
+            self.omitted.append(LeftOut(row["id"], row["task"], *faults[index]))
+        if len(faults) == len(frames):
+            cause = "the feature extraction rejected the audio" if stored else "nothing can use the audio"
             raise DatasetError(
-                f"dataset: no row is left, since the feature extraction rejected the audio of all {len(frames)} rows; "
-                "the reasons are in rejected*.jsonl of the feature store."
+                f"dataset: no row is left, since {cause} of all {len(frames)} rows; the first: {self.omitted[0].reason}"
             )
-        return rows.keep(frames >= 0), frames[frames >= 0]
+        keep = np.ones(len(rows), dtype=bool)
+        keep[list(faults)] = False
+        if leave_out and not stored:
+            log.warning("%d of %d rows are left out, the first: %s", len(faults), len(frames), self.omitted[0].reason)
+        return rows.keep(keep), frames[keep]
 
     def _audio_tokens(self, frames: np.ndarray) -> np.ndarray:
         """Audio tokens [N] int32 of each item's own first clip."""
@@ -212,14 +257,18 @@ class AudioTextDataset(Dataset[Item]):
     def _identities(self) -> Iterator[Any]:
         return (self.source.identity(manifest, clip) for manifest, clip in self.rows.clips())
 
-    def _further_clips(self) -> dict[int, list[dict[str, Any]]]:
-        """Clips after the first, for the few items that have any."""
-        further, first = {}, 0
-        for table, numbers in self.rows.by_table():
-            for position in np.flatnonzero(table.column("several")[numbers]).tolist():
-                further[first + position] = clips_of(table[int(numbers[position])])[1:]
-            first += len(numbers)
-        return further
+    def _faults_of_further_clips(self, rows: SelectedRows) -> dict[int, tuple[str, str]]:
+        """`LeftOut.kind` and `LeftOut.reason` of the rows with an unusable clip after the first, by their indices."""
+        faults = {}
+        for index, clips in _further_clips(rows).items():
+            for clip in clips:
+                try:
+                    self.source.frames(self.source.length(rows.manifest_of(index), clip))
+                except (FeatureStoreError, AudioError) as error:
+                    faults[index] = ("no features" if self.source.kind == "features" else "unreadable", str(error))
+                except ValueError as error:
+                    faults[index] = ("length", str(error))
+        return faults
 
     def _further_tokens(self, index: int, clips: list[dict[str, Any]], tokens: np.ndarray) -> Iterator[int]:
         """Audio tokens of an item's clips after the first; `tokens` [N] are those of all items' first clips."""
@@ -237,7 +286,9 @@ class AudioTextDataset(Dataset[Item]):
         if not excess:
             return {}
         if self.limit.shorten == "drop":
-            self.left_out += [self.rows[index]["id"] for index in excess]
+            for index, tokens in excess.items():
+                row, reason = self.rows[index], f"{tokens} tokens more than max_tokens {self.limit.max_tokens}"
+                self.omitted.append(LeftOut(row["id"], row["task"], "too long", reason))
             keep = np.ones(len(self), dtype=bool)
             keep[list(excess)] = False
             self.rows, self._lengths = self.rows.keep(keep), self._lengths[torch.from_numpy(keep)]
@@ -247,3 +298,13 @@ class AudioTextDataset(Dataset[Item]):
                 self.prompt.without_audio(self.rows[index], self.limit.field_to_cut(tokens))  # too short: PromptError
             self._lengths[index] -= tokens
         return excess
+
+
+def _further_clips(rows: SelectedRows) -> dict[int, list[dict[str, Any]]]:
+    """Clips after the first, for the few rows that have any."""
+    further, first = {}, 0
+    for table, numbers in rows.by_table():
+        for position in np.flatnonzero(table.column("several")[numbers]).tolist():
+            further[first + position] = clips_of(table[int(numbers[position])])[1:]
+        first += len(numbers)
+    return further

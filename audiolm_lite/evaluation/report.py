@@ -48,16 +48,34 @@ def result_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     controls = list(metrics["controls"])
     header = ["task", "items", "score", *(CONTROLS.get(control, control) for control in controls)]
     rows = []
-    for task in dict.fromkeys(task for scores in metrics["controls"].values() for task in scores):
-        results = [metrics["controls"][control].get(task, {}) for control in controls]
+    tables = [_with_languages(metrics["controls"][control]) for control in controls]
+    for task in dict.fromkeys(task for table in tables for task in table):
+        results = [table.get(task, {}) for table in tables]
         first = next(result for result in results if result)
-        for column in FAMILIES[first["type"]].columns:
+        columns = FAMILIES[first["type"]].columns
+        for column in sorted(columns, key=lambda column: isinstance(first.get(column.name), Mapping)):  # missing: last
             if any(column.name in result for result in results):
-                items = first.get("items", first.get("utterances"))
+                items = _items(first)
                 unit = ", %" if column.percent else ""
                 cells = [_cell(result, column) for result in results]
-                rows.append([task, str(items), f"{column.title}{unit} {column.better}", *cells])
+                rows.append([task, items, f"{column.title}{unit} {column.better}", *cells])
     return header, rows
+
+
+def _with_languages(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Scores of the tasks, each followed by those of its languages, as "task, code", if it has several."""
+    table: dict[str, Mapping[str, Any]] = {}
+    for task, result in scores.items():
+        table[task] = result
+        for code, of_language in result.get("per_language", {}).items():
+            table[f"{task}, {code}"] = {"type": result["type"], **of_language}
+    return table
+
+
+def _items(result: Mapping[str, Any]) -> str:
+    """Number of scored items, of all items if rows were left out."""
+    items, left_out = result.get("items", result.get("utterances")), result.get("left_out", 0)
+    return f"{items} of {items + left_out}" if left_out else str(items)
 
 
 def _cell(result: Mapping[str, Any], column: Column) -> str:
@@ -105,6 +123,25 @@ def stopped_answers(metrics: Mapping[str, Any]) -> list[str]:
                 counts.append(f"{task} {loop + limit} of {items} ({loop} looped, {limit} at their limit of tokens)")
         if counts:
             lines.append(f"Stopped answers, {CONTROLS.get(control, control)}: {'; '.join(counts)}.")
+    return lines
+
+
+def left_out_rows(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a line per control about rows that were left out, if there are any.
+
+    Examples
+    --------
+    >>> left_out = {"count": 2, "kinds": {"unreadable": 2}, "rows": {"7": "a.wav: cut off", "9": "b.wav: empty"}}
+    >>> left_out_rows({"left_out": {"normal": left_out}})
+    ['Left out, with audio: 2 rows (2 unreadable), the first: 7 (a.wav: cut off).']
+    """
+    lines = []
+    for control, entry in metrics.get("left_out", {}).items():
+        if entry["count"]:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in entry["kinds"].items())
+            name, reason = next(iter(entry["rows"].items()))
+            shown = CONTROLS.get(control, control)
+            lines.append(f"Left out, {shown}: {entry['count']} rows ({kinds}), the first: {name} ({reason}).")
     return lines
 
 
@@ -190,8 +227,10 @@ def _right(column: int, numeric: int) -> str:
 
 def _remarks(metrics: Mapping[str, Any]) -> str:
     """Remarks on the results table: intervals, unparsed answers, missing metrics, normalisers."""
-    remarks = ["Brackets: 95 % bootstrap interval over the test items."]
-    remarks += [*prompt_notes(metrics), *stopped_answers(metrics)]
+    remarks = [
+        "Brackets: 95 % interval over the test items, Wilson's for proportions and a bootstrap for other scores."
+    ]
+    remarks += [*prompt_notes(metrics), *stopped_answers(metrics), *left_out_rows(metrics)]
     missing: dict[str, dict] = {}
     if "adapter_alone" in metrics["controls"]:
         remarks.append("Adapter alone: its greedy CTC transcript, without the LLM; other tasks have no such answer.")
@@ -206,8 +245,9 @@ def _remarks(metrics: Mapping[str, Any]) -> str:
                 remarks.append(f"{task}, {CONTROLS.get(control, control)}: {count}.")
             if control != "normal":
                 continue
-            if result["type"] == "asr":
-                remarks.append(f"{task}: text normaliser “{result['normaliser']}”, {result['words']} words.")
+            if "normaliser" in result and "words" in result and result["type"] == "asr":
+                size = f"{result['words']} words" if result["words"] else f"{result['characters']} characters"
+                remarks.append(f"{task}: text normaliser “{result['normaliser']}”, {size}.")
             if "majority_accuracy" in result:
                 accuracy = f"{100 * result['majority_accuracy']:.1f} %"
                 remarks.append(f"{task}: always answering the most frequent label gives {accuracy}.")
@@ -258,10 +298,18 @@ def _examples(predictions: str | Path) -> str:
         count = min(EXAMPLES_PER_TASK, len(ids))
         for name in [ids[i * len(ids) // count] for i in range(count)]:
             first = next(iter(group[name].values()))
-            answers = [group[name].get(control, {}).get("prediction", "–") or "(empty)" for control in controls]
+            answers = [_answer(group[name].get(control)) for control in controls]
             rows.append([task, first["instruction"], first["target"], *answers])
     header = ["task", "question", "reference", *(CONTROLS.get(control, control) for control in controls)]
     return _table(header, rows, numeric=len(header))
+
+
+def _answer(record: Mapping[str, Any] | None) -> str:
+    """Text of an answer, with a mark if it was cut."""
+    if record is None:
+        return "–"
+    cut = {"length_limit": " … (cut at its limit of tokens)", "loop": " … (cut, it repeated itself)"}
+    return (record["prediction"] or "(empty)") + cut.get(record.get("finish_reason"), "")
 
 
 _STYLE = """

@@ -10,7 +10,7 @@ from typing import Any
 from audiolm_lite.config.experiment import load_experiment
 from audiolm_lite.config.keys import EVALUATION_KEYS
 from audiolm_lite.config.start import start_run
-from audiolm_lite.evaluation.report import markdown_table, prompt_notes, stopped_answers, write_report
+from audiolm_lite.evaluation.report import left_out_rows, markdown_table, prompt_notes, stopped_answers, write_report
 from audiolm_lite.evaluation.runner import PREDICTIONS, evaluate
 from audiolm_lite.evaluation.setup import build_test_sets, load_bundle
 
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     ------
     UserError
         The configuration, the model or the test set cannot be used.
+    SystemExit
+        Status 3, after all files are written: rows were left out, and `allow_left_out` is false.
     """
     hparams, run_opts, resolved = load_experiment(argv, EVALUATION_KEYS)
     start_run(hparams, resolved)
@@ -47,5 +49,9 @@ def main(argv: list[str]) -> dict[str, Any]:
         num_workers=hparams["num_workers"],
     )
     write_report(output / "report.html", metrics, output / PREDICTIONS, title=hparams["title"], notes=hparams["notes"])
-    print("\n".join([markdown_table(metrics), *prompt_notes(metrics), *stopped_answers(metrics)]))
+    notes = [*prompt_notes(metrics), *stopped_answers(metrics), *left_out_rows(metrics)]
+    print("\n".join([markdown_table(metrics), *notes]))
+    if not hparams["allow_left_out"] and any(entry["count"] for entry in metrics["left_out"].values()):
+        print("Exit status 3, since rows were left out; --allow_left_out true accepts that.")
+        raise SystemExit(3)
     return metrics

@@ -2,20 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.config.errors import UserError
-from audiolm_lite.data.batching import LengthBucketSampler
-from audiolm_lite.data.controls import TRANSCRIPT
-from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.batching import Item, LengthBucketSampler
+from audiolm_lite.data.controls import DEFINITIONS, TRANSCRIPT
+from audiolm_lite.data.dataset import AudioTextDataset, LeftOut
 from audiolm_lite.decoding.backend import Backend
-from audiolm_lite.decoding.bundle import Answer, ModelBundle
+from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.decoding.options import read_options
 from audiolm_lite.evaluation.metrics.registry import check_metrics, score_task
 from audiolm_lite.storage.atomic import write_json, write_text
@@ -23,14 +27,46 @@ from audiolm_lite.storage.atomic import write_json, write_text
 PREDICTIONS, RESULTS, SETTINGS = "predictions.jsonl", "metrics.json", "evaluation.json"
 # Answers are appended here while they are generated.
 PARTIAL = f".{PREDICTIONS}.partial"
+log = logging.getLogger(__name__)
 # The control whose answers are transcripts of the adapter's CTC head.
 ADAPTER_ALONE = "adapter_alone"
 # Slots of a template that every model has.
 _USUAL_SLOTS = {"bos", "eos", "audio", "instruction", "answer"}
 
 
+# `Answer.stopped` -> `finish_reason` in predictions.jsonl.
+FINISH_REASONS = {None: "end_token", "limit": "length_limit", "loop": "loop"}
+# Fields of a row that predictions.jsonl repeats.
+_FIELDS = ("audio", "start", "language", "task", "dataset", "instruction", "target", "references")
+
+
 class EvaluationError(UserError, ValueError):
     """An evaluation that cannot be run; the message names the reason and the remedy."""
+
+
+class Answered(NamedTuple):
+    """An answer to a row under a control.
+
+    Attributes
+    ----------
+    text : str
+        The answer.
+    finish_reason : str or None
+        A value of `FINISH_REASONS`; None for controls whose answers are not generated.
+    seconds : float or None
+        Duration of the audio that the model received; None if no model was asked.
+    time : float or None
+        Seconds that the answer took: those of its batch, from audio or features in memory to texts, divided by its
+        items.
+    encoder : bool
+        The time includes the encoder's.
+    """
+
+    text: str
+    finish_reason: str | None
+    seconds: float | None = None
+    time: float | None = None
+    encoder: bool = False
 
 
 def evaluate(
@@ -66,8 +102,10 @@ def evaluate(
         caption to one of the row's `labels`). "slots" (the target is "name: value; ..."). "no_text" (normaliser; for
         clips without speech).
     folder : path
-        Receives `predictions.jsonl` (id, control, task, instruction, prediction, stopped, target, references),
-        `metrics.json` and `evaluation.json`.
+        Receives `predictions.jsonl`, `metrics.json` and `evaluation.json`. A line of `predictions.jsonl` has the fields
+        id, audio, start, language, task, dataset, instruction, target, references and duration (s) of the row, control,
+        prediction, `finish_reason` ("end_token"; "length_limit" or "loop": the answer was cut; null: not generated),
+        seconds, time and encoder (see `Answered`), and `scores`, those of this answer.
     batch_tokens : int
         Padded prompt tokens per batch.
     generation : mapping, optional
@@ -80,10 +118,13 @@ def evaluate(
     Returns
     -------
     dict
-        Content of `metrics.json`: `controls` {control: {task: scores, their `type`, and `stopped`}}, `items`,
-        `prompt_fields` {field of the template, such as transcript: {with, without}: rows with and without text in it},
-        `generation`, `backend`, `model`, `dtype`, `rows`. `stopped` {loop, limit} counts the answers that did not end
-        themselves. A task with rows of several datasets also has scores per dataset, under "task, dataset".
+        Content of `metrics.json`: `controls` {control: {task: scores, `type`, `stopped`, `left_out` and `speed`}},
+        `definitions` {control: what the model receives}, `left_out` {control: {count, kinds: {kind: count}, rows: {id:
+        reason}}}, `items`, `prompt_fields` {field of the template, such as transcript: {with, without}: rows with and
+        without text in it}, `generation`, `backend`, `model`, `dtype`, `rows`. `stopped` {loop, limit} counts the
+        answers that did not end themselves, `left_out` the rows that could not be answered. `speed` has
+        `audio_seconds`, `answer_seconds` and `rtfx`, their ratio, or why it is missing. A task with rows of several
+        datasets also has scores per dataset, under "task, dataset".
 
     Raises
     ------
@@ -94,7 +135,8 @@ def evaluate(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = sorted({row["task"] for dataset in datasets.values() for row in dataset.rows})
+    used = {row["task"] for dataset in datasets.values() for row in dataset.rows}
+    tasks = sorted(used | {row.task for dataset in datasets.values() for row in dataset.omitted})
     check_metrics(metrics, tasks)
     settings = {
         "model": bundle.identity,
@@ -104,42 +146,97 @@ def evaluate(
         "rows": {control: _rows_hash(dataset.rows) for control, dataset in datasets.items()},
     }
     answers = _earlier_answers(folder, settings)
+    left_out = {control: {row.id: row for row in dataset.omitted} for control, dataset in datasets.items()}
+    unreadable: dict[str, LeftOut] = {}  # in earlier controls; all then have the same rows
     for control, dataset in datasets.items():
-        indices = [i for i, row in enumerate(dataset.rows) if (control, row["id"]) not in answers]
+        ids = [row["id"] for row in dataset.rows]
+        left_out[control] |= {name: unreadable[name] for name in ids if name in unreadable}
+        indices = [i for i, name in enumerate(ids) if (control, name) not in answers and name not in unreadable]
         batches = _answer_batches(bundle, dataset, indices, batch_tokens, generation, backend, num_workers, control)
-        with (folder / PARTIAL).open("a", encoding="utf-8") as log:
+        with (folder / PARTIAL).open("a", encoding="utf-8") as file:
             for rows, given in batches:
                 for row, answer in zip(rows, given):
+                    if isinstance(answer, LeftOut):
+                        log.warning("%s is left out: %s", row["id"], answer.reason)
+                        left_out[control][row["id"]] = answer
+                        if control == "normal":
+                            unreadable[row["id"]] = answer
+                        continue
                     answers[control, row["id"]] = answer
-                    log.write(json.dumps({"control": control, "id": row["id"], **_record(answer)}) + "\n")
-                log.flush()
+                    file.write(json.dumps({"control": control, "id": row["id"], **_record(answer)}) + "\n")
+                file.flush()
 
-    fields = ("task", "instruction", "target", "references")
-    lines = [
-        {"id": row["id"], "control": control, **_record(answers[control, row["id"]]), **{f: row[f] for f in fields}}
-        for control, dataset in datasets.items()
-        for row in dataset.rows
-    ]
+    controls: dict[str, dict[str, Any]] = {}
+    lines = []
+    for control, dataset in datasets.items():
+        rows = [row for row in dataset.rows if row["id"] not in left_out[control]]
+        given = {row["id"]: answers[control, row["id"]] for row in rows}
+        controls[control], per_item = _score(rows, given, tasks, metrics, left_out[control].values())
+        lines += [_line(control, row, given[row["id"]], per_item[row["id"]]) for row in rows]
     write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (folder / PARTIAL).unlink()
-    controls = {
-        control: {
-            name: _scores(rows, [answers[control, row["id"]] for row in rows], metrics[rows[0]["task"]])
-            for name, rows in _groups(dataset.rows, tasks)
-        }
-        for control, dataset in datasets.items()
-    }
     every_row = max((dataset.rows for dataset in datasets.values()), key=len)
-    added = _prompt_fields(bundle, every_row)
-    result = {"controls": controls, "items": len(lines), "prompt_fields": added, **settings}
+    result = {
+        "controls": controls,
+        "definitions": {control: DEFINITIONS[control] for control in controls if control in DEFINITIONS},
+        "left_out": {control: _summary(list(rows.values())) for control, rows in left_out.items()},
+        "items": len(lines),
+        "prompt_fields": _prompt_fields(bundle, every_row),
+        **settings,
+    }
     write_json(folder / RESULTS, result)
     return result
 
 
-def _scores(rows: Sequence[dict], answers: Sequence[Answer], metric: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores of a task, and how many of its answers did not end themselves."""
-    stopped = {reason: sum(answer.stopped == reason for answer in answers) for reason in ("loop", "limit")}
-    return {**score_task(rows, [answer.text for answer in answers], metric), "stopped": stopped}
+def _score(
+    rows: Sequence[dict],
+    answers: Mapping[str, Answered],
+    tasks: Sequence[str],
+    metrics: Mapping[str, Mapping[str, Any]],
+    left_out: Iterable[LeftOut],
+) -> tuple[dict[str, Any], dict[str, dict]]:
+    """Scores of each task under one control, and the scores of each answer by the row's id."""
+    missing = Counter(row.task for row in left_out)
+    scores, per_item = {}, {}
+    for name, group in _groups(rows, tasks):
+        given = [answers[row["id"]] for row in group]
+        reasons = Counter(answer.finish_reason for answer in given)
+        result = score_task(group, [answer.text for answer in given], metrics[group[0]["task"]])
+        per_item |= dict(zip((row["id"] for row in group), result.pop("per_item")))
+        result["stopped"] = {reason: reasons[FINISH_REASONS[reason]] for reason in ("loop", "limit")}
+        scores[name] = {**result, "speed": _speed(given)}
+    for task in tasks:
+        if task in scores or missing[task]:
+            scores.setdefault(task, {"type": metrics[task]["type"], "items": 0})["left_out"] = missing[task]
+    return scores, per_item
+
+
+def _speed(answers: Sequence[Answered]) -> dict[str, Any]:
+    """Seconds of audio, seconds that the answers took, and the first divided by the second."""
+    if any(answer.time is None or answer.seconds is None for answer in answers):
+        return {"rtfx": {"missing": "not all answers were timed.", "command": "delete the folder and evaluate again."}}
+    audio, taken = (sum(getattr(answer, name) for answer in answers) for name in ("seconds", "time"))
+    rtfx: Any = audio / taken if taken else None
+    if not all(answer.encoder for answer in answers):
+        rtfx = {"missing": "with stored features the encoder is not timed.", "command": "set feature_folder: null."}
+    return {"audio_seconds": audio, "answer_seconds": taken, "rtfx": rtfx}
+
+
+def _line(control: str, row: Mapping[str, Any], answer: Answered, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Line of predictions.jsonl."""
+    duration = row["duration"]
+    if duration is None and control not in ("zeros", "shuffled"):  # which have the length of another clip
+        duration = answer.seconds
+    fields = {field: row[field] for field in _FIELDS}
+    return {"id": row["id"], "control": control, **_record(answer), "duration": duration, **fields, "scores": scores}
+
+
+def _summary(rows: Sequence[LeftOut]) -> dict[str, Any]:
+    return {
+        "count": len(rows),
+        "kinds": dict(Counter(row.kind for row in rows)),
+        "rows": {row.id: f"{row.kind}: {row.reason}" for row in rows},
+    }
 
 
 def _prompt_fields(bundle: ModelBundle, rows: Sequence[dict]) -> dict[str, dict[str, int]]:
@@ -151,8 +248,9 @@ def _prompt_fields(bundle: ModelBundle, rows: Sequence[dict]) -> dict[str, dict[
     return counts
 
 
-def _record(answer: Answer) -> dict[str, str | None]:
-    return {"prediction": answer.text, "stopped": answer.stopped}
+def _record(answer: Answered) -> dict[str, Any]:
+    entries = answer._asdict()
+    return {"prediction": entries.pop("text"), **entries}
 
 
 def _groups(rows: Sequence[dict], tasks: Sequence[str]) -> Iterator[tuple[str, list[dict]]]:
@@ -175,31 +273,58 @@ def _answer_batches(
     backend: Backend | None,
     num_workers: int,
     control: str,
-) -> Iterator[tuple[list[dict], list[Answer]]]:
+) -> Iterator[tuple[list[dict], Sequence[Answered | LeftOut]]]:
     """Yield the rows and answers of each batch of the items at `indices`, longest items first."""
     if not indices:
         return
     if control == TRANSCRIPT:
         rows = [dataset.rows[i] for i in indices]
-        yield rows, [Answer(row[TRANSCRIPT], stopped=None) for row in rows]
+        yield rows, [Answered(row[TRANSCRIPT], None) for row in rows]
         return
     lengths = [dataset.lengths[i] for i in indices]
     batches = LengthBucketSampler(lengths, batch_tokens, shuffle=False).batches(0)
-    loader = DataLoader(Subset(dataset, indices), batch_sampler=batches, collate_fn=list, num_workers=num_workers)
+    readable = _Readable(dataset, indices)
+    loader = DataLoader(readable, batch_sampler=batches, collate_fn=list, num_workers=num_workers)
     with tqdm(total=len(indices), desc=f"answers, audio {control}", unit="item") as progress:
-        for items in loader:
-            size = backend.state.batch_size if backend and backend.state else len(items)
+        for read in loader:
+            unreadable = [item for item in read if isinstance(item, tuple)]
+            if unreadable:
+                yield [row for row, _ in unreadable], [fault for _, fault in unreadable]
+            items = [item for item in read if not isinstance(item, tuple)]
+            size = backend.state.batch_size if backend and backend.state else max(1, len(items))
             for start in range(0, len(items), size):
                 batch = items[start : start + size]
+                begin = time.perf_counter()
                 if control == ADAPTER_ALONE:
-                    given = [Answer(text, stopped=None) for text in bundle.adapter_transcripts(batch)]
+                    given = [(text, None) for text in bundle.adapter_transcripts(batch)]
                 else:
-                    given = bundle.answers(batch, generation, backend)
-                yield [item.row for item in batch], given
-                progress.update(len(batch))
+                    given = [(text, FINISH_REASONS[why]) for text, why in bundle.answers(batch, generation, backend)]
+                each = (time.perf_counter() - begin) / len(batch)
+                encoder = batch[0].features is None
+                rows = [item.row for item in batch]
+                yield rows, [Answered(*pair, item.seconds, each, encoder) for pair, item in zip(given, batch)]
+            progress.update(len(read))
 
 
-def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, str], Answer]:
+class _Readable(Dataset):
+    """Chosen items of a dataset; for one whose audio cannot be read, its row and the fault."""
+
+    def __init__(self, dataset: AudioTextDataset, indices: Sequence[int]):
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Item | tuple[dict, LeftOut]:
+        index = self.indices[position]
+        try:
+            return self.dataset[index]
+        except AudioError as error:
+            row = self.dataset.rows[index]
+            return row, LeftOut(row["id"], row["task"], "unreadable", str(error))
+
+
+def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, str], Answered]:
     """Answers that the folder already has, (control, id) -> answer, after a check that the settings are the same."""
     path = folder / SETTINGS
     if path.exists():
@@ -219,7 +344,8 @@ def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, 
                 write_text(file, complete)
             for line in complete.split("\n")[:-1]:  # splitlines would also split at U+2028 inside an answer
                 record = json.loads(line)
-                answers[record["control"], record["id"]] = Answer(record["prediction"], record["stopped"])
+                known = {name: record[name] for name in Answered._fields if name in record}
+                answers[record["control"], record["id"]] = Answered(text=record["prediction"], **known)
     return answers
 
 

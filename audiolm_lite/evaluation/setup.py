@@ -48,7 +48,8 @@ def build_test_sets(hparams: Mapping[str, Any], bundle: ModelBundle) -> dict[str
     Returns
     -------
     dict
-        Control -> test set, whose items end before their answers. Those of "adapter_alone" and "transcript" have the
+        Control -> test set, whose items end before their answers. Rows whose audio cannot be used are in its `omitted`.
+        Those of "adapter_alone" and "transcript" have the
         rows of tasks of type "asr" only.
 
     Raises
@@ -80,7 +81,7 @@ def build_test_sets(hparams: Mapping[str, Any], bundle: ModelBundle) -> dict[str
                 f"controls: {hparams['model_folder']} has no {CTC_HEAD_FILE}, which {ADAPTER_ALONE} needs; train a "
                 f"stage with ctc_start, or remove {ADAPTER_ALONE}"
             )
-        test_sets[control] = AudioTextDataset(chosen, source, prompt, control=audio, seed=seed)
+        test_sets[control] = AudioTextDataset(chosen, source, prompt, control=audio, seed=seed, leave_out=True)
     return test_sets
 
 

@@ -117,8 +117,16 @@ class AudioLanguageModel(nn.Module):
                 raise ValueError(
                     "The batch has waveforms and the model has no encoder. Pass an encoder, or a batch of features."
                 )
-            features, frames = self.encoder(batch.waveforms, batch.samples)
+            compute = self._zeros if batch.without_audio else self.encoder
+            features, frames = compute(batch.waveforms, batch.samples)
         return self.adapter(features.to(next(self.adapter.parameters()).dtype), frames)
+
+    def _zeros(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [A, L, T, D] of zeros, as many frames [A] as the encoder would return."""
+        encoder: Any = self.encoder
+        frames = encoder.num_frames(samples)
+        shape = (len(frames), encoder.num_layers, int(frames.max()), encoder.feature_dim)
+        return waveforms.new_zeros(shape), frames
 
     def embed(self, batch: Batch, audio: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """LLM inputs [B, S, H]: word embeddings, with the audio tokens in the audio slots in reading order.

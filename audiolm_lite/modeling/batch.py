@@ -39,6 +39,8 @@ class Batch:
         items do not attend to each other.
     seconds : float
         Duration of all clips in seconds, without padding.
+    without_audio : bool
+        Features are zeros; waveforms give only the number of frames, and the encoder does not read them.
     """
 
     ids: list[str]
@@ -54,6 +56,7 @@ class Batch:
     audio_rows: Tensor | None = None
     packed: bool = False
     seconds: float = 0.0
+    without_audio: bool = False
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}

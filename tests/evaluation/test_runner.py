@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
 
+from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.data.batching import Item
+from audiolm_lite.data.dataset import LeftOut
 from audiolm_lite.decoding.bundle import Answer
-from audiolm_lite.evaluation.report import prompt_notes, result_rows
+from audiolm_lite.evaluation.report import left_out_rows, prompt_notes, result_rows, write_report
 from audiolm_lite.evaluation.runner import EvaluationError, evaluate
 from audiolm_lite.language.prompt import PromptTemplate
 
@@ -27,17 +31,22 @@ STOPPED = {"a": "loop", "b": "limit", "e": "limit"}
 
 
 class FixedDataset:
-    """In place of AudioTextDataset: rows, lengths, and items with their rows."""
+    """In place of AudioTextDataset: rows, lengths, and items of one second; the audio of `damaged` cannot be read."""
 
-    def __init__(self, rows=ROWS):
-        self.rows = [{"instruction": "?", "dataset": "A", "references": [row["target"]], **row} for row in rows]
+    def __init__(self, rows=ROWS, omitted=(), damaged=()):
+        shared = {"instruction": "?", "dataset": "A", "start": 0.0, "duration": None, "language": "en"}
+        self.rows = [{**shared, "audio": f"{row['id']}.wav", "references": [row["target"]], **row} for row in rows]
         self.lengths = [10] * len(rows)
+        self.omitted, self.damaged = list(omitted), damaged
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
-        return type("Item", (), {"row": self.rows[index]})()
+        row = self.rows[index]
+        if row["id"] in self.damaged:
+            raise AudioError(row["audio"], "cannot be decoded")
+        return Item(row, [], [], waveform=torch.zeros(16000), seconds=1.0)
 
 
 class FixedModel:
@@ -68,12 +77,50 @@ def test_answers_are_scored_per_task_and_control(tmp_path):
         {"loop": 0, "limit": 0},
         {"loop": 0, "limit": 1},
     ]
-    assert result["controls"]["zeros"] == normal
+    zeros = result["controls"]["zeros"]
+    assert {task: zeros[task] | {"speed": normal[task]["speed"]} for task in zeros} == normal
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     assert [(line["control"], line["id"]) for line in lines] == [(c, i) for c in ("normal", "zeros") for i in "abcde"]
-    assert [line["stopped"] for line in lines[:5]] == ["loop", "limit", None, None, "limit"]
+    assert [line["finish_reason"] for line in lines[:5]] == [
+        "loop", "length_limit", "end_token", "end_token", "length_limit"
+    ]  # fmt: skip
+    assert {name: lines[0][name] for name in ("audio", "start", "duration", "language")} == {
+        "audio": "a.wav", "start": 0.0, "duration": 1.0, "language": "en"
+    }  # fmt: skip
+    assert lines[5]["duration"] is None  # without audio, the item has the length of another clip
+    assert lines[0]["scores"]["wer"] == 0.5 and lines[1]["scores"]["wer"] == 0
+    assert lines[2]["scores"] == {"label": "dog", "correct": True} and lines[3]["scores"]["label"] is None
+    assert lines[4]["scores"] == {"number": 30, "error": 1}
+    assert "all zero" in result["definitions"]["zeros"]
+    speed = normal["asr"]["speed"]
+    assert speed["audio_seconds"] == 2 and speed["rtfx"] == pytest.approx(2 / speed["answer_seconds"])
     assert lines[2]["prediction"] == ANSWERS["c"] and lines[2]["references"] == ["this is a dog"]
+
+
+def test_rows_that_are_left_out_are_counted(tmp_path):
+    omitted = [LeftOut("x", "asr", "no features", "31 s"), LeftOut("y", "caption", "too short", "1 frame")]
+    metrics = {**METRICS, "caption": {"type": "captioning"}}
+    dataset = FixedDataset(omitted=omitted, damaged=("b", "e"))
+    result = evaluate(FixedModel(), {"normal": dataset}, metrics, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    scores = result["controls"]["normal"]
+    assert scores["asr"]["wer"] == 0.5 and scores["asr"]["left_out"] == 2 and scores["sound"]["left_out"] == 0
+    assert scores["age"] == {"type": "regression", "items": 0, "left_out": 1}
+    assert scores["caption"] == {"type": "captioning", "items": 0, "left_out": 1}
+    left_out = result["left_out"]["normal"]
+    assert left_out["count"] == 4 and left_out["kinds"] == {"no features": 1, "too short": 1, "unreadable": 2}
+    assert left_out["rows"]["b"] == "unreadable: b.wav: cannot be decoded"
+    assert result["items"] == 3 == len((tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")) - 1
+    assert result_rows(result)[1][0][1] == "1 of 3" and "4 rows (1 no features" in left_out_rows(result)[0]
+    write_report(tmp_path / "report.html", result, tmp_path / "predictions.jsonl", title="Test")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1 of 3" in page and "Left out, with audio: 4 rows" in page and "hello word … (cut, it repeated" in page
+    dataset.damaged = ()  # repaired: only the missing rows are asked
+    model = FixedModel()
+    again = evaluate(model, {"normal": dataset}, metrics, tmp_path)
+    assert sorted(name for batch in model.batches for name in batch) == ["b", "e"]
+    assert again["left_out"]["normal"]["count"] == 2 and again["controls"]["normal"]["asr"]["wer"] == 0.25
 
 
 def test_transcripts_of_the_rows_are_scored_without_the_model(tmp_path):

@@ -109,7 +109,7 @@ def score_captioning(
         fractions like in the papers. A score that cannot be computed is {"missing": reason, "command": remedy}.
         `spider`, the mean of CIDEr-D and SPICE (Liu et al. 2017, arXiv 1612.00370), if both are requested. Also
         `items`, and `interval` for the two that are means over clips (`rouge_l`, and `cider_d` with the n-gram weights
-        of the full test set; BLEU and METEOR pool counts over the corpus).
+        of the full test set; BLEU and METEOR pool counts over the corpus). `per_item` [{score: value of the clip}].
 
     Raises
     ------
@@ -122,7 +122,7 @@ def score_captioning(
     empty = [i for i, group in enumerate(targets) if not any(text.strip() for text in group)]
     if empty:
         raise ValueError(f"score_captioning: items {empty[:5]} have no reference caption")
-    result: dict[str, Any] = {"items": len(answers), "interval": {}}
+    result: dict[str, Any] = {"items": len(answers), "interval": {}, "per_item": [{} for _ in answers]}
     try:
         programs = _prepare_programs()
     except CaptioningUnavailable as error:
@@ -139,6 +139,9 @@ def score_captioning(
             continue
         corpus, items = values["corpus"], values["items"]
         result |= {name: float(corpus[name]) for name in _output_names(score)}
+        if score in items:
+            for clip, value in zip(result["per_item"], items[score].tolist()):
+                clip[score] = value
         if score in ("rouge_l", "cider_d"):
             result["interval"][score] = ratio_interval(items[score].tolist())
     return _with_spider(result)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
-from audiolm_lite.evaluation.metrics.intervals import bootstrap, ratio_interval
+from audiolm_lite.evaluation.metrics.intervals import bootstrap, proportion_interval
 
 # Either the labels themselves, or the wordings of each label: {"male": ["male", "a man"]}.
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
@@ -121,7 +121,7 @@ def score_classification(
     dict
         `accuracy`, `macro_f1` (mean over the classes that occur in `targets`), `items`, `unparsed`,
         `majority_accuracy` (of always answering the most frequent target), `per_class` {label: precision, recall, f1,
-        items}, `interval` {"accuracy": [low, high], "macro_f1": [low, high]}.
+        items}, `interval` {"accuracy": [low, high], "macro_f1": [low, high]}, `per_item` [{label, correct}].
 
     Raises
     ------
@@ -167,7 +167,8 @@ def score_labels(predicted: Sequence[str | None], targets: Sequence[str]) -> dic
         "unparsed": sum(label is None for label in predicted),
         "majority_accuracy": float(is_target.sum(0).max() / len(targets)),
         "per_class": class_scores["per_class"],
-        "interval": {"accuracy": ratio_interval(correct), "macro_f1": class_scores["interval"]},
+        "interval": {"accuracy": proportion_interval(correct), "macro_f1": class_scores["interval"]},
+        "per_item": [{"label": label, "correct": label == target} for label, target in zip(predicted, targets)],
     }
 
 
@@ -184,7 +185,8 @@ def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: n
     Returns
     -------
     dict
-        `per_class` {label: precision, recall, f1, items}, `macro_f1` (mean over the classes) and its `interval`.
+        `per_class` {label: precision, recall, f1, items}, `macro_f1` (mean over the classes) and its `interval`, where
+        a resample has the mean over the classes that are targets in it.
 
     Examples
     --------
@@ -195,13 +197,18 @@ def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: n
     """
     both, either = is_target * is_predicted, is_target + is_predicted
 
-    def f1(counts: np.ndarray) -> np.ndarray:
-        """F1 per class [R, classes] for item counts [R, items]; 0 for a class that is neither target nor predicted."""
-        hits, total = counts @ both, counts @ either
-        return np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+    def macro_f1(counts: np.ndarray) -> np.ndarray:
+        """Mean F1 [R] over the classes that are targets, for item counts [R, items]."""
+        total, present = counts @ either, counts @ is_target > 0
+        f1 = np.divide(2 * (counts @ both), total, out=np.zeros_like(total), where=total > 0)
+        classes_present = present.sum(1)
+        mean = np.divide(
+            (f1 * present).sum(1), classes_present, where=classes_present > 0, out=np.full(len(f1), np.nan)
+        )
+        return mean
 
     hits, targets, predicted = (matrix.sum(0) for matrix in (both, is_target, is_predicted))
-    f1_per_class = f1(np.ones((1, len(is_target))))[0]
+    f1_per_class = 2 * hits / (targets + predicted)
     return {
         "per_class": {
             name: {
@@ -213,7 +220,7 @@ def score_classes(classes: Sequence[str], is_target: np.ndarray, is_predicted: n
             for i, name in enumerate(classes)
         },
         "macro_f1": float(f1_per_class.mean()),
-        "interval": bootstrap(lambda counts: f1(counts).mean(1), len(is_target)),
+        "interval": bootstrap(macro_f1, len(is_target)),
     }
 
 

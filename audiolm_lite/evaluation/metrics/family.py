@@ -32,9 +32,9 @@ class MetricFamily(NamedTuple):
     ----------
     score_rows : callable
         (rows, answers, **options) -> dict of scores: manifest rows, one answer (str) per row, and the options that the
-        `metrics` entry may have. The scores contain `items` or another count of what was scored, and `interval`, a
-        confidence interval for each score that has one. What cannot be parsed or computed is counted or reported as
-        missing, never scored as 0 silently.
+        `metrics` entry may have. The scores contain `items` or another count of what was scored, `interval`, a
+        confidence interval for each score that has one, and `per_item`, a dict of scores for each answer. What cannot
+        be parsed or computed is counted or reported as missing, never scored as 0 silently.
     columns : sequence of Column
         The scores that reports show, in order.
     choices : mapping

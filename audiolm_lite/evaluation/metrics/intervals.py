@@ -1,4 +1,8 @@
-"""Bootstrap confidence intervals over test items (Efron 1979; for WER: Bisani and Ney, ICASSP 2004)."""
+"""Confidence intervals over test items.
+
+Proportions have Wilson's interval (1927), which does not shrink to a point where all items are right. Other scores have
+a bootstrap interval (Efron 1979; for WER: Bisani and Ney, ICASSP 2004).
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -6,6 +10,35 @@ import numpy as np
 
 # Resampling counts of one block, float64: at most 32 MB.
 _COUNTS_PER_BLOCK = 4_000_000
+
+
+# Quantile of the normal distribution for 95 %, two-sided.
+_Z = 1.959963984540054
+
+
+def proportion_interval(hits: Sequence[float] | np.ndarray) -> list[float]:
+    """95 % interval of the share of items that are 1, by Wilson.
+
+    Parameters
+    ----------
+    hits : sequence of float
+        0 or 1 per item.
+
+    Returns
+    -------
+    list of float
+        [low, high].
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in proportion_interval([1] * 84)]
+    [0.956, 1.0]
+    """
+    count, share = len(hits), float(np.mean(np.asarray(hits, dtype=np.float64)))
+    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z * np.sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2) / (1 + _Z**2 / count)
+    low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return [0.0 if share == 0 else low, 1.0 if share == 1 else high]
 
 
 def bootstrap(
@@ -55,12 +88,32 @@ def bootstrap(
     return [float(low), float(high)]
 
 
+def rate_interval(
+    numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray | None = None
+) -> list[float]:
+    """`ratio_interval` of a score with the range 0 to 1, or that counts errors from 0, such as WER.
+
+    If all items have 0, or all have 1, every resample has the same score. The interval then has Wilson's bound on the
+    share of other items, whose scores may be anything in that range.
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in rate_interval([0] * 96, [10] * 96)]  # no word error in 96 utterances
+    [0.0, 0.038]
+    """
+    top = np.asarray(numerators, dtype=np.float64)
+    bottom = np.ones_like(top) if denominators is None else np.asarray(denominators, dtype=np.float64)
+    if (top == 0).all() or (top == bottom).all():
+        return proportion_interval(top[bottom > 0] > 0 if (bottom > 0).any() else top > 0)
+    return ratio_interval(top, bottom)
+
+
 def ratio_interval(
     numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray | None = None
 ) -> list[float]:
     """95 % interval of sum(numerators) / sum(denominators) over items, or of the mean without denominators.
 
-    WER is such a ratio (errors / reference words); accuracy and mean absolute error are means.
+    Mean absolute error is a mean; `rate_interval` is for scores between 0 and 1.
 
     Parameters
     ----------

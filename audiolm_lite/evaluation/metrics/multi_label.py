@@ -11,7 +11,7 @@ import numpy as np
 
 from audiolm_lite.evaluation.metrics.classification import Labels, labels_named, normalise, score_classes, wordings_of
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
-from audiolm_lite.evaluation.metrics.intervals import ratio_interval
+from audiolm_lite.evaluation.metrics.intervals import proportion_interval, rate_interval
 
 
 def score_multi_label(
@@ -36,7 +36,8 @@ def score_multi_label(
         `precision`, `recall`, `f1`: means over items of correct / named labels, correct / target labels, and
         2 correct / (named + target). `micro_f1`: the same over all labels of all items together. `macro_f1`: mean F1 of
         the classes that occur in `targets`. `exact` (fraction of items with exactly the target labels), `items`,
-        `unparsed`, `per_class` {label: precision, recall, f1, items}, `interval` of f1, micro_f1 and macro_f1.
+        `unparsed`, `per_class` {label: precision, recall, f1, items}, `interval` of f1, micro_f1, macro_f1 and
+        exact, `per_item` [{labels, f1}].
 
     Raises
     ------
@@ -82,10 +83,12 @@ def score_multi_label(
         "unparsed": int((sizes == 0).sum()),
         "per_class": class_scores["per_class"],
         "interval": {
-            "f1": ratio_interval(f1),
-            "micro_f1": ratio_interval(2 * correct, sizes + target_sizes),
+            "f1": rate_interval(f1),
+            "micro_f1": rate_interval(2 * correct, sizes + target_sizes),
             "macro_f1": class_scores["interval"],
+            "exact": proportion_interval(f1 == 1),
         },
+        "per_item": [{"labels": sorted(group), "f1": float(value)} for group, value in zip(named, f1)],
     }
 
 

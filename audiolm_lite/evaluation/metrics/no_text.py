@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_lite.evaluation.metrics.asr import NORMALISERS, make_normaliser
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
-from audiolm_lite.evaluation.metrics.intervals import ratio_interval
+from audiolm_lite.evaluation.metrics.intervals import proportion_interval
+from audiolm_lite.evaluation.metrics.normalisers import NORMALISERS, make_normaliser
 
 
-def score_rows(rows: Sequence[dict], answers: Sequence[str], normaliser: str = "whisper_english") -> dict[str, Any]:
+def score_rows(rows: Sequence[dict], answers: Sequence[str], normaliser: str = "auto") -> dict[str, Any]:
     """Score answers to rows of clips without speech, whatever their targets.
 
     Parameters
@@ -20,13 +20,13 @@ def score_rows(rows: Sequence[dict], answers: Sequence[str], normaliser: str = "
     answers : sequence of str
         The model's transcripts.
     normaliser : str
-        See `asr.make_normaliser`. Those of Whisper drop texts in brackets, so "[no speech]" counts as no text.
+        See `normalisers.make_normaliser`. Those of Whisper drop texts in brackets, so "[no speech]" counts as no text.
 
     Returns
     -------
     dict
         `no_text` (share of the answers without a word after the normaliser), `words` (mean per answer), `items`,
-        `normaliser`, `interval` {"no_text": [low, high]}.
+        `normaliser`, `interval` {"no_text": [low, high]}, `per_item` [{words}].
 
     Raises
     ------
@@ -48,7 +48,8 @@ def score_rows(rows: Sequence[dict], answers: Sequence[str], normaliser: str = "
         "words": float(words.mean()),
         "items": len(answers),
         "normaliser": normaliser,
-        "interval": {"no_text": ratio_interval(words == 0)},
+        "interval": {"no_text": proportion_interval(words == 0)},
+        "per_item": [{"words": int(count)} for count in words],
     }
 
 

@@ -77,7 +77,8 @@ def score_regression(targets: Sequence[str | float], answers: Sequence[str], pen
     -------
     dict
         `mae` over the parsed answers (None if there are none), `mae_with_penalty` over all answers, `penalty`, `items`,
-        `unparsed`, `constant_mae` (of always answering the median target), `interval` of the two errors.
+        `unparsed`, `constant_mae` (of always answering the median target), `interval` of the two errors, `per_item`
+        [{number, error}], None where no number was read.
 
     Raises
     ------
@@ -109,6 +110,7 @@ def score_regression(targets: Sequence[str | float], answers: Sequence[str], pen
         "unparsed": int((~known).sum()),
         "constant_mae": float(np.abs(correct - np.median(correct)).mean()),
         "interval": interval,
+        "per_item": [{"number": p, "error": None if p is None else abs(p - t)} for p, t in zip(parsed, truth)],
     }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from audiolm_lite.evaluation.metrics.classification import normalise
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
-from audiolm_lite.evaluation.metrics.intervals import ratio_interval
+from audiolm_lite.evaluation.metrics.intervals import proportion_interval, rate_interval
 
 
 def parse_slots(text: str) -> dict[str, str]:
@@ -44,7 +44,7 @@ def score_slots(targets: Sequence[str], answers: Sequence[str]) -> dict[str, Any
     dict
         `exact` (share of the items with all slots right and no other), `f1`, `precision` and `recall` over all slots of
         all items (a slot is right if name and value are), `per_slot` {name: {recall, items}}, `items`, `unparsed`
-        (answers without any slot), `interval` {"exact": [low, high], "f1": [low, high]}.
+        (answers without any slot), `interval` {"exact": [low, high], "f1": [low, high]}, `per_item` [{slots, exact}].
 
     Raises
     ------
@@ -80,7 +80,8 @@ def score_slots(targets: Sequence[str], answers: Sequence[str]) -> dict[str, Any
         "per_slot": per_slot,
         "items": len(targets),
         "unparsed": int((sizes == 0).sum()),
-        "interval": {"exact": ratio_interval(exact), "f1": ratio_interval(2 * correct, sizes + target_sizes)},
+        "interval": {"exact": proportion_interval(exact), "f1": rate_interval(2 * correct, sizes + target_sizes)},
+        "per_item": [{"slots": slots, "exact": bool(right)} for slots, right in zip(named, exact)],
     }
 
 
