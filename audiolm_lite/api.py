@@ -268,7 +268,7 @@ class AudioLM:
             seconds = min(map(len, waveforms)) / SAMPLE_RATE
             raise ValueError(f"{row['id']}: {seconds:.3f} s is too short for one audio token; give more audio")
         ids, labels = self.bundle.template.encode(row, self.bundle.tokenizer, tokens, with_answer=False)
-        own = {"waveform": clips[0]} if clips is waveforms else {"features": clips[0]}
+        own: dict[str, Any] = {"waveform": clips[0]} if clips is waveforms else {"features": clips[0]}
         seconds = sum(map(len, waveforms)) / SAMPLE_RATE
         return Item(row, ids, labels, further=tuple(clips[1:]), seconds=seconds, **own)
 

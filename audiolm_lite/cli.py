@@ -46,6 +46,9 @@ JOBS = {
     "Data": {
         "manifest": Job("data_prep.convert", "manifests of other toolkits to this one's, and back"),
         "transcripts": Job("data_prep.transcripts", "transcripts of Whisper as a field of a manifest"),
+        "open-asr": Job(
+            "audiolm_lite.evaluation.open_asr", "an evaluation as a result file of the Open ASR Leaderboard"
+        ),
         "text": Job("data_prep.text.__main__", "text normalisation of a manifest or a text file"),
         "stats": Job("data_prep.stats", "hours, lengths, labels and faults of manifests"),
         "tar": Job("data_prep.tar", "audio of a manifest into tar shards"),

@@ -309,7 +309,7 @@ def _answer(record: Mapping[str, Any] | None) -> str:
     if record is None:
         return "–"
     cut = {"length_limit": " … (cut at its limit of tokens)", "loop": " … (cut, it repeated itself)"}
-    return (record["prediction"] or "(empty)") + cut.get(record.get("finish_reason"), "")
+    return (record["prediction"] or "(empty)") + cut.get(str(record.get("finish_reason")), "")
 
 
 _STYLE = """

@@ -170,9 +170,9 @@ def evaluate(
     lines = []
     for control, dataset in datasets.items():
         rows = [row for row in dataset.rows if row["id"] not in left_out[control]]
-        given = {row["id"]: answers[control, row["id"]] for row in rows}
-        controls[control], per_item = _score(rows, given, tasks, metrics, left_out[control].values())
-        lines += [_line(control, row, given[row["id"]], per_item[row["id"]]) for row in rows]
+        of_rows = {row["id"]: answers[control, row["id"]] for row in rows}
+        controls[control], per_item = _score(rows, of_rows, tasks, metrics, left_out[control].values())
+        lines += [_line(control, row, of_rows[row["id"]], per_item[row["id"]]) for row in rows]
     write_text(folder / PREDICTIONS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (folder / PARTIAL).unlink()
     every_row = max((dataset.rows for dataset in datasets.values()), key=len)
@@ -197,7 +197,8 @@ def _score(
 ) -> tuple[dict[str, Any], dict[str, dict]]:
     """Scores of each task under one control, and the scores of each answer by the row's id."""
     missing = Counter(row.task for row in left_out)
-    scores, per_item = {}, {}
+    scores: dict[str, Any] = {}
+    per_item: dict[str, dict] = {}
     for name, group in _groups(rows, tasks):
         given = [answers[row["id"]] for row in group]
         reasons = Counter(answer.finish_reason for answer in given)
@@ -294,15 +295,16 @@ def _answer_batches(
             size = backend.state.batch_size if backend and backend.state else max(1, len(items))
             for start in range(0, len(items), size):
                 batch = items[start : start + size]
+                texts: list[tuple[str, str | None]]
                 begin = time.perf_counter()
                 if control == ADAPTER_ALONE:
-                    given = [(text, None) for text in bundle.adapter_transcripts(batch)]
+                    texts = [(text, None) for text in bundle.adapter_transcripts(batch)]
                 else:
-                    given = [(text, FINISH_REASONS[why]) for text, why in bundle.answers(batch, generation, backend)]
+                    texts = [(text, FINISH_REASONS[why]) for text, why in bundle.answers(batch, generation, backend)]
                 each = (time.perf_counter() - begin) / len(batch)
                 encoder = batch[0].features is None
                 rows = [item.row for item in batch]
-                yield rows, [Answered(*pair, item.seconds, each, encoder) for pair, item in zip(given, batch)]
+                yield rows, [Answered(*pair, item.seconds, each, encoder) for pair, item in zip(texts, batch)]
             progress.update(len(read))
 
 

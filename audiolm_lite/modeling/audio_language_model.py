@@ -117,7 +117,7 @@ class AudioLanguageModel(nn.Module):
                 raise ValueError(
                     "The batch has waveforms and the model has no encoder. Pass an encoder, or a batch of features."
                 )
-            compute = self._zeros if batch.without_audio else self.encoder
+            compute: Callable = self._zeros if batch.without_audio else self.encoder
             features, frames = compute(batch.waveforms, batch.samples)
         return self.adapter(features.to(next(self.adapter.parameters()).dtype), frames)
 

@@ -8,6 +8,8 @@ import soundfile
 
 from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.evaluation.open_asr import main as open_asr
+from audiolm_lite.evaluation.open_asr import real_time_factor
 from audiolm_lite.evaluation.run import main
 from audiolm_lite.features.extract import extract
 from audiolm_lite.hub.save import save_model
@@ -58,7 +60,7 @@ def evaluation(sources, make_experiment, make_model, capsys):
     return run
 
 
-def test_the_control_without_audio_is_the_same_with_stored_and_live_features(evaluation):
+def test_the_control_without_audio_is_the_same_with_stored_and_live_features(evaluation, sources, capsys):
     given = {}
     for stored in (True, False):
         status, metrics, lines, _ = evaluation(f"stored_{stored}", stored)
@@ -68,6 +70,17 @@ def test_the_control_without_audio_is_the_same_with_stored_and_live_features(eva
         speed = metrics["controls"]["normal"]["asr"]["speed"]
         assert isinstance(speed["rtfx"], dict) if stored else speed["rtfx"] > 0
         assert speed["audio_seconds"] == pytest.approx(sum(SECONDS), abs=0.2)
+        open_asr([str(sources / f"stored_{stored}"), "--model", "me/tiny", "--dataset", "made"])
+        printed = capsys.readouterr().out
+        file = sources / f"stored_{stored}" / "MODEL_me-tiny_DATASET_made_test.jsonl"
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert str(file) in printed and ("RTFx unknown" in printed) == stored
+        assert list(rows[0]) == ["audio_filepath", "duration", "time", "text", "pred_text"]
+        assert [row["duration"] for row in rows] == SECONDS and rows[1]["text"] == "dog rain"
+        assert all((row["time"] is None) == stored for row in rows)
+        assert real_time_factor(rows) == (
+            None if stored else pytest.approx(sum(SECONDS) / sum(r["time"] for r in rows))
+        )
     assert given[True] == given[False]
     assert any(given[True]["zeros", name] != given[True]["normal", name] for name in "0123")
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cache
 
-NORMALISERS = ("auto", "whisper_english", "basic", "whisper_basic", "open_asr", "open_asr_2025", "none")
+NORMALISERS = ("whisper_english", "basic", "none", "auto", "whisper_basic", "open_asr", "open_asr_2025")
 # Normalisers with rules for English. They follow "basic" in other languages.
 _ENGLISH = ("auto", "whisper_english", "open_asr", "open_asr_2025")
 # Blocks of scripts that are written without spaces between words.

@@ -110,7 +110,9 @@ def score_regression(targets: Sequence[str | float], answers: Sequence[str], pen
         "unparsed": int((~known).sum()),
         "constant_mae": float(np.abs(correct - np.median(correct)).mean()),
         "interval": interval,
-        "per_item": [{"number": p, "error": None if p is None else abs(p - t)} for p, t in zip(parsed, truth)],
+        "per_item": [
+            {"number": p, "error": None if p is None else abs(p - t)} for p, t in zip(parsed, correct.tolist())
+        ],
     }
 
 
