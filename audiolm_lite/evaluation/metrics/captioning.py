@@ -11,6 +11,7 @@ missing with the command that installs it; it never becomes 0.
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from audiolm_lite.config.errors import UserError, errors_about, run_command
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
+from audiolm_lite.evaluation.metrics.normalisers import has_word_spaces
 from audiolm_lite.storage.atomic import atomic_path
 from audiolm_lite.storage.cache import cache_folder
 
@@ -110,6 +112,8 @@ def score_captioning(
         `spider`, the mean of CIDEr-D and SPICE (Liu et al. 2017, arXiv 1612.00370), if both are requested. Also
         `items`, and `interval` for the two that are means over clips (`rouge_l`, and `cider_d` with the n-gram weights
         of the full test set; BLEU and METEOR pool counts over the corpus). `per_item` [{score: value of the clip}].
+        `unparsed`: answers without a token that contain letters, such as those in a script that the tokenizer drops. If
+        it drops letters of references, or their script does not separate words, all scores are missing.
 
     Raises
     ------
@@ -123,16 +127,26 @@ def score_captioning(
     if empty:
         raise ValueError(f"score_captioning: items {empty[:5]} have no reference caption")
     result: dict[str, Any] = {"items": len(answers), "interval": {}, "per_item": [{} for _ in answers]}
+    names = [name for score in scores for name in _output_names(score)]
+    if unspaced := [group[0] for group in targets if not has_word_spaces(group, "")]:
+        return _with_spider(result | _not_scorable(names, unspaced, "separates no words"))
     try:
         programs = _prepare_programs()
     except CaptioningUnavailable as error:
-        names = [name for score in scores for name in _output_names(score)]
         return _with_spider(result | {name: {"missing": str(error), "command": _INSTALL} for name in names})
 
     tokens = _tokenise([*answers, *(text for group in targets for text in group)], programs)
     captions, references = tokens[: len(answers)], iter(tokens[len(answers) :])
     groups = [[next(references) for _ in group] for group in targets]
+    pairs = [pair for group, tokenised in zip(targets, groups) for pair in zip(group, tokenised)]
+    if dropped := [text for text, tokenised in pairs if _loses_letters(text, tokenised)]:
+        return _with_spider(result | _not_scorable(names, dropped, "is dropped by the tokenizer"))
+    result["unparsed"] = sum(_loses_letters(text, tokenised) for text, tokenised in zip(answers, captions))
+    other_scripts = [text for group in targets for text in group if not _is_latin(text)]
     for score in scores:
+        if other_scripts and score in ("meteor", "spice", "fense"):
+            result |= _not_scorable([score], other_scripts, f"is not Latin, and {score} reads English")
+            continue
         values = _compute(score, captions, groups, programs)
         if "missing" in values:
             result[score] = values
@@ -145,6 +159,23 @@ def score_captioning(
         if score in ("rouge_l", "cider_d"):
             result["interval"][score] = ratio_interval(items[score].tolist())
     return _with_spider(result)
+
+
+def _loses_letters(text: str, tokens: str) -> bool:
+    """Whether the tokens have less than half of a text's letters."""
+    return 2 * sum(map(str.isalpha, tokens)) < sum(map(str.isalpha, text))
+
+
+def _is_latin(text: str) -> bool:
+    """Whether at least half of a text's letters are Latin."""
+    letters = [unicodedata.name(character, "") for character in text if character.isalpha()]
+    return 2 * sum(name.startswith("LATIN") for name in letters) >= len(letters)
+
+
+def _not_scorable(names: Sequence[str], texts: Sequence[str], why: str) -> dict[str, dict[str, str]]:
+    """Every score as missing, with the reason."""
+    reason = f"the script of {len(texts)} references {why}, the first is {texts[0]!r}."
+    return {name: {"missing": reason, "command": "translate the captions to English."} for name in names}
 
 
 def _with_spider(result: dict[str, Any]) -> dict[str, Any]:

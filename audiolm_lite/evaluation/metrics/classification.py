@@ -1,13 +1,14 @@
 """Accuracy and F1 of free-text answers that are mapped to labels by a fixed rule."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from audiolm_lite.evaluation.metrics.choices import named_choice, offered_choices
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import bootstrap, proportion_interval
+from audiolm_lite.evaluation.metrics.label_units import stems, units
 
 # Either the labels themselves, or the wordings of each label: {"male": ["male", "a man"]}.
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
@@ -15,25 +16,16 @@ Labels = Sequence[str] | Mapping[str, Sequence[str]]
 COLUMNS = (Column("accuracy", "accuracy", True, "↑"), Column("macro_f1", "macro F1", True, "↑"))
 
 
-def normalise(text: str) -> str:
-    """Lower-case a text, unify compatibility forms, and replace everything but letters and digits by single spaces.
-
-    Examples
-    --------
-    >>> normalise("Dog_bark!")
-    'dog bark'
-    """
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(c if c.isalnum() else " " for c in text).split())
-
-
-def match_label(answer: str, labels: Labels) -> str | None:
+def match_label(answer: str, labels: Labels, question: str = "") -> str | None:
     """Map a free-text answer to the one label that it names.
 
     The rule: (1) an answer that equals a wording of a label after `normalise` is mapped to that label. (2) Otherwise,
-    each wording whose words occur in the answer is a mention of its label, unless it is inside a longer mention of
-    another label ("siren" in "police siren"). The answer is mapped to the label if all mentions are of one label.
-    (3) Otherwise, with no label or several labels named, the result is None. Negations are not understood.
+    each wording whose units (see `label_units`: words, or characters where a script does not separate words) occur in
+    the answer is a mention of its label, unless it is inside a longer mention of another label ("siren" in "police
+    siren"). Particles that Korean, Arabic and Hebrew attach to a word do not hide a label. The answer is mapped to the
+    label if all mentions are of one label. (3) If the question offers choices under letters or numbers, an answer that
+    names one ("B", "(B)", "Answer: B.") names the label of its text, or the letter if that is the label. (4) Otherwise,
+    with no label or several labels named, the result is None. Negations are not understood.
 
     Parameters
     ----------
@@ -41,6 +33,8 @@ def match_label(answer: str, labels: Labels) -> str | None:
         The model's answer.
     labels : sequence or mapping
         See `Labels`.
+    question : str
+        The question, which may offer choices.
 
     Returns
     -------
@@ -53,10 +47,25 @@ def match_label(answer: str, labels: Labels) -> str | None:
     'male'
     >>> print(match_label("A man or a woman.", labels))
     None
+    >>> match_label("Answer: B.", labels, question="Who speaks? A. a man B. a woman")
+    'female'
     """
-    words, wordings = normalise(answer).split(), wordings_of(labels)
-    named = wordings.get(tuple(words)) or labels_named(words, wordings)
+    choices = offered_choices(question)
+    if all(len(label) == 1 and label.isascii() and label.isalpha() for label in labels):  # the labels are the letters
+        own = {label.upper(): label for label in labels}
+        texts = _named_by_text(answer, list(choices.values()))
+        by_text = {own[letter] for letter in choices.keys() & own.keys() if choices[letter] in texts}
+        named = {own[letter] for letter in named_choice(answer, own)} or by_text or _named_by_text(answer, labels)
+    else:
+        of_letters = (_named_by_text(choices[letter], labels) for letter in named_choice(answer, choices))
+        named = _named_by_text(answer, labels).union(*of_letters)
     return next(iter(named)) if len(named) == 1 else None
+
+
+def _named_by_text(answer: str, labels: Labels) -> set[str]:
+    exact = {label for label in labels if answer.strip() == label}  # also labels of symbols alone, such as "+"
+    words, wordings = units(answer), wordings_of(labels)
+    return exact or wordings.get(tuple(words)) or labels_named(words, wordings)
 
 
 def wordings_of(labels: Labels) -> dict[tuple[str, ...], set[str]]:
@@ -71,7 +80,7 @@ def wordings_of(labels: Labels) -> dict[tuple[str, ...], set[str]]:
     wordings: dict[tuple[str, ...], set[str]] = {}
     for label, group in by_label.items():
         for wording in group:
-            if words := tuple(normalise(wording).split()):
+            if words := tuple(units(wording)):
                 wordings.setdefault(words, set()).add(label)
     return wordings
 
@@ -89,7 +98,7 @@ def labels_named(words: Sequence[str], wordings: Mapping[tuple[str, ...], set[st
         (label, start, end)
         for start in range(len(words))
         for end in range(start + 1, min(start + longest, len(words)) + 1)
-        for label in wordings.get(tuple(words[start:end]), ())
+        for label in {label for stem in stems(tuple(words[start:end])) for label in wordings.get(stem, ())}
     ]
     return {
         label
@@ -102,6 +111,7 @@ def score_classification(
     targets: Sequence[str],
     answers: Sequence[str],
     labels: Labels | Sequence[Labels] | None = None,
+    questions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Score free-text answers to closed-ended questions.
 
@@ -115,6 +125,8 @@ def score_classification(
     labels : optional
         The labels that an answer may name (see `Labels`): one collection for all items, or one per item. By default
         those that occur in `targets`.
+    questions : sequence of str, optional
+        The questions, which may offer choices.
 
     Returns
     -------
@@ -142,7 +154,9 @@ def score_classification(
     for target, group in zip(targets, groups, strict=True):
         if target not in group:
             raise ValueError(f"score_classification: target {target!r} is not among its labels {list(group)[:20]}")
-    return score_labels([match_label(answer, group) for answer, group in zip(answers, groups)], targets)
+    asked = questions or [""] * len(targets)
+    named = [match_label(answer, group, question) for answer, group, question in zip(answers, groups, asked)]
+    return score_labels(named, targets)
 
 
 def score_labels(predicted: Sequence[str | None], targets: Sequence[str]) -> dict[str, Any]:
@@ -238,7 +252,8 @@ def score_rows(
     """
     if labels is None and all("labels" in row for row in rows):
         labels = [row["labels"] for row in rows]
-    return score_classification([row.get("label", row["target"]) for row in rows], answers, labels)
+    questions = [row.get("instruction") or "" for row in rows]
+    return score_classification([row.get("label", row["target"]) for row in rows], answers, labels, questions)
 
 
 FAMILY = MetricFamily(score_rows, columns=COLUMNS)

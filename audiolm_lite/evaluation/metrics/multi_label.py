@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_lite.evaluation.metrics.classification import Labels, labels_named, normalise, score_classes, wordings_of
+from audiolm_lite.evaluation.metrics.classification import Labels, labels_named, score_classes, wordings_of
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import proportion_interval, rate_interval
+from audiolm_lite.evaluation.metrics.label_units import units
 
 
 def score_multi_label(
@@ -59,8 +60,7 @@ def score_multi_label(
         raise ValueError(f"score_multi_label: item {list(map(bool, targets)).index(False)} has no label")
     wordings = wordings_of(labels)
     named: list[set[str]] = [
-        set().union(*(labels_named(normalise(phrase).split(), wordings) for phrase in answer.split(";")))
-        for answer in answers
+        set().union(*(labels_named(units(phrase), wordings) for phrase in answer.split(";"))) for answer in answers
     ]
     target = [set(group) for group in targets]
     correct, sizes, target_sizes = (

@@ -174,6 +174,17 @@ def _join_spelled(text: str) -> str:
     return " ".join(words[:-1])
 
 
+def is_unspaced(character: str) -> bool:
+    """Whether a character is of a script that does not separate words by spaces.
+
+    Examples
+    --------
+    >>> is_unspaced("犬"), is_unspaced("개"), is_unspaced("d")
+    (True, False, False)
+    """
+    return any(first <= ord(character) <= last for first, last, _ in _UNSPACED)
+
+
 def has_word_spaces(texts: Iterable[str], language: str) -> bool:
     """Whether texts are in a script that separates words by spaces: most of their letters, or else the language.
 
@@ -186,5 +197,5 @@ def has_word_spaces(texts: Iterable[str], language: str) -> bool:
     for character in "".join(texts):
         if character.isalpha():
             letters += 1
-            unspaced += any(first <= ord(character) <= last for first, last, _ in _UNSPACED)
+            unspaced += is_unspaced(character)
     return 2 * unspaced <= letters if letters else base_language(language) not in _UNSPACED_LANGUAGES

@@ -1,67 +1,79 @@
 """Mean absolute error of numbers given in words, such as a speaker's age."""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
+from audiolm_lite.evaluation.metrics.normalisers import base_language
 
-_UNITS = dict(zero=0, one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10, eleven=11)
-_UNITS |= dict(twelve=12, thirteen=13, fourteen=14, fifteen=15, sixteen=16, seventeen=17, eighteen=18, nineteen=19)
-_TENS = dict(twenty=20, thirty=30, forty=40, fifty=50, sixty=60, seventy=70, eighty=80, ninety=90)
-# A minus sign counts only without a letter or digit before it: "20-30" contains 20 and 30. "20s" is not a number.
-_TOKEN = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\d|s\b)|[a-z]+")
+# A number in digits. A minus sign counts only without a letter or digit before it: "20-30" contains 20 and 30. Neither
+# "20s", "2nd" nor a number that a multiplier follows ("3万") is one.
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.])-?\d+(?:\.\d+)?(?!\d|[.]\d|(?:s|st|nd|rd|th)\b|[십백천만억조十百千万萬億亿兆]"
+    r"|\s(?:hundred|thousand|million|billion)\b)"
+)
 
 
-def parse_number(text: str) -> float | None:
+def parse_number(text: str, language: str = "en") -> float | None:
     """Return the one number that a text names, in digits or English words, otherwise None.
 
     The result is also None if the text names several different numbers ("between 20 and 30"): choosing one of them
-    would favour the model. Number words up to 999 are read. A decade ("in her 20s", "thirties") is not a number.
+    would favour the model. English number words are read by Whisper's normaliser; words of other languages are not
+    read. A decade ("in her 20s", "thirties") and an ordinal are not numbers. A comma separates thousands only.
+
+    Parameters
+    ----------
+    text : str
+    language : str
+        Code of the text's language.
 
     Examples
     --------
-    >>> parse_number("The speaker is thirty-one years old.")
-    31.0
-    >>> print(parse_number("between 20 and 30"))
-    None
+    >>> parse_number("The speaker is thirty-one years old."), parse_number("31 ans", "fr")
+    (31.0, 31.0)
+    >>> print(parse_number("between 20 and 30"), parse_number("trente et un ans", "fr"))
+    None None
     """
-    tokens = _TOKEN.findall(text.lower().replace(",", ""))
-    numbers: set[float] = set()
-    index = 0
-    while index < len(tokens):
-        token = tokens[index]
-        if token[-1].isdigit():
-            numbers.add(float(token))
-            index += 1
-            continue
-        value, used = _words_to_number(tokens[index:])
-        if used:
-            numbers.add(float(value))
-        index += max(used, 1)
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    if base_language(language) == "en":
+        text = _words_to_digits(text)
+    numbers = {float(match[0]) for match in _NUMBER.finditer(text)}
     return numbers.pop() if len(numbers) == 1 else None
 
 
-def _words_to_number(tokens: list[str]) -> tuple[int, int]:
-    """Value of the number words (0 to 999) at the start of `tokens`, and how many tokens they take (0: none)."""
-    if tokens[0] == "hundred" or (tokens[0] in ("a", *_UNITS) and tokens[1:2] == ["hundred"]):
-        used = 1 if tokens[0] == "hundred" else 2
-        hundreds = _UNITS.get(tokens[0], 1) * 100
-        tail = tokens[used + 1 :] if tokens[used : used + 1] == ["and"] else tokens[used:]
-        if tail and (tail[0] in _TENS or tail[0] in _UNITS):
-            rest, rest_used = _words_to_number(tail)
-            return hundreds + rest, len(tokens) - len(tail) + rest_used
-        return hundreds, used
-    if tokens[0] in _TENS:
-        unit = _UNITS.get(tokens[1], 0) if len(tokens) > 1 else 0
-        return (_TENS[tokens[0]] + unit, 2) if 0 < unit < 10 else (_TENS[tokens[0]], 1)
-    return (_UNITS[tokens[0]], 1) if tokens[0] in _UNITS else (0, 0)
+@cache
+def _whisper_numbers() -> Callable[[str], str]:
+    from whisper.normalizers.english import EnglishNumberNormalizer
+
+    return EnglishNumberNormalizer()
 
 
-def score_regression(targets: Sequence[str | float], answers: Sequence[str], penalty: float = 20.0) -> dict[str, Any]:
+def _words_to_digits(text: str) -> str:
+    """Replace English number words by digits."""
+    words = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text)
+    words = re.sub(r"(?<=[a-z])[.,;:!?)]+(?=\s|$)", " ; ", words)  # the normaliser reads words without punctuation
+    words = re.sub(r"\boh?\b", " ", words)  # an interjection, which the normaliser reads as 0
+    words = re.sub(r"\b(\d+)\s+(?=\d)", r"\1 ; ", words)  # "20 30" are two numbers
+    try:
+        words = _whisper_numbers()(words)
+    except (ValueError, TypeError, IndexError, ArithmeticError):
+        return text
+    return re.sub(r"\bone\b", "1", words)
+
+
+def score_regression(
+    targets: Sequence[str | float],
+    answers: Sequence[str],
+    penalty: float = 20.0,
+    languages: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Score numbers parsed from free text.
 
     Parameters
@@ -72,6 +84,8 @@ def score_regression(targets: Sequence[str | float], answers: Sequence[str], pen
         The model's answers, read by `parse_number`.
     penalty : float
         Error of an unparsed answer in `mae_with_penalty`, in the unit of the targets (years for age).
+    languages : sequence of str, optional
+        Code of each item's language; English if None.
 
     Returns
     -------
@@ -92,11 +106,12 @@ def score_regression(targets: Sequence[str | float], answers: Sequence[str], pen
     (3.0, 11.5, 1)
     """
     check_lengths("score_regression", targets, answers)
-    truth = [parse_number(str(target)) for target in targets]
+    codes = languages or ["en"] * len(targets)
+    truth = [parse_number(str(target), code) for target, code in zip(targets, codes)]
     if None in truth:
         raise ValueError(f"score_regression: target {targets[truth.index(None)]!r} does not name one number")
     correct = np.array(truth, dtype=np.float64)
-    parsed = [parse_number(answer) for answer in answers]
+    parsed = [parse_number(answer, code) for answer, code in zip(answers, codes)]
     errors = np.array([penalty if p is None else abs(p - t) for p, t in zip(parsed, correct)])
     known = np.array([p is not None for p in parsed])
     interval = {"mae_with_penalty": ratio_interval(errors)}
@@ -127,7 +142,8 @@ def score_rows(
     >>> scores["mae"], scores["unparsed"]
     (2.0, 1)
     """
-    return score_regression([row[field] for row in rows], answers, penalty)
+    languages = [row.get("language") or "en" for row in rows]
+    return score_regression([row[field] for row in rows], answers, penalty, languages)
 
 
 FAMILY = MetricFamily(

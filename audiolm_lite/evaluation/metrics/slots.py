@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_lite.evaluation.metrics.classification import normalise
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import proportion_interval, rate_interval
+from audiolm_lite.evaluation.metrics.label_units import normalise
 
 
 def parse_slots(text: str) -> dict[str, str]:

@@ -90,3 +90,20 @@ def test_a_download_that_fails_is_one_message(monkeypatch):
         captioning.main(["spice"])
     with pytest.raises(UserError, match="'spcie' is not spice or fense"):
         captioning.main(["spcie"])
+
+
+def test_scripts_that_the_metrics_cannot_read_are_reported(programs, monkeypatch):
+    scores = score_captioning([["狗在叫"], ["a dog"]], ["狗", "a dog"], scores=("bleu", "cider_d", "spice"))
+    for name in ("bleu_1", "bleu_4", "cider_d", "spice", "spider"):
+        assert "separates no words" in scores[name]["missing"] and "狗在叫" in scores[name]["missing"]
+    tokenise = captioning._tokenise
+    dropping = [["собака лает"], ["дождь идёт"]], ["собака лает", "rain"]
+    scores = score_captioning(*dropping, scores=("rouge_l", "meteor"))
+    assert scores["rouge_l"] == 0.5 and scores["unparsed"] == 0 and "not Latin" in scores["meteor"]["missing"]
+    monkeypatch.setattr(
+        captioning, "_tokenise", lambda texts, given: [t if t.isascii() else "" for t in tokenise(texts, given)]
+    )
+    scores = score_captioning(*dropping, scores=("rouge_l",))
+    assert "dropped by the tokenizer" in scores["rouge_l"]["missing"]
+    scores = score_captioning([["a dog"], ["rain"]], ["собака", "rain"], scores=("rouge_l",))
+    assert scores["rouge_l"] == 0.5 and scores["unparsed"] == 1

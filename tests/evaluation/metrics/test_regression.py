@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolm_lite.evaluation.metrics.regression import parse_number, score_regression
+from audiolm_lite.evaluation.metrics.regression import parse_number, score_regression, score_rows
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,29 @@ from audiolm_lite.evaluation.metrics.regression import parse_number, score_regre
         ("between twenty and thirty", None),
         ("in her 20s", None),
         ("in his thirties", None),
+        ("two thousand", 2000),
+        ("two and a half", 2.5),
+        ("oh, thirty.", 30),
+        ("a thirty-year-old man", 30),
+        ("the 2nd", None),
+        ("1,5", None),
+        ("３１歳", 31),
+        ("年齢は31歳です", 31),
+        ("3万", None),
+        ("٣١", 31),
         ("old", None),
         ("", None),
     ],
 )
 def test_numbers_are_parsed_from_digits_and_words(text, number):
     assert parse_number(text) == number
+
+
+def test_words_of_other_languages_are_not_read():
+    texts = ["trente", "ten minste", "einunddreißig", "三十一", "31 Jahre"]
+    assert [parse_number(text, "nl") for text in texts] == [None, None, None, None, 31]
+    rows = [{"target": "31", "language": "nl"}, {"target": "31", "language": "en"}]
+    assert score_rows(rows, ["ten", "thirty-one"])["unparsed"] == 1
 
 
 @settings(deadline=None)  # imports and a busy machine take longer
