@@ -248,6 +248,8 @@ def _remarks(metrics: Mapping[str, Any]) -> str:
             if "normaliser" in result and "words" in result and result["type"] == "asr":
                 size = f"{result['words']} words" if result["words"] else f"{result['characters']} characters"
                 remarks.append(f"{task}: text normaliser “{result['normaliser']}”, {size}.")
+            if isinstance(rtfx := result.get("speed", {}).get("rtfx"), float):
+                remarks.append(f"{task}: {rtfx:.1f} seconds of audio per second (RTFx), with the encoder.")
             if "majority_accuracy" in result:
                 accuracy = f"{100 * result['majority_accuracy']:.1f} %"
                 remarks.append(f"{task}: always answering the most frequent label gives {accuracy}.")

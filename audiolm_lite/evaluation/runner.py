@@ -123,7 +123,8 @@ def evaluate(
         reason}}}, `items`, `prompt_fields` {field of the template, such as transcript: {with, without}: rows with and
         without text in it}, `generation`, `backend`, `model`, `dtype`, `rows`. `stopped` {loop, limit} counts the
         answers that did not end themselves, `left_out` the rows that could not be answered. `speed` has
-        `audio_seconds`, `answer_seconds` and `rtfx`, their ratio, or why it is missing. A task with rows of several
+        `audio_seconds`, `answer_seconds` and `rtfx`, their ratio, or why it is missing; it is empty if no answer was
+        timed. A task with rows of several
         datasets also has scores per dataset, under "task, dataset".
 
     Raises
@@ -213,12 +214,13 @@ def _score(
 
 
 def _speed(answers: Sequence[Answered]) -> dict[str, Any]:
-    """Seconds of audio, seconds that the answers took, and the first divided by the second."""
-    if any(answer.time is None or answer.seconds is None for answer in answers):
-        return {"rtfx": {"missing": "not all answers were timed.", "command": "delete the folder and evaluate again."}}
-    audio, taken = (sum(getattr(answer, name) for answer in answers) for name in ("seconds", "time"))
-    rtfx: Any = audio / taken if taken else None
-    if not all(answer.encoder for answer in answers):
+    """Seconds of audio, seconds that the answers took, and the first divided by the second; empty without times."""
+    timed = [answer for answer in answers if answer.time is not None and answer.seconds is not None]
+    audio, taken = (sum(getattr(answer, name) for answer in timed) for name in ("seconds", "time"))
+    if not taken:
+        return {}
+    rtfx: Any = audio / taken
+    if not all(answer.encoder for answer in timed):
         rtfx = {"missing": "with stored features the encoder is not timed.", "command": "set feature_folder: null."}
     return {"audio_seconds": audio, "answer_seconds": taken, "rtfx": rtfx}
 
@@ -347,6 +349,7 @@ def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, 
             for line in complete.split("\n")[:-1]:  # splitlines would also split at U+2028 inside an answer
                 record = json.loads(line)
                 known = {name: record[name] for name in Answered._fields if name in record}
+                known.setdefault("finish_reason", FINISH_REASONS[record.get("stopped")])  # of earlier versions
                 answers[record["control"], record["id"]] = Answered(text=record["prediction"], **known)
     return answers
 

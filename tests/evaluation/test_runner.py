@@ -176,3 +176,16 @@ def test_unusable_metrics_are_refused_before_the_model_answers(tmp_path):
 def test_repeated_ids_are_refused(tmp_path):
     with pytest.raises(EvaluationError, match="'a' occurs more than once"):
         evaluate(FixedModel(), {"normal": FixedDataset([ROWS[0], ROWS[0]])}, METRICS, tmp_path)
+
+
+def test_answers_of_earlier_versions_are_scored_again(tmp_path):
+    evaluate(FixedModel(), {"normal": FixedDataset()}, METRICS, tmp_path)
+    file = tmp_path / "predictions.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+    old = [{name: line[name] for name in ("id", "control", "prediction")} | {"stopped": None} for line in lines]
+    file.write_text(
+        "".join(json.dumps({**line, "stopped": "limit"} if line["id"] == "b" else line) + "\n" for line in old)
+    )
+    scores = evaluate(FixedModel(fail_after=0), {"normal": FixedDataset()}, METRICS, tmp_path)["controls"]["normal"]
+    assert scores["asr"]["wer"] == 0.25 and scores["asr"]["stopped"] == {"loop": 0, "limit": 1}
+    assert scores["asr"]["speed"] == {}

@@ -95,7 +95,7 @@ def make_normaliser(name: str, language: str = "en") -> Callable[[str], str]:
         - "whisper_basic": Whisper's published rules for other languages. They split words at vowel signs.
         - "open_asr": the Open ASR Leaderboard's English rules of 2026: also drops more hesitations, joins spelled
           letters ("b b c"), and reads 's as "is" after pronouns only; `score_asr` then joins compounds. Without the
-          leaderboard's lists of names and compounds and its rules for clock times.
+          leaderboard's lists of names and compounds and its rules for clock times and "oh".
         - "open_asr_2025": its rules before, which are "whisper_english".
         - "none": the text as it is.
     language : str
