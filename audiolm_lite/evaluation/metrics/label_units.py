@@ -11,9 +11,10 @@ _OPTIONAL_MARKS = re.compile(
     "[\u0610-\u061a\u064b-\u065f\u0670\u0640\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"
 )
 # Particles and forms of "to be" that Korean attaches to a noun.
+# Those of one syllable that also end other nouns are not among them: 개인 is no form of 개.
 _PARTICLES = re.compile(
-    r"(?:들)?(?:은|는|이|가|을|를|의|에|에서|에게|께|와|과|도|만|로|으로|랑|이랑|하고|처럼|보다|부터|까지|이나|나|이며|며|"
-    r"입니다|이다|다|이에요|예요|에요|이야|야|이었다|였다|이었습니다|였습니다|인|일|이고|고|이네요|네요|들)"
+    r"(?:들)?(?:은|는|이|가|을|를|의|에|에서|에게|께|와|과|도|만|로|으로|랑|이랑|하고|처럼|보다|부터|까지|이나|이며|"
+    r"입니다|이다|이에요|예요|에요|이야|이었다|였다|이었습니다|였습니다|이고|이네요|네요|들)"
 )
 # Article, conjunctions and prepositions that Arabic and Hebrew attach to a noun.
 _PREFIXES = {"ARABIC": re.compile("[وف]?(?:[بكل]?ال|لل|[بكل])|[وف]"), "HEBREW": re.compile("ו?(?:[הבלמשכ]|מה|שה)|ו")}
