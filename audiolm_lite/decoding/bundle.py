@@ -14,7 +14,7 @@ from audiolm_lite.config.precision import multiplies_bf16
 from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.joint_ctc import JointChooser, PrefixScores, token_entries
-from audiolm_lite.decoding.options import GenerationError, Options, not_greedy, read_options
+from audiolm_lite.decoding.options import GenerationError, Options, not_greedy, read_options, replace_options
 from audiolm_lite.decoding.repetition import cut_loop
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
@@ -110,7 +110,7 @@ class ModelBundle:
         given = dict(generation or {})
         if "ctc_weight" not in given and not_greedy(read_options(given)):
             given["ctc_weight"] = 0
-        options = read_options({**self.generation, **given})
+        options = read_options(replace_options(self.generation, given))
         if options.ctc_weight and self.ctc_head is None:
             raise GenerationError(
                 f"generation: ctc_weight is {options.ctc_weight} and the model has no CTC head; train a stage with "

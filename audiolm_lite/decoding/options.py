@@ -10,9 +10,13 @@ no_repeat_ngram_size  n: no n-gram occurs twice in an answer; 0: off
 ctc_weight            above 0: transcripts (rows with task "asr", one clip and no transcript in the prompt) are decoded
                       jointly with the CTC of the adapter, which has this weight, below 1 (`decoding.joint_ctc`); 0: off
 beams                 above 1: beam search, with `length_penalty`; alias num_beams
-temperature, top_k,   any of them: sampling (`decoding.Sampling`). Without them, decoding is greedy. `do_sample` is
-top_p, seed           accepted as in transformers: false ignores them, true samples also without them.
+temperature           above 0: sampling (`decoding.Sampling`). Without it and `do_sample`, decoding is greedy, or a beam
+                      search, whatever else is set.
+do_sample             true: sampling, by default with temperature 1; false: none. A temperature of 0 stays greedy.
+top_k, top_p, seed    of sampling; they have no effect without it.
 ====================  =================================================================================================
+
+An entry that is null counts as not given, except for `tokens_per_second`.
 """
 
 import math
@@ -25,6 +29,8 @@ from audiolm_lite.config.errors import UserError, did_you_mean
 from audiolm_lite.decoding.generate import Sampling
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")
+ALIASES = {"num_beams": "beams"}
+NULLABLE = ("tokens_per_second",)  # options of which null is a value
 
 
 class GenerationError(UserError, ValueError):
@@ -38,7 +44,7 @@ class Options:
     Attributes
     ----------
     drawing : dict
-        Those of temperature, top_k, top_p and seed that are given.
+        Those of temperature, top_k, top_p and seed that are given, if answers are sampled; otherwise empty.
     """
 
     max_new_tokens: int = 200
@@ -110,31 +116,22 @@ def read_options(generation: Mapping[str, Any]) -> Options:
     --------
     >>> read_options({"num_beams": 4, "max_new_tokens": 9}).beams
     4
-    >>> read_options({"temperature": 0.7, "do_sample": False}).drawing
-    {}
+    >>> read_options({"temperature": 0.7}).drawing, read_options({"top_p": 0.9, "seed": 3}).drawing
+    ({'temperature': 0.7}, {})
     >>> read_options({"max_tokens": 9})
     Traceback (most recent call last):
     audiolm_lite.decoding.options.GenerationError: generation: unknown option 'max_tokens'...
     """
-    given = dict(generation)
-    if "num_beams" in given:
-        given["beams"] = given.pop("num_beams")
+    given = {name: value for name, value in _own_names(generation).items() if value is not None or name in NULLABLE}
     do_sample = given.pop("do_sample", None)
     drawing = {name: given.pop(name) for name in DRAWING if name in given}
-    if do_sample is False:
-        drawing = {}
-    elif do_sample and not drawing:
-        drawing = {"temperature": 1.0}
     known = [entry.name for entry in fields(Options) if entry.name != "drawing"]
     if unknown := [name for name in given if name not in known]:
         names = ", ".join([*known, *DRAWING, "num_beams", "do_sample"])
         raise GenerationError(
             f"generation: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}; known are {names}"
         )
-    try:
-        Sampling(**drawing)
-    except (TypeError, ValueError) as error:
-        raise GenerationError(f"generation: {error}") from error
+    drawing = _sampling(drawing, do_sample)
     options = Options(**given, drawing=drawing)
     whole = {"max_new_tokens": 1, "token_allowance": 0, "no_repeat_ngram_size": 0, "beams": 1}
     for name, least in whole.items():
@@ -167,13 +164,47 @@ def read_options(generation: Mapping[str, Any]) -> Options:
     return options
 
 
+def replace_options(generation: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace entries of options of generation by others, under whichever of its names an option is given.
+
+    A temperature without `do_sample` decides alone, so it also replaces a `do_sample`.
+
+    Examples
+    --------
+    >>> replace_options({"num_beams": 4, "do_sample": False}, {"beams": 1, "temperature": 0.7})
+    {'beams': 1, 'temperature': 0.7}
+    """
+    before, after = _own_names(generation), _own_names(given)
+    if after.get("temperature") is not None and after.get("do_sample") is None:
+        before.pop("do_sample", None)
+    return before | after
+
+
+def _own_names(generation: Mapping[str, Any]) -> dict[str, Any]:
+    return {ALIASES.get(name, name): value for name, value in generation.items()}
+
+
+def _sampling(drawing: dict[str, Any], do_sample: Any) -> dict[str, Any]:
+    """Check the options of sampling, and return them if answers are sampled."""
+    if do_sample not in (None, True, False):
+        raise GenerationError(f"generation: do_sample is {do_sample!r}; write true or false")
+    try:
+        Sampling(**drawing)
+    except (TypeError, ValueError) as error:
+        raise GenerationError(f"generation: {error}") from error
+    if type(drawing.get("seed", 0)) is not int:
+        raise GenerationError(f"generation: seed is {drawing['seed']!r}; write a whole number")
+    temperature = drawing.get("temperature", 1.0 if do_sample else 0)
+    return {**drawing, "temperature": temperature} if do_sample is not False and temperature > 0 else {}
+
+
 def not_greedy(options: Options) -> list[str]:
     """Return the names of the options by which decoding is not plainly greedy.
 
     Examples
     --------
-    >>> not_greedy(Options(beams=4, drawing={"seed": 1}))
-    ['beams', 'seed']
+    >>> not_greedy(Options(beams=4, drawing={"temperature": 0.7}))
+    ['beams', 'temperature']
     """
     neutral = {"beams": 1, "repetition_penalty": 1, "no_repeat_ngram_size": 0}
     return [*(name for name, value in neutral.items() if getattr(options, name) != value), *options.drawing]

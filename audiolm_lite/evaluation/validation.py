@@ -21,6 +21,7 @@ from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import LengthBucketSampler
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.decoding.bundle import ModelBundle
+from audiolm_lite.decoding.options import replace_options
 from audiolm_lite.distributed import processes
 from audiolm_lite.evaluation.metrics.registry import FAMILIES, check_metrics, score_task
 from audiolm_lite.modeling.attention import set_attention
@@ -102,7 +103,8 @@ class AnswerValidation:
             if type(options[name]) is not int or options[name] < 1:
                 raise ConfigError(f"valid_answers: {name} is {options[name]!r}; write a whole number of at least 1")
         self.prompts, self.metrics, self.every = dataset.without_answers(), options["metrics"], options["every"]
-        generation = {"max_new_tokens": DEFAULT_NEW_TOKENS, **(hparams["generation"] or {}), **options["generation"]}
+        generation = {"max_new_tokens": DEFAULT_NEW_TOKENS, **(hparams["generation"] or {})}
+        generation = replace_options(generation, options["generation"])
         tokenizer, template = dataset.prompt.tokenizer, dataset.prompt.template
         self.bundle = ModelBundle(model, tokenizer, template, generation, {}, "in training", ctc_head)
         self.bundle.options()  # an error of the options ends the run before the first epoch
