@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ def backbone_folder(name: str) -> Path:
     return cache_folder() / "backbones" / name
 
 
-def tensors_digest(path: Path) -> str:
-    """SHA-256 of the tensors of a safetensors file: names in order, dtypes, shapes and bytes; not of its metadata.
+def tensors_digest(*paths: Path) -> str:
+    """SHA-256 of the tensors of safetensors files: names in order, dtypes, shapes and bytes; not of their metadata.
+
+    How the tensors are split into files does not matter.
 
     Examples
     --------
@@ -48,14 +51,18 @@ def tensors_digest(path: Path) -> str:
     True
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        # 8 bytes: length of the header; header: JSON, name -> dtype, shape, offsets of the data that follow it.
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        for name in sorted(header.keys() - {"__metadata__"}):
-            begin, end = header[name]["data_offsets"]
-            digest.update(f"{name} {header[name]['dtype']} {header[name]['shape']}\n".encode())
-            file.seek(8 + length + begin)
+    with ExitStack() as files:
+        entries = []
+        for path in paths:
+            file = files.enter_context(path.open("rb"))
+            # 8 bytes: length of the header; header: JSON, name -> dtype, shape, offsets of the data that follow it.
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            entries += [(name, file, 8 + length, header[name]) for name in header.keys() - {"__metadata__"}]
+        for name, file, first, entry in sorted(entries, key=lambda found: found[0]):
+            begin, end = entry["data_offsets"]
+            digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
+            file.seek(first + begin)
             digest.update(file.read(end - begin))
     return digest.hexdigest()
 

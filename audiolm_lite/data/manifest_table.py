@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from audiolm_lite.data.manifest import iterate_lines, open_manifest
 from audiolm_lite.data.row_checks import ManifestError, with_defaults
-from audiolm_lite.storage.cache import derived_file
+from audiolm_lite.storage.cache import derived_file, derived_paths
 from audiolm_lite.storage.mapped_arrays import map_file
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,37 @@ class ManifestTable(Sequence[dict[str, Any]]):
             first += len(batch)
 
 
+def content_hash(path: str | Path) -> str:
+    """Return the hash of a manifest's bytes: that in its table if the table is valid, otherwise it is computed.
+
+    Raises
+    ------
+    ManifestError
+        The manifest cannot be read.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "train.jsonl"
+    >>> _ = path.write_text('{"id": "a"}')
+    >>> content_hash(path)
+    '4217ff594f610f38d0ad116bf576e4c5'
+    """
+    path = Path(path)
+    with open_manifest(path) as manifest:
+        stamp = _stamp(manifest)
+        for table in derived_paths(path, ".arrow"):
+            if (metadata := _metadata(table)).get("stamp") == stamp:
+                return metadata["content"]
+        return _hash(manifest)
+
+
+def _hash(manifest: BinaryIO) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    while block := manifest.read(1 << 20):
+        content.update(block)
+    return content.hexdigest()
+
+
 def _values(column: pa.Array) -> np.ndarray:
     """Numbers or booleans of an array, as its `to_numpy` returns them, but without importing pandas (35 MB)."""
     data = column.buffers()[1] or b""
@@ -204,11 +235,8 @@ def _metadata(file: Path) -> dict[str, Any]:
 def _write(path: Path, stamp: dict[str, Any], file: Path) -> None:
     """Check a manifest and write its table to `file`."""
     log.info("%s: checking all rows and writing the table of the manifest, once", path)
-    content = hashlib.blake2b(digest_size=16)
     with open_manifest(path) as source:
-        while block := source.read(1 << 20):
-            content.update(block)
-    metadata = {"format": FORMAT, "stamp": stamp, "content": content.hexdigest()}
+        metadata = {"format": FORMAT, "stamp": stamp, "content": _hash(source)}
     schema = _SCHEMA.with_metadata({"manifest": json.dumps(metadata)})
     entries = (_entry(*line) for line in iterate_lines(path, instruction_required=False))
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:

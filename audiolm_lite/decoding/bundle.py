@@ -14,7 +14,7 @@ from audiolm_lite.config.precision import multiplies_bf16
 from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.joint_ctc import JointChooser, PrefixScores, token_entries
-from audiolm_lite.decoding.options import GenerationError, Options, not_greedy, read_options, replace_options
+from audiolm_lite.decoding.options import GenerationError, Options, read_options, replace_options
 from audiolm_lite.decoding.repetition import cut_loop
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
@@ -54,7 +54,7 @@ class ModelBundle:
     instructions : dict
         The questions of `AudioLM.transcribe` and `AudioLM.caption`, under "transcribe" and "caption".
     identity : str
-        SHA-256 of the configuration and the trained tensors.
+        SHA-256 of the configuration, of the trained tensors and of the digests of the pretrained models.
     ctc_head : mapping or None
         Tensors of the adapter's CTC head (see `modeling.ctc`), if it was trained with a CTC start.
     """
@@ -98,19 +98,14 @@ class ModelBundle:
             parameter.data = parameter.data.to(getattr(torch, dtype))
 
     def options(self, generation: Mapping[str, Any] | None = None) -> Options:
-        """Read the options of generation, where the entries of `generation` replace those of `self.generation`.
-
-        Another search or penalty in `generation` also replaces a `ctc_weight` of `self.generation`, which excludes it.
+        """Read the options of generation, where those of `generation` replace those of `self.generation`.
 
         Raises
         ------
         GenerationError
             Unknown options, options that exclude each other, or a `ctc_weight` for a model without CTC head.
         """
-        given = dict(generation or {})
-        if "ctc_weight" not in given and not_greedy(read_options(given)):
-            given["ctc_weight"] = 0
-        options = read_options(replace_options(self.generation, given))
+        options = read_options(replace_options(self.generation, generation or {}))
         if options.ctc_weight and self.ctc_head is None:
             raise GenerationError(
                 f"generation: ctc_weight is {options.ctc_weight} and the model has no CTC head; train a stage with "

@@ -167,7 +167,13 @@ def read_options(generation: Mapping[str, Any]) -> Options:
 def replace_options(generation: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Replace entries of options of generation by others, under whichever of its names an option is given.
 
-    A temperature without `do_sample` decides alone, so it also replaces a `do_sample`.
+    A temperature without `do_sample` decides alone, so it also replaces a `do_sample`. Another search or penalty also
+    replaces a `ctc_weight`, which it excludes.
+
+    Raises
+    ------
+    GenerationError
+        `given` has options that cannot be used.
 
     Examples
     --------
@@ -177,6 +183,8 @@ def replace_options(generation: Mapping[str, Any], given: Mapping[str, Any]) -> 
     before, after = _own_names(generation), _own_names(given)
     if after.get("temperature") is not None and after.get("do_sample") is None:
         before.pop("do_sample", None)
+    if "ctc_weight" not in after and not_greedy(read_options(given)):
+        before.pop("ctc_weight", None)
     return before | after
 
 

@@ -20,6 +20,7 @@ from audiolm_lite.data.controls import DEFINITIONS, TRANSCRIPT
 from audiolm_lite.data.dataset import AudioTextDataset, LeftOut
 from audiolm_lite.decoding.backend import Backend
 from audiolm_lite.decoding.bundle import ModelBundle
+from audiolm_lite.decoding.options import read_options, replace_options
 from audiolm_lite.evaluation.metrics.registry import check_metrics, score_task
 from audiolm_lite.storage.atomic import write_json, write_text
 
@@ -141,7 +142,7 @@ def evaluate(
     settings = {
         "model": bundle.identity,
         "dtype": bundle.dtype,
-        "generation": asdict(bundle.options(generation)),  # with today's defaults
+        "generation": asdict(read_options(replace_options(bundle.generation, generation or {}))),  # today's defaults
         "backend": backend.name if backend else "eager",
         "rows": {control: _rows_hash(dataset.rows) for control, dataset in datasets.items()},
     }

@@ -1,5 +1,7 @@
 """Loading a model folder, or starting another model from its tensors (`hub.folder` describes the format)."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,13 +24,15 @@ from audiolm_lite.hub.folder import (
     resolve_source,
     stored_name,
 )
-from audiolm_lite.hub.released import check_backbones, model_folder
+from audiolm_lite.hub.released import backbone_digests, check_backbones, model_folder
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.ctc import check_head
-from audiolm_lite.modeling.lora import LORA_TENSORS, add_lora
+from audiolm_lite.modeling.lora import LORA_TENSORS, add_lora, lora_difference, lora_scale, peft_block
 from audiolm_lite.storage.hashes import sha256_of
+
+PEFT_CONFIG = "adapter_config.json"
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu", *, merge: bool = False) -> ModelBundle:
@@ -51,21 +55,22 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", *, merge:
     Raises
     ------
     ModelFolderError
-        Not a model folder, another format version, tensors that are missing or do not belong to the model, or a LoRA
-        whose B matrices are all zero.
+        Not a model folder, another format version, tensors that are missing or do not belong to the model, a LoRA whose
+        B matrices are all zero, or an encoder or LLM with other weights than those that the model was trained with.
     ConfigError
         A configuration that this version of the library does not know.
 
     Warns
     -----
     UserWarning
-        The weights of a backbone are not those that the model was trained with.
+        The weights of a backbone that is known by name are not those that the model was trained with.
     """
     folder = model_folder(folder)
     config = read_config(folder)
     encoder = build("encoders", _resolved(config, "encoder", folder))
     llm, tokenizer = load_language_model(folder, config, merge)
-    check_backbones(config, folder)
+    weights = {name: _resolved(config, name, folder) for name in ("encoder", "llm")}
+    check_backbones(weights, config.get("backbones", {}), folder)
     adapter = build_adapter(
         config["adapter"],
         feature_dim=encoder.feature_dim,
@@ -88,7 +93,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", *, merge:
         template,
         config["generation"],
         config["instructions"],
-        _identity(folder, counts),
+        _identity(folder, config, backbone_digests(weights, by_name=False)),
         ctc_head=read_ctc_head(folder, counts, model.embedding),
     )
 
@@ -129,7 +134,8 @@ def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
     ['adapter.bias', 'adapter.weight']
     """
     folder = model_folder(folder)
-    counts = read_config(folder)["tensors"]
+    config = read_config(folder)
+    counts = config["tensors"]
     names = _load_component(model, "adapter", folder, counts)
     for component in ("llm", "encoder"):
         if f"{component}.safetensors" in counts and getattr(model, component) is not None:
@@ -140,6 +146,10 @@ def load_trained(model: AudioLanguageModel, folder: str | Path) -> list[str]:
                 f"{folder}: the folder has a LoRA, and the llm block has none; give it the same lora entry"
             )
         path = folder / "lora" / "adapter_model.safetensors"
+        stored = config["llm"]["lora"]
+        block = {**peft_block(model.llm.active_peft_config.to_dict()), "target_modules": stored.get("target_modules")}
+        if different := lora_difference(stored, block, "llm.lora"):  # the tensors show which modules have one
+            raise ModelFolderError(f"{folder}: {'; '.join(different)}")
         _load_lora(model.llm, read_tensors(path), path)
         names += [name for name in model.state_dict() if name.startswith("llm.") and "lora_" in name]
     return names
@@ -225,6 +235,11 @@ def load_language_model(
     llm_config = _resolved(config, "llm", folder)
     lora, path = llm_config.get("lora"), folder / "lora" / "adapter_model.safetensors"
     stored = {} if lora is None else read_tensors(path)
+    if lora is not None and (different := lora_difference(_recorded_block(path.parent, lora), lora, "llm.lora")):
+        raise ModelFolderError(
+            f"{folder / CONFIG_FILE}: {'; '.join(different)}, as {path.parent / PEFT_CONFIG} records; correct it, or "
+            "download the model again"
+        )
     merge = merge and all(name.endswith(LORA_TENSORS) for name in stored)
     merge = merge and lora is not None and not lora.get("dora") and llm_config.get("quantization") is None
     llm, tokenizer = load_llm({**llm_config, "lora": None} if merge else llm_config)
@@ -236,12 +251,28 @@ def load_language_model(
                 f"{path}: {len(stored)} tensors instead of {config['tensors'].get('lora')}; download it again"
             )
         try:
-            add_lora(llm, stored, lora["alpha"] / lora["r"])
+            add_lora(llm, stored, lora_scale(lora))
         except ValueError as error:
             raise ModelFolderError(f"{path}: {error}; download or convert the model again") from error
     elif lora is not None:
         _load_lora(llm, stored, path)
     return llm, tokenizer
+
+
+def _recorded_block(folder: Path, default: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Block of a LoRA as PEFT's file in its folder records it, with the dropout and the modules of `default`.
+
+    These two do not change an answer, and a converted file may write the modules in another form.
+    """
+    path = folder / PEFT_CONFIG
+    if not path.is_file():
+        return default
+    try:
+        stored = peft_block(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"{path}: damaged ({error!r}); download it again") from error
+    same = {name: default[name] for name in ("dropout", "target_modules") if name in default}
+    return {**stored, **same}
 
 
 def _resolved(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
@@ -302,7 +333,13 @@ def _load_lora(llm: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
         )
 
 
-def _identity(folder: Path, counts: Mapping[str, int]) -> str:
-    """SHA-256 of the configuration and the trained tensors."""
-    files = [f"{name}/adapter_model.safetensors" if name == "lora" else name for name in sorted(counts)]
-    return sha256_of(folder / CONFIG_FILE, *(folder / file for file in files))
+def _identity(folder: Path, config: Mapping[str, Any], weights: Mapping[str, str]) -> str:
+    """SHA-256 of the configuration, with digests in place of the sources of pretrained models, and of all tensors."""
+
+    def by_digest(source: str, where: str) -> str:
+        return weights.get(where, source)
+
+    same = {name: map_sources(config[name], by_digest, name) for name in ("encoder", "llm")}
+    text = json.dumps({**config, **same, "backbones": None}, sort_keys=True)
+    files = [f"{name}/adapter_model.safetensors" if name == "lora" else name for name in sorted(config["tensors"])]
+    return hashlib.sha256((text + sha256_of(*(folder / file for file in files))).encode()).hexdigest()

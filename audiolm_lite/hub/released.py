@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from audiolm_lite.backbones.cache import backbone_folder, read_record
+from audiolm_lite.backbones.digests import source_digests
 from audiolm_lite.backbones.known import KNOWN
 from audiolm_lite.config.errors import did_you_mean
-from audiolm_lite.config.registry import sources
+from audiolm_lite.config.registry import map_sources
 from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError, local_folder
 
 RELEASED = Path(__file__).parent.parent / "released"
@@ -77,59 +78,86 @@ def model_folder(source: str | Path) -> Path:
     return local_folder(source)
 
 
-def backbone_digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the weights, in the cache, of the backbones that a model's configuration names.
+def backbone_digests(config: Mapping[str, Any], by_name: bool = True) -> dict[str, str]:
+    """Digests of the weights, on this machine, of the pretrained models that a model's configuration names.
 
     Parameters
     ----------
     config : mapping
-        Content of `audiolm_lite.json`, or an experiment: `encoder` and `llm` are used.
+        Content of `audiolm_lite.json` with resolved sources, or an experiment: `encoder` and `llm` are used.
+    by_name : bool
+        Name the backbones of `backbones.known` by their names, which have the same weights in several forms.
 
     Returns
     -------
     dict
-        Name of a backbone (see `backbones.known`) -> SHA-256 of its tensors. Empty for other pretrained models.
+        Name of a backbone, or path of the mapping that has the source (see `backbones.digests`) -> SHA-256 of its
+        tensors. Models that are not on this machine are missing.
 
     Examples
     --------
-    >>> backbone_digests({"encoder": {"type": "logmel"}, "llm": {"source": "owner/llm"}})
+    >>> backbone_digests({"encoder": {"type": "logmel"}, "llm": {"source": "owner/never-downloaded"}})
     {}
     """
-    names = [name for part in ("encoder", "llm") for name in sources(config[part]) if name in KNOWN]
-    records = {name: read_record(backbone_folder(name)) for name in names if not Path(name).is_dir()}
-    return {name: record["digest"] for name, record in records.items() if record is not None}
+    digests = {}
+    for part in ("encoder", "llm"):
+        named: dict[str, str] = {}
+
+        def keep(source: str, where: str, named: dict[str, str] = named) -> str:
+            return named.setdefault(where, source)
+
+        map_sources(config[part], keep, part)
+        for where, digest in source_digests(config[part], part).items():
+            source = named.get(where, "")
+            is_name = by_name and source in KNOWN and not Path(source).is_dir()
+            digests[source if is_name else where] = digest
+    return digests
 
 
-def check_backbones(config: Mapping[str, Any], folder: Path) -> None:
-    """Compare the weights of a model's backbones with those that it was trained with.
+def check_backbones(config: Mapping[str, Any], expected: Mapping[str, str], folder: Path) -> None:
+    """Compare the weights of pretrained models with those that a model was trained with.
 
     Parameters
     ----------
     config : mapping
-        Content of `audiolm_lite.json`. Its entry `backbones` has the digests; a model without it is not compared.
+        With the blocks `encoder` and `llm`, whose sources are resolved.
+    expected : mapping
+        Entry `backbones` of `audiolm_lite.json`, as `backbone_digests` returns it. What it lacks is not compared.
     folder : path
         The model folder, for the message.
+
+    Raises
+    ------
+    ModelFolderError
+        An encoder or LLM, which is not one of `backbones.known`, has other weights.
 
     Warns
     -----
     UserWarning
-        A backbone in the cache has other weights.
+        A backbone in the cache has other weights, such as those of another source.
 
     Examples
     --------
-    >>> blocks = {"encoder": {"type": "logmel"}, "llm": {"source": "owner/llm"}}
-    >>> check_backbones({**blocks, "backbones": {}}, getfixture("tmp_path"))
+    >>> check_backbones({"encoder": {"type": "logmel"}, "llm": {"source": "owner/llm"}}, {}, getfixture("tmp_path"))
     """
-    expected = config.get("backbones", {})
+    if not expected:
+        return
     for name, digest in backbone_digests(config).items():
-        if digest != expected.get(name, digest):
-            record = read_record(backbone_folder(name)) or {}
-            warnings.warn(
-                f"{folder.name} was trained with other weights of {name} (digest {expected[name][:16]}) than those in "
-                f"the cache (digest {digest[:16]}, from {record.get('origin')}). It works, but may be less accurate. "
-                f"{_remedy(name, expected[name])}",
-                stacklevel=3,
+        if digest == expected.get(name, digest):
+            continue
+        if name not in KNOWN:
+            raise ModelFolderError(
+                f"{folder} was trained with other weights of its {name} (digest {expected[name][:16]}) than those here "
+                f"(digest {digest[:16]}), with which its answers are wrong. Give it the model that it was trained with "
+                f"in {CONFIG_FILE}"
             )
+        record = read_record(backbone_folder(name)) or {}
+        warnings.warn(
+            f"{folder.name} was trained with other weights of {name} (digest {expected[name][:16]}) than those in "
+            f"the cache (digest {digest[:16]}, from {record.get('origin')}). It works, but may be less accurate. "
+            f"{_remedy(name, expected[name])}",
+            stacklevel=3,
+        )
 
 
 def _remedy(name: str, digest: str) -> str:

@@ -144,7 +144,7 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
         "generation": dict(experiment.get("generation") or DEFAULT_GENERATION),
         "instructions": DEFAULT_INSTRUCTIONS | dict(experiment.get("instructions") or {}),
     }
-    if digests := backbone_digests(config):
+    if digests := backbone_digests(config, by_name=not bundle):
         config["backbones"] = digests
     for name in ("encoder", "llm"):
         config[name] = map_sources(config[name], partial(_stored_source, folder=folder, bundle=bundle), name)

@@ -31,7 +31,7 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
         ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes,
         on an NVIDIA GPU); ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685),
         with ``dora: true`` for DoRA, which learns magnitude and direction of each weight separately (Liu et al. 2024,
-        arXiv 2402.09353).
+        arXiv 2402.09353), and ``rslora: true`` for rsLoRA, which scales by alpha / sqrt(r) (Kalajdzievski 2023).
     on_meta : bool
         Build the LLM on the meta device without reading its weights, for example because another process reads them.
 
@@ -103,7 +103,7 @@ def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
 
     if not isinstance(config, Mapping):
         raise ConfigError(f"llm: lora is {config!r}; write {{{', '.join(_LORA_REQUIRED)}}}, or null for none")
-    _check_entries("llm, lora", config, (*_LORA_REQUIRED, "dora"), required=_LORA_REQUIRED)
+    _check_entries("llm, lora", config, (*_LORA_REQUIRED, "dora", "rslora"), required=_LORA_REQUIRED)
     with errors_about(f"llm, lora {dict(config)}"):
         lora = LoraConfig(
             task_type="CAUSAL_LM",
@@ -112,6 +112,7 @@ def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
             lora_dropout=config["dropout"],
             target_modules=config["target_modules"],
             use_dora=config.get("dora", False),
+            use_rslora=config.get("rslora", False),
         )
         return get_peft_model(llm, lora)
 

@@ -1,5 +1,6 @@
 """Causal language models with and without a LoRA of PEFT."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,71 @@ from torch import Tensor, nn
 
 # Ends of the names in PEFT's files of the two matrices of a linear layer.
 LORA_TENSORS = (".lora_A.weight", ".lora_B.weight")
+
+
+def lora_difference(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None, where: str) -> list[str]:
+    """Describe how the block of a LoRA differs from the one that stored matrices were trained with.
+
+    The same matrices with another alpha are another model, and with another dropout are trained otherwise.
+
+    Parameters
+    ----------
+    stored : mapping or None
+        Block of the stored LoRA; None if there is none, which agrees with any new one.
+    given : mapping or None
+        Block that is to go on with it.
+    where : str
+        Name of the block, for the descriptions.
+
+    Returns
+    -------
+    list of str
+        One entry per difference, each with the value to write.
+
+    Examples
+    --------
+    >>> stored = {"r": 8, "alpha": 32, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}
+    >>> lora_difference(stored, {**stored, "target_modules": ["v_proj", "q_proj"], "dora": False}, "llm.lora")
+    []
+    >>> lora_difference(stored, {**stored, "alpha": 128}, "llm.lora")
+    ['llm.lora.alpha is 128 and was 32 in training; write alpha: 32']
+    """
+    if stored is None:
+        return []
+    if given is None:
+        return [f"{where} is null, and the LoRA that was trained has {dict(stored)}; write this block"]
+    before, now = _comparable_lora(stored), _comparable_lora(given)
+    return [
+        f"{where}.{name} is {now.get(name)} and was {before.get(name)} in training; write {name}: {before.get(name)}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _comparable_lora(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a LoRA block with its defaults and its target modules in order."""
+    modules = block.get("target_modules")
+    ordered = modules if modules is None or isinstance(modules, str) else sorted(modules)
+    return {"dora": False, "rslora": False, **block, "target_modules": ordered}
+
+
+def peft_block(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return PEFT's configuration of a LoRA, the content of `adapter_config.json`, as the `lora` block of an LLM.
+
+    Examples
+    --------
+    >>> peft_block({"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj"], "use_dora": True})
+    {'r': 8, 'alpha': 16, 'dropout': 0.0, 'target_modules': ['q_proj'], 'dora': True, 'rslora': False}
+    """
+    modules = config["target_modules"]
+    return {
+        "r": config["r"],
+        "alpha": config["lora_alpha"],
+        "dropout": config["lora_dropout"],
+        "target_modules": modules if isinstance(modules, str) else sorted(modules),
+        "dora": bool(config.get("use_dora")),
+        "rslora": bool(config.get("use_rslora")),
+    }
 
 
 def unwrap_peft(llm: nn.Module) -> Any:
@@ -58,6 +124,17 @@ def merge_lora(llm: nn.Module) -> nn.Module:
     return merged
 
 
+def lora_scale(block: Mapping[str, Any]) -> float:
+    """Return the factor of a LoRA: alpha / r, or with rsLoRA alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732).
+
+    Examples
+    --------
+    >>> lora_scale({"r": 16, "alpha": 32}), lora_scale({"r": 16, "alpha": 32, "rslora": True})
+    (2.0, 8.0)
+    """
+    return block["alpha"] / (math.sqrt(block["r"]) if block.get("rslora") else block["r"])
+
+
 @torch.no_grad()
 def add_lora(llm: nn.Module, stored: Mapping[str, Tensor], scale: float) -> None:
     """Add a stored LoRA to the weights of an LLM, with the same result as `merge_lora` after PEFT has loaded it.
@@ -69,7 +146,7 @@ def add_lora(llm: nn.Module, stored: Mapping[str, Tensor], scale: float) -> None
     stored : mapping
         Tensors of PEFT's `adapter_model.safetensors`: A [r, in] and B [out, r] of linear layers.
     scale : float
-        Factor of their product, alpha / r.
+        Factor of their product, see `lora_scale`.
 
     Raises
     ------

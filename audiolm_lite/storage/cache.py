@@ -2,15 +2,18 @@
 
 import errno
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from audiolm_lite.storage.atomic import atomic_path
+from audiolm_lite.storage.atomic import atomic_path, write_json
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,19 @@ def cache_folder() -> Path:
     if folder := os.environ.get("AUDIOLM_LITE_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm_lite"
+
+
+def derived_paths(source: Path, suffix: str) -> tuple[Path, Path]:
+    """Return where `derived_file` stores a file: next to its source, or in the cache folder.
+
+    Examples
+    --------
+    >>> [path.name for path in derived_paths(Path("data/train.jsonl"), ".rows")]
+    ['.train.jsonl.rows', '.train.jsonl.rows']
+    """
+    folder = hashlib.blake2b(os.fsencode(source.parent.resolve()), digest_size=8).hexdigest()
+    name = f".{source.name}{suffix}"
+    return source.parent / name, cache_folder() / "beside" / folder / name
 
 
 def derived_file(source: Path, suffix: str, is_valid: Callable[[Path], bool], make: Callable[[Path], object]) -> Path:
@@ -61,9 +77,7 @@ def derived_file(source: Path, suffix: str, is_valid: Callable[[Path], bool], ma
     >>> derived_file(source, ".rows", Path.is_file, lambda path: path.write_text("3")).name
     '.train.jsonl.rows'
     """
-    folder = hashlib.blake2b(os.fsencode(source.parent.resolve()), digest_size=8).hexdigest()
-    name = f".{source.name}{suffix}"
-    adjacent, fallback = source.parent / name, cache_folder() / "beside" / folder / name
+    adjacent, fallback = derived_paths(source, suffix)
     for derived in (adjacent, fallback):
         if is_valid(derived):
             return derived
@@ -76,7 +90,11 @@ def derived_file(source: Path, suffix: str, is_valid: Callable[[Path], bool], ma
             if derived == fallback or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             log.warning(
-                "%s cannot be written to (%s): storing %s as %s", adjacent.parent, error.strerror, name, fallback
+                "%s cannot be written to (%s): storing %s as %s",
+                adjacent.parent,
+                error.strerror,
+                adjacent.name,
+                fallback,
             )
             continue
         try:
@@ -89,3 +107,44 @@ def derived_file(source: Path, suffix: str, is_valid: Callable[[Path], bool], ma
         finally:
             lock.release()
     return derived
+
+
+def remembered(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
+    """Return a value that takes long to compute, from the cache folder if it was computed before with the same key.
+
+    The first process that needs it computes it while the others wait. Without a cache folder that can be written to, it
+    is computed.
+
+    Parameters
+    ----------
+    kind : str
+        Name of the folder for values of this kind.
+    key : JSON value
+        Everything that the value depends on.
+    compute : callable
+        Returns the value, which is a JSON value.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, {"AUDIOLM_LITE_CACHE": str(getfixture("tmp_path"))}):
+    ...     remembered("digests", ["a.bin", 3], lambda: "0a1b"), remembered("digests", ["a.bin", 3], lambda: "other")
+    ('0a1b', '0a1b')
+    """
+    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+    file = cache_folder() / kind / f"{name}.json"
+    lock = FileLock(f"{file}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        return compute()
+    try:
+        with suppress(OSError, ValueError):
+            return json.loads(file.read_text(encoding="utf-8"))
+        value = compute()
+        with suppress(OSError):
+            write_json(file, value)
+        return value
+    finally:
+        lock.release()

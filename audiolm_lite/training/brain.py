@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError, errors_about
 from audiolm_lite.config.precision import training_precision
-from audiolm_lite.config.settings import settings
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.distributed import processes
 from audiolm_lite.evaluation.validation import AnswerValidation
@@ -37,6 +36,7 @@ from audiolm_lite.training.logging.training_log import TrainingLog, progress_bar
 from audiolm_lite.training.optimizer import build_optimizer, require_peak, set_learning_rates
 from audiolm_lite.training.optimizer_step import count_step, report_skipped_step, step_record, sum_window
 from audiolm_lite.training.progress import Progress
+from audiolm_lite.training.run_identity import run_settings
 from audiolm_lite.training.run_state import RunState
 from audiolm_lite.training.signals import Stopped, StopSignals
 from audiolm_lite.training.trainable import parameter_groups, parameter_table
@@ -320,7 +320,7 @@ class AudioLMBrain(sb.Brain):
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {**settings(self.experiment), "debug": bool(self.debug)}
+        return {**run_settings(self.experiment), "debug": bool(self.debug)}
 
     def _save_if_needed(self, due: bool = False) -> None:
         """Save a checkpoint where it is due in any process; where any has received a signal, save and end the run."""

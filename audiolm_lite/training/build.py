@@ -27,6 +27,7 @@ from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.attention import MATMUL, prefers_matmul, set_attention
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.transformer_blocks import checkpoint_activations, compile_blocks
+from audiolm_lite.training.encoder_weights import require_same_weights
 from audiolm_lite.training.trainable import audio_token_rate, select_trainable
 
 logger = logging.getLogger(__name__)
@@ -156,14 +157,14 @@ def build_datasets(
 
 
 def open_store(hparams: Mapping[str, Any]) -> FeatureStore:
-    """Open the feature store and check that it was written with the settings of the `encoder` block.
+    """Open the feature store and check that it was written by the encoder of the `encoder` block.
 
-    The encoder's weights are not read: layers, pooling, padding and the other entries of the block are compared.
+    Layers, pooling, padding and the other entries of the block are compared, and its weights (`encoder_weights`).
 
     Raises
     ------
     ConfigError
-        `feature_folder` is missing, or an entry of the block differs from the store's fingerprint.
+        `feature_folder` is missing, or the block or its weights differ from the store's fingerprint.
     FeatureStoreError
         The store cannot be read.
 
@@ -185,6 +186,7 @@ def open_store(hparams: Mapping[str, Any]) -> FeatureStore:
     store = FeatureStore(folder)
     _require_encoder(folder, config, store.fingerprint)
     check_arguments("encoders", config)
+    require_same_weights(folder, config, store.fingerprint)
     return store
 
 

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.settings import settings
 from audiolm_lite.data.batching import Item, LengthBucketSampler, collate
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.lengths import map_distinct
@@ -33,9 +32,9 @@ from audiolm_lite.storage.atomic import atomic_path, write_json
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.build import build_datasets
 from audiolm_lite.training.checkpoint import random_state, seed_process, set_random_state
-from audiolm_lite.training.handover import difference
 from audiolm_lite.training.logging.training_log import progress_bar
 from audiolm_lite.training.optimizer import set_learning_rates
+from audiolm_lite.training.run_identity import difference, run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ def ctc_start(
     began = time.monotonic()
     model, seed = brain.model, int(brain.experiment["seed"])
     assert isinstance(model, AudioLanguageModel)
-    run = {**settings(brain.experiment), "debug": bool(brain.debug), "items": len(datasets["train"])}
+    run = {**run_settings(brain.experiment), "debug": bool(brain.debug), "items": len(datasets["train"])}
     state = _read_state(brain.folder / STATE, run)
     if state is not None and state["finished"]:
         model.adapter.load_state_dict(state["adapter"])

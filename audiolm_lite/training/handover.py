@@ -4,7 +4,6 @@ The folder of a finished stage contains `trained.safetensors`, with the tensors 
 or an earlier one has trained, and `finished.json` with settings, metrics and hashes, which is written last.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,35 +15,32 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.config.keys import REQUIRED, TRAINING_KEYS
 from audiolm_lite.config.registry import with_defaults
-from audiolm_lite.config.settings import settings
 from audiolm_lite.hub.folder import CONFIG_FILE, read_config
 from audiolm_lite.hub.load import load_trained, read_ctc_head
-from audiolm_lite.hub.released import released_or_path
+from audiolm_lite.hub.released import check_backbones
+from audiolm_lite.modeling.lora import lora_difference
 from audiolm_lite.storage.atomic import atomic_path, write_json
 from audiolm_lite.storage.hashes import sha256_of
 from audiolm_lite.training.checkpoint import copy_tensors, save_tensors
+from audiolm_lite.training.run_identity import (
+    FINISHED,
+    INPUTS,
+    comparable_sources,
+    difference,
+    input_difference,
+    json_values,
+    previous_folder,
+    read_finished,
+    run_settings,
+)
 from audiolm_lite.training.trainable import trainable_names
 
 logger = logging.getLogger(__name__)
 
-TENSORS, FINISHED = "trained.safetensors", "finished.json"
+TENSORS = "trained.safetensors"
 # Blocks that must be equal in consecutive stages: another value makes another model, even with the same shapes.
 EQUAL_BLOCKS = ("encoder", "adapter")
-
-
-def previous_folder(hparams: Mapping[str, Any]) -> Path | None:
-    """Output folder of the previous stage: `previous_stage` if set, otherwise by number; None for stage 1.
-
-    Examples
-    --------
-    >>> print(previous_folder({"previous_stage": None, "output_root": "results", "stage": 3}))
-    results/stage_2
-    """
-    if hparams["previous_stage"] is not None:
-        return released_or_path(hparams["previous_stage"])
-    return Path(hparams["output_root"]) / f"stage_{hparams['stage'] - 1}" if hparams["stage"] > 1 else None
 
 
 def load_previous_stage(model: nn.Module, hparams: Mapping[str, Any]) -> list[str]:
@@ -75,7 +71,7 @@ def load_previous_stage(model: nn.Module, hparams: Mapping[str, Any]) -> list[st
     folder = previous_folder(hparams)
     if folder is None:
         return []
-    finished = _read_finished(folder)
+    finished = read_finished(folder)
     if finished is None and (folder / CONFIG_FILE).is_file():
         return _load_model_folder(model, hparams, folder)
     if finished is None or not (folder / TENSORS).is_file():
@@ -83,8 +79,7 @@ def load_previous_stage(model: nn.Module, hparams: Mapping[str, Any]) -> list[st
             f"stage {hparams['stage']} starts from {folder}, which contains no finished stage. Run it first: "
             + _command(hparams)
         )
-    saved, current = finished["settings"], _json_values(settings(hparams))
-    if different := _different_models(saved, current):
+    if different := _different_models(finished["settings"], json_values(run_settings(hparams))):
         raise ConfigError(
             f"stage {hparams['stage']} cannot start from {folder}: {'; '.join(different)}. "
             f"Use the same blocks in both YAML files, or run again: {_command(hparams)}"
@@ -119,24 +114,43 @@ def previous_ctc_head(hparams: Mapping[str, Any]) -> dict[str, Tensor] | None:
 
 def _different_models(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Describe the settings of two stages that make them stages of different models."""
+    before, now = saved.get(INPUTS), current[INPUTS]
+    different = []
+    if before is not None:
+        different = input_difference(_model_inputs(before), _model_inputs(now))
+        saved, current = comparable_sources(saved, before, now), comparable_sources(current, before, now)
     pairs = {name: (saved[name], current[name]) for name in EQUAL_BLOCKS}
     pairs["llm source"] = (saved["llm"]["source"], current["llm"]["source"])
-    return [
+    different += [
         f"{name} is {old} in the previous stage and {new} in this one"
         for name, (old, new) in pairs.items()
         if old != new
     ]
+    return different + lora_difference(saved["llm"].get("lora"), current["llm"].get("lora"), "llm.lora")
+
+
+def _model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Identities that belong to the model: consecutive stages may have other data, and features in another dtype."""
+    features = inputs["features"]
+    same = features and {**features, "dtype": None, "long_audio": None}
+    return {**inputs, "files": {}, "previous": None, "features": same}
 
 
 def _load_model_folder(model: nn.Module, hparams: Mapping[str, Any], folder: Path) -> list[str]:
+    config = read_config(folder)
     saved, current = (
         {name: value for name, value in with_defaults("adapters", block).items() if name != "lora"}
-        for block in (read_config(folder)["adapter"], hparams["adapter"])
+        for block in (config["adapter"], hparams["adapter"])
     )
-    if different := difference(saved, current):
+    different = difference(saved, current)
+    different += lora_difference(config["adapter"].get("lora"), hparams["adapter"].get("lora"), "adapter.lora")
+    if different:
         raise ConfigError(
             f"{folder} has another adapter: {'; '.join(different)}. Copy its adapter block into the YAML file"
         )
+    if different := lora_difference(config["llm"].get("lora"), hparams["llm"].get("lora"), "llm.lora"):
+        raise ConfigError(f"stage {hparams['stage']} cannot start from {folder}: {'; '.join(different)}")
+    check_backbones(hparams, config.get("backbones", {}), folder)
     return load_trained(model, folder)
 
 
@@ -209,9 +223,9 @@ def save_stage(
         "stage": hparams["stage"],
         **summary,
         "sha256": sha256_of(folder / TENSORS),
-        "previous_sha256": (_read_finished(previous) or {}).get("sha256") if previous else None,
+        "previous_sha256": (read_finished(previous) or {}).get("sha256") if previous else None,
         "debug": bool(run_opts.get("debug")),
-        "settings": settings(hparams),
+        "settings": run_settings(hparams),
     }
     write_json(folder / FINISHED, finished)
 
@@ -234,15 +248,16 @@ def is_finished(hparams: Mapping[str, Any], run_opts: Mapping[str, Any]) -> bool
     (False, True)
     """
     folder = Path(hparams["output_folder"])
-    finished = _read_finished(folder)
+    finished = read_finished(folder)
     if finished is None:
         return False
     saved = {**finished["settings"], "debug": finished["debug"]}
-    different = difference(saved, {**settings(hparams), "debug": bool(run_opts.get("debug"))})
+    different = difference(saved, {**run_settings(hparams), "debug": bool(run_opts.get("debug"))})
     previous = previous_folder(hparams)
-    earlier = _read_finished(previous) if previous else None
-    if earlier and earlier["sha256"] != finished["previous_sha256"]:
-        different.append(f"{previous} was trained again since")
+    earlier = read_finished(previous) if previous else None
+    again = f"{previous} was trained again since"
+    if earlier and earlier["sha256"] != finished["previous_sha256"] and again not in different:
+        different.append(again)
     if different:
         raise ConfigError(
             f"{folder} contains a stage with other settings: {'; '.join(different)}. "
@@ -252,35 +267,6 @@ def is_finished(hparams: Mapping[str, Any], run_opts: Mapping[str, Any]) -> bool
         "Stage %s is finished (%s): nothing to train. Delete the folder to train again.", hparams["stage"], folder
     )
     return True
-
-
-def difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Describe the entries in which two settings differ; a key that `saved` lacks had its default.
-
-    Examples
-    --------
-    >>> difference({"epochs": 1, "seed": 3}, {"epochs": 2, "seed": 3, "patience": None})
-    ['epochs was 1, is now 2']
-    """
-    defaults = {name: TRAINING_KEYS[name].default for name in current if name in TRAINING_KEYS}
-    defaults = {name: default for name, default in defaults.items() if default is not REQUIRED}
-    saved, current = _json_values({**defaults, **saved}), _json_values(current)
-    names = [*current, *(name for name in saved if name not in current)]
-    return [
-        f"{name} was {saved.get(name)}, is now {current.get(name)}"
-        for name in names
-        if saved.get(name) != current.get(name)
-    ]
-
-
-def _json_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values as writing and reading JSON does, so that tuples and lists compare equal."""
-    return json.loads(json.dumps(values))
-
-
-def _read_finished(folder: Path) -> dict[str, Any] | None:
-    path = folder / FINISHED
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _command(hparams: Mapping[str, Any]) -> str:

@@ -26,8 +26,8 @@ from audiolm_lite.training.checkpoint import (
 from audiolm_lite.training.engines import sharding
 from audiolm_lite.training.engines.torch_engine import TorchEngine
 from audiolm_lite.training.engines.zero import ZeroEngine, require_layout
-from audiolm_lite.training.handover import difference
 from audiolm_lite.training.progress import Progress
+from audiolm_lite.training.run_identity import difference
 
 logger = logging.getLogger(__name__)
 
