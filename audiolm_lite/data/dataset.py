@@ -17,7 +17,7 @@ from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.batching import Item
 from audiolm_lite.data.clip_sources import ClipSource
 from audiolm_lite.data.controls import CONTROLS, TRANSCRIPT, ClipExchange, with_transcript_of
-from audiolm_lite.data.length_limit import NO_LIMIT, LengthLimit, truncate_clip
+from audiolm_lite.data.length_limit import NO_LIMIT, LengthLimit, require_audio_to_cut, truncate_clip
 from audiolm_lite.data.lengths import map_distinct
 from audiolm_lite.data.manifest import audio_path
 from audiolm_lite.data.mixing import Mixture
@@ -110,6 +110,8 @@ class AudioTextDataset(Dataset[Item]):
             raise DatasetError(f'dataset: control is {control!r}, it must be "normal", "zeros" or "shuffled".')
         if limit.shorten is not None and control != "normal":
             raise DatasetError(f"dataset: shorten cannot be combined with the control {control!r}; remove shorten.")
+        if limit.shorten not in (None, "audio", "drop"):
+            prompt.require_field(limit.shorten)
         self.source, self.prompt, self.limit, self.augmentation = source, prompt, limit, augmentation
         self.control = control
         self.mixture: Mixture | None = None
@@ -294,8 +296,18 @@ class AudioTextDataset(Dataset[Item]):
             self.rows, self._lengths = self.rows.keep(keep), self._lengths[torch.from_numpy(keep)]
             return {}
         for index, tokens in excess.items():
-            if self.limit.shorten != "audio":
-                self.prompt.without_audio(self.rows[index], self.limit.field_to_cut(tokens))  # too short: PromptError
+            row = self.rows[index]
+            if self.limit.shorten == "audio":
+                clip = clips_of(row)[-1]
+                length = self.source.length(self.rows.manifest_of(index), clip)
+                require_audio_to_cut(row["id"], length, tokens, self.source, self.prompt.num_tokens)
+            else:
+                if self.limit.shorten == "instruction" and self.rows.draws(index):
+                    raise DatasetError(
+                        f'dataset: row "{row["id"]}" is too long by {tokens} tokens and draws its question, whose '
+                        "length differs; set shorten to another field, audio or drop."
+                    )
+                self.prompt.without_audio(row, self.limit.field_to_cut(tokens))  # too short: PromptError
             self._lengths[index] -= tokens
         return excess
 

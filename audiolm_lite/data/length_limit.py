@@ -84,6 +84,48 @@ class LengthLimit:
 NO_LIMIT = LengthLimit()
 
 
+def require_audio_to_cut(
+    row: str, length: int, excess: int, source: ClipSource, num_tokens: Callable[[int], int]
+) -> None:
+    """Raise DatasetError if truncating the last clip of a row cannot remove `excess` audio tokens.
+
+    A clip can be too short, and there are encoders and adapters with as many tokens for any clip.
+
+    Parameters
+    ----------
+    row : str
+        Id of the row.
+    length : int
+        Length of its last clip, in frames or samples.
+    excess : int
+        Tokens to remove.
+    source : FeatureSource or WaveformSource
+    num_tokens : callable
+        Audio tokens from encoder frames.
+
+    Examples
+    --------
+    >>> from audiolm_lite.data.clip_sources import WaveformSource
+    >>> source = WaveformSource(lambda samples: samples // 320)
+    >>> require_audio_to_cut("row-1", 9000, 3, source, num_tokens=lambda frames: frames // 2)
+    >>> require_audio_to_cut("row-1", 9000, 3, source, num_tokens=lambda frames: 32)
+    Traceback (most recent call last):
+    audiolm_lite.data.selected_rows.DatasetError: dataset: row "row-1" is too long by 3 tokens and has ...
+    """
+    tokens = num_tokens(source.frames(length))
+    try:
+        kept = largest(lambda count: num_tokens(source.frames(count)) <= tokens - excess, length)
+        enough = tokens > excess and kept > 0 and num_tokens(source.frames(kept)) > 0
+    except ValueError:  # the encoder accepts no clip as short as that
+        enough = False
+    if not enough:
+        raise DatasetError(
+            f'dataset: row "{row}" is too long by {excess} tokens and has too little audio to truncate: its last clip '
+            f"has {tokens} audio tokens, and no shorter one has {tokens - excess} or fewer; set shorten to a field of "
+            "the template or drop, or raise max_tokens."
+        )
+
+
 def truncate_clip(clip: Tensor, tokens: int, source: ClipSource, num_tokens: Callable[[int], int]) -> Tensor:
     """Return the longest beginning of a clip that gives at most `tokens` audio tokens.
 

@@ -50,6 +50,14 @@ class PromptBuilder:
         """Return token ids and labels of a row whose clips take this many tokens each; see `PromptTemplate.encode`."""
         return self.template.encode(row, self.tokenizer, audio_tokens, self.with_answer, cut)
 
+    def require_field(self, name: str) -> None:
+        """Raise PromptError if rows that are too long cannot be shortened in a field of this name."""
+        if name not in (fields := self.template.fields):
+            raise PromptError(
+                f'dataset: shorten is "{name}", and the prompt has no field "{name}" to cut; it can be '
+                f"{', '.join(fields)}, audio or drop."
+            )
+
     def without_audio(self, row: Mapping[str, Any], cut: tuple[str, int] = ("", 0)) -> list[int]:
         """Return the token ids of a row whose clips take no token."""
         return self.encode(row, [0] * len(clips_of(row)), cut)[0]

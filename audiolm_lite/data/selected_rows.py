@@ -61,6 +61,11 @@ class SelectedRows(Sequence[dict[str, Any]]):
             row["instruction"] = self.questions.draw(manifest, row["id"])
         return row
 
+    def draws(self, index: int) -> bool:
+        """Whether a row draws its question in each epoch."""
+        manifest = bisect_right(self._ends, index)
+        return self.tables[manifest][int(self._numbers[index])]["instruction"] is None
+
     def manifest_of(self, index: int) -> Path:
         """Path of the manifest that contains a row."""
         return self.tables[bisect_right(self._ends, index)].path

@@ -204,6 +204,25 @@ def _run(llm: nn.Module, embeds: Tensor, visible: Tensor, position_ids: Tensor, 
     return output.last_hidden_state
 
 
+def check_decoding(llm: nn.Module, max_length: int) -> None:
+    """Raise ValueError for an LLM that `DecodeState.allocate` refuses, without allocating a cache.
+
+    Parameters
+    ----------
+    llm : nn.Module
+        Causal language model of transformers, PEFT-wrapped or not, on any device.
+    max_length : int
+        Capacity in tokens.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> check_decoding(LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)), max_length=64)
+    """
+    _check_supported(unwrap_peft(llm).config.get_text_config(), max_length)
+
+
 def _check_supported(config: PretrainedConfig, max_length: int) -> None:
     """Raise ValueError for models with which this cache or head would give wrong results silently."""
     name = type(config).__name__

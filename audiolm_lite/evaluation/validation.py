@@ -21,7 +21,7 @@ from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import LengthBucketSampler
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.decoding.bundle import ModelBundle
-from audiolm_lite.decoding.options import replace_options
+from audiolm_lite.decoding.options import read_options, replace_options
 from audiolm_lite.distributed import processes
 from audiolm_lite.evaluation.metrics.registry import FAMILIES, check_metrics, score_task
 from audiolm_lite.modeling.attention import set_attention
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULTS: dict[str, Any] = {"items": 100, "every": 1, "generation": {}}
 DEFAULT_NEW_TOKENS = 100
+LOSSES = ("loss", "accuracy")  # metrics without answers
 LOGGED_SAMPLES = 4
 
 
@@ -50,6 +51,97 @@ class Sample(NamedTuple):
     row: dict
     answer: str
     waveform: Tensor | None
+
+
+def choose_answers(
+    dataset: AudioTextDataset, hparams: Mapping[str, Any], limit: int | None = None
+) -> tuple[dict[str, Any], list[int]]:
+    """Check `valid_answers`, and choose the items that are answered.
+
+    Parameters
+    ----------
+    dataset, hparams, limit
+        As in `AnswerValidation`.
+
+    Returns
+    -------
+    options : dict
+        `valid_answers` with its defaults; `generation` also has the entries of the key of that name.
+    chosen : list of int
+        Items of the dataset.
+
+    Raises
+    ------
+    ConfigError, GenerationError
+        As in `AnswerValidation`.
+    """
+    options = {**DEFAULTS, **hparams["valid_answers"]}
+    if unknown := sorted(options.keys() - {*DEFAULTS, "metrics"}):
+        raise ConfigError(f"valid_answers: unknown entry {unknown[0]!r}; it takes metrics, {', '.join(DEFAULTS)}")
+    if not options.get("metrics"):
+        raise ConfigError("valid_answers: metrics is missing; write task: {type: asr, ...} as for evaluation")
+    for name in ("items", "every"):
+        if type(options[name]) is not int or options[name] < 1:
+            raise ConfigError(f"valid_answers: {name} is {options[name]!r}; write a whole number of at least 1")
+    generation = {"max_new_tokens": DEFAULT_NEW_TOKENS, **(hparams["generation"] or {})}
+    options["generation"] = replace_options(generation, options["generation"] or {})
+    read_options(options["generation"])
+    count = min(options["items"], len(dataset), limit or len(dataset))
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
+    check_metrics(options["metrics"], sorted({dataset.rows[index]["task"] for index in chosen}))
+    return options, chosen
+
+
+def check_validation(
+    dataset: AudioTextDataset, hparams: Mapping[str, Any], limit: int | None = None, others: bool = False
+) -> None:
+    """Check before anything is trained that validation can compute `valid_metric`.
+
+    A metric of the answers is computed once with the targets in place of answers, so that missing programs and fields
+    are found now.
+
+    Parameters
+    ----------
+    dataset, hparams, limit
+        As in `AnswerValidation`; `valid_answers` may be None.
+    others : bool
+        The training loop has a `validate` of its own, which may compute other metrics than loss and accuracy.
+
+    Raises
+    ------
+    ConfigError
+        Validation does not compute the metric; the message has those that it does.
+    GenerationError
+        `valid_answers` has options of generation that cannot be used.
+    """
+    best, _, metric = hparams["valid_metric"].rpartition(":")
+    if best not in ("", "min", "max"):
+        raise ConfigError(f"valid_metric is {hparams['valid_metric']!r}; write {metric}, min:{metric} or max:{metric}")
+    known = list(LOSSES)
+    missing: dict[str, Mapping[str, Any]] = {}
+    if hparams["valid_answers"] is not None:
+        options, chosen = choose_answers(dataset, hparams, limit)
+        rows = [dataset.rows[index] for index in chosen]
+        for task in sorted({row["task"] for row in rows}):
+            entry = options["metrics"][task]
+            if not metric.startswith(f"{task}/"):
+                known += [f"{task}/{column.name}" for column in FAMILIES[entry["type"]].columns]
+                continue
+            of_task = [row for row in rows if row["task"] == task]
+            scores, absent = _columns(score_task(of_task, [row["target"] for row in of_task], entry))
+            known += [f"{task}/{name}" for name in scores]
+            missing |= {f"{task}/{name}": reason for name, reason in absent.items()}
+    if metric in missing:
+        raise ConfigError(f"valid_metric: {metric} is missing: {missing[metric]}")
+    if metric not in known and not others:
+        raise ConfigError(f"valid_metric: validation computes {', '.join(known)}, and not {metric}")
+
+
+def _columns(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Mapping[str, Any]]]:
+    """Scores of a task that reports show and that have a value, and the reasons of those that are missing."""
+    values = {column.name: result.get(column.name) for column in FAMILIES[result["type"]].columns}
+    missing = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    return {name: v for name, v in values.items() if v is not None and name not in missing}, missing
 
 
 class AnswerValidation:
@@ -94,24 +186,12 @@ class AnswerValidation:
         limit: int | None = None,
         ctc_head: Mapping[str, Tensor] | None = None,
     ):
-        options = {**DEFAULTS, **hparams["valid_answers"]}
-        if unknown := sorted(options.keys() - {*DEFAULTS, "metrics"}):
-            raise ConfigError(f"valid_answers: unknown entry {unknown[0]!r}; it takes metrics, {', '.join(DEFAULTS)}")
-        if not options.get("metrics"):
-            raise ConfigError("valid_answers: metrics is missing; write task: {type: asr, ...} as for evaluation")
-        for name in ("items", "every"):
-            if type(options[name]) is not int or options[name] < 1:
-                raise ConfigError(f"valid_answers: {name} is {options[name]!r}; write a whole number of at least 1")
+        options, self.chosen = choose_answers(dataset, hparams, limit)
         self.prompts, self.metrics, self.every = dataset.without_answers(), options["metrics"], options["every"]
-        generation = {"max_new_tokens": DEFAULT_NEW_TOKENS, **(hparams["generation"] or {})}
-        generation = replace_options(generation, options["generation"])
         tokenizer, template = dataset.prompt.tokenizer, dataset.prompt.template
-        self.bundle = ModelBundle(model, tokenizer, template, generation, {}, "in training", ctc_head)
+        self.bundle = ModelBundle(model, tokenizer, template, options["generation"], {}, "in training", ctc_head)
         self.bundle.options()  # an error of the options ends the run before the first epoch
-        count = min(options["items"], len(dataset), limit or len(dataset))
-        self.chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
         self.rows = [dataset.rows[index] for index in self.chosen]
-        check_metrics(self.metrics, sorted({row["task"] for row in self.rows}))
         self.sharded, self.attention = sharded, hparams["attention"]
         self.batch_tokens, self.num_workers = hparams["batch_tokens"], hparams["num_workers"]
         self._waveforms: dict[int, Tensor | None] = {}
@@ -135,16 +215,14 @@ class AnswerValidation:
         self.bundle.model.eval()
         with self._ready_to_generate():
             texts = self._answers(after_batch)
-        scores = {}
+        scores: dict[str, float] = {}
         for task in sorted({row["task"] for row in self.rows}):
             indices = [i for i, row in enumerate(self.rows) if row["task"] == task]
             result = score_task([self.rows[i] for i in indices], [texts[i] for i in indices], self.metrics[task])
-            for column in FAMILIES[result["type"]].columns:
-                value = result.get(column.name)
-                if isinstance(value, Mapping):
-                    logger.warning("validation, task %s: %s is missing: %s", task, column.title, value)
-                elif value is not None:
-                    scores[f"{task}/{column.name}"] = value
+            computed, missing = _columns(result)
+            for name, reason in missing.items():
+                logger.warning("validation, task %s: %s is missing: %s", task, name, reason)
+            scores |= {f"{task}/{name}": value for name, value in computed.items()}
         return scores, [Sample(self.rows[i], texts[i], self._waveform(i)) for i in range(len(texts))[:LOGGED_SAMPLES]]
 
     def _answers(self, after_batch: Callable[[], Any]) -> list[str]:

@@ -134,6 +134,11 @@ class PromptTemplate:
         """Names of the slots, without `{turn}` and `{chat}`."""
         return {piece.value for piece in (*self._head, *self._turn) if piece.kind == "slot"}
 
+    @property
+    def fields(self) -> list[str]:
+        """Manifest fields whose text is part of the prompt."""
+        return [*sorted(self.slots - {*_UNWRAPPED, "audio"}), "target"]
+
     def pieces(self, turns: int, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
         """All pieces of a conversation of `turns` turns, including those of the tokenizer's chat template."""
         if self.chat:
@@ -194,10 +199,16 @@ class PromptTemplate:
                 f'row "{row.get("id")}": {marks} {AUDIO_MARK} marks in its instructions for {len(clips)} clips; write '
                 "one mark per clip, or none."
             )
+        if cut[1] and cut[0] == "instruction" and marks:
+            raise PromptError(
+                f'row "{row.get("id")}" is too long by {cut[1]} tokens, and its instruction cannot be cut, because '
+                f"{AUDIO_MARK} marks in instructions give the positions of clips; cut another field, or drop the row."
+            )
         pieces, last = self.pieces(len(turns), tokenizer), len(turns) - 1
         if not with_answer:
             answers = [index for index, piece in enumerate(pieces) if (piece.kind, piece.value) == ("slot", "answer")]
             pieces = pieces[: answers[-1]]
+            cut = ("", 0) if cut[0] == "target" else cut  # the prompt has no answer that could be cut
         slots = {_FIELDS.get(p.value, p.value) for p in pieces if p.kind == "slot" and p.turn == last}
         if cut[1] and cut[0] not in slots:
             raise PromptError(

@@ -20,7 +20,7 @@ from audiolm_lite.config.errors import ConfigError, errors_about
 from audiolm_lite.config.precision import training_precision
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.distributed import processes
-from audiolm_lite.evaluation.validation import AnswerValidation
+from audiolm_lite.evaluation.validation import AnswerValidation, check_validation
 from audiolm_lite.hub.save import save_model
 from audiolm_lite.modeling.audio_language_model import Loss
 from audiolm_lite.modeling.batch import Batch
@@ -230,6 +230,11 @@ class AudioLMBrain(sb.Brain):
                 error = raised
         processes.any_rank(error)
 
+    def check_validation(self, valid: AudioTextDataset) -> None:
+        """Refuse a `valid_metric` that validation cannot compute (see `evaluation.validation.check_validation`)."""
+        own = type(self).validate is not AudioLMBrain.validate
+        check_validation(valid, self.experiment, self.debug_batches if self.debug else None, others=own)
+
     # --- details ------------------------------------------------------------------------------------------------------
 
     @property
@@ -264,6 +269,7 @@ class AudioLMBrain(sb.Brain):
             prompt = train.prompt
             with errors_about(f"distillation {dict(self.hparams.distillation)}"):
                 self.distillation = Distillation(prompt.template, prompt.tokenizer, **self.hparams.distillation)
+        self.check_validation(valid)
         hparams = self.hparams
         self.state = RunState(
             self.model,

@@ -19,6 +19,7 @@ from audiolm_lite.data.mixing import temperature_weights
 from audiolm_lite.data.prompt_builder import PromptBuilder
 from audiolm_lite.data.questions import Questions
 from audiolm_lite.data.selected_rows import select_rows
+from audiolm_lite.decoding.state import check_decoding
 from audiolm_lite.distributed import processes
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.hub.save import check_answer_settings
@@ -52,6 +53,7 @@ def build_model(hparams: Mapping[str, Any]) -> tuple[AudioLanguageModel, PreTrai
     # under FSDP2 the first process reads the LLM and sends each process its shard; quantised weights are not sharded
     sharded = hparams["parallel"] == "fsdp" and hparams["llm"].get("quantization") is None
     llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=sharded and not processes.is_main())
+    require_decoding(llm, hparams)
     encoder = build("encoders", hparams["encoder"]) if hparams["train_encoder"] else None
     source = encoder if encoder is not None else open_store(hparams)
     adapter = build_adapter(
@@ -63,6 +65,41 @@ def build_model(hparams: Mapping[str, Any]) -> tuple[AudioLanguageModel, PreTrai
     rate = audio_token_rate(adapter, frame_seconds(source))
     logger.info("The adapter outputs %.4g audio tokens per second (for a clip of 10 s)", rate)
     return AudioLanguageModel(adapter, llm, encoder, hparams["loss_chunk"], hparams["loss_kernel"]), tokenizer
+
+
+def require_decoding(llm: nn.Module, hparams: Mapping[str, Any], length: int = 1) -> None:
+    """Refuse an LLM that can be trained, but whose answers cannot be decoded.
+
+    Parameters
+    ----------
+    llm : nn.Module
+        Causal language model, with or without a PEFT wrapper.
+    hparams : mapping
+        `llm`, for the message.
+    length : int
+        Tokens of the longest row.
+
+    Raises
+    ------
+    ConfigError
+        Decoding does not support the LLM, or not at this length.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=16, max_position_embeddings=64, **sizes))
+    >>> require_decoding(llm, {"llm": {"source": "owner/llm"}}, length=65)
+    Traceback (most recent call last):
+    audiolm_lite.config.errors.ConfigError: llm: owner/llm cannot answer after training: LlamaConfig: max_length 65 ...
+    """
+    try:
+        check_decoding(llm, length)
+    except ValueError as error:
+        raise ConfigError(
+            f"llm: {hparams['llm']['source']} cannot answer after training: {error}. Choose another LLM or, if the "
+            "length is the reason, shorter rows (max_tokens)"
+        ) from error
 
 
 def configure_model(model: AudioLanguageModel, hparams: Mapping[str, Any], device: str = "cpu") -> None:

@@ -5,7 +5,7 @@ from audiolm_lite.config.precision import training_precision
 from audiolm_lite.config.start import start_run
 from audiolm_lite.distributed import processes
 from audiolm_lite.training.brain import AudioLMBrain
-from audiolm_lite.training.build import build_datasets, build_model
+from audiolm_lite.training.build import build_datasets, build_model, require_decoding
 from audiolm_lite.training.ctc_start import remove_state
 from audiolm_lite.training.handover import is_finished
 from audiolm_lite.training.initialization import initialize_adapter
@@ -40,7 +40,9 @@ def train_stage(argv: list[str]) -> AudioLMBrain | None:
         return None
     model, tokenizer = build_model(hparams)
     datasets = build_datasets(hparams, model, tokenizer)
+    require_decoding(model.llm, hparams, max(int(dataset.lengths.max()) for dataset in datasets.values()))
     brain = hparams["brain"](model, hparams, run_opts)
+    brain.check_validation(datasets["valid"])
     brain.print_parts()
     brain.load_previous_stage()
     initialize_adapter(brain, datasets, tokenizer)

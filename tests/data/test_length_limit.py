@@ -13,6 +13,7 @@ from audiolm_lite.data.length_limit import LengthLimit
 from audiolm_lite.data.lengths import largest
 from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.data.prompt_builder import PromptBuilder
+from audiolm_lite.data.questions import Questions
 from audiolm_lite.data.selected_rows import DatasetError, select_rows
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.features.writer import FeatureWriter
@@ -110,8 +111,56 @@ def test_what_cannot_be_truncated_enough_is_refused(dataset):
         dataset(16, "transcript")
     with pytest.raises(PromptError, match='no field "speaker" to cut'):
         dataset(20, "speaker")
-    with pytest.raises(DatasetError, match="too little audio"):
-        dataset(16, "audio")[1]
+    with pytest.raises(DatasetError, match='row "long" is too long by .* and has too little audio to truncate'):
+        dataset(16, "audio")
+
+
+@pytest.mark.parametrize("name", ["speaker", "answer", "bos", "transcripts"])
+def test_a_name_that_is_no_field_of_the_prompt_is_refused_even_without_long_rows(dataset, name):
+    with pytest.raises(
+        PromptError, match=f'no field "{name}" to cut; it can be instruction, transcript, target, audio'
+    ):
+        dataset(1000, name)
+
+
+def test_audio_is_not_truncated_where_that_changes_nothing(dataset, monkeypatch):
+    """As with a Q-Former, which has as many tokens for any clip, and an encoder that pads each clip to a window."""
+    long = int(dataset().lengths[1])
+    monkeypatch.setattr(f"{__name__}.num_tokens", lambda frames: 4)
+    with pytest.raises(DatasetError, match="last clip has 4 audio tokens, and no shorter one has 3 or fewer"):
+        dataset(long - 1, "audio")
+    assert len(dataset(long, "audio")) == 2
+
+
+def test_instructions_with_marks_are_not_cut(dataset, tmp_path, tokenizer):
+    dataset()  # writes the features
+    write_manifest(tmp_path / "marked.jsonl", [ROWS[1] | {"instruction": "<audio>what is it?"}])
+    prompt = PromptBuilder(TEMPLATE, tokenizer, num_tokens)
+    source, rows = FeatureSource(FeatureStore(tmp_path / "store")), select_rows([tmp_path / "marked.jsonl"])
+    with pytest.raises(PromptError, match='row "long" is too long by 3 tokens.*<audio> marks'):
+        AudioTextDataset(
+            rows,
+            source,
+            prompt,
+            limit=LengthLimit(len(AudioTextDataset(rows, source, prompt)[0].input_ids) - 3, "instruction"),
+        )
+
+
+def test_drawn_questions_are_not_cut(dataset, tmp_path, tokenizer):
+    dataset()
+    row = ROWS[1] | {"instruction": None}
+    write_manifest(tmp_path / "drawn.jsonl", [row], instruction_required=False)
+    rows = select_rows([tmp_path / "drawn.jsonl"], questions=Questions([], 1))
+    source, prompt = FeatureSource(FeatureStore(tmp_path / "store")), PromptBuilder(TEMPLATE, tokenizer, num_tokens)
+    with pytest.raises(DatasetError, match='row "long" is too long by .* and draws its question'):
+        AudioTextDataset(rows, source, prompt, limit=LengthLimit(30, "instruction"))
+
+
+def test_an_answer_is_cut_in_training_and_does_not_matter_in_prompts(dataset):
+    long = int(dataset().lengths[1])
+    cut = dataset(long - 2, "target")
+    assert len(cut[1].input_ids) == long - 2
+    assert cut.without_answers()[1].input_ids == dataset().without_answers()[1].input_ids
 
 
 def test_settings_that_exclude_each_other_are_refused(dataset):

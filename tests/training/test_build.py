@@ -1,6 +1,7 @@
 """Tests of a training run on a tiny model: YAML file, manifests, features or live audio, three stages, export."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -173,6 +174,23 @@ def test_validation_data_has_prompts_without_answers(corpus, tmp_path):
     assert max(dataset[0].labels) >= 0 and max(dataset.without_answers()[0].labels) == -100
     with pytest.raises(ConfigError, match="manifests: no list of files under 'test'"):
         build_dataset(hparams, "test", model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"max_position_embeddings": 16}, "max_length .* is beyond max_position_embeddings 16"),
+        ({"layer_types": ["linear_attention"]}, "linear_attention .* only full causal attention is supported"),
+    ],
+)
+def test_an_llm_that_cannot_answer_is_refused_before_training(corpus, tmp_path, entries, message):
+    shutil.copytree(corpus / "llm", tmp_path / "llm")
+    path = tmp_path / "llm" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu"]
+    with pytest.raises(ConfigError, match=f"cannot answer after training: LlamaConfig: {message}"):
+        train([*command, "--llm.source", str(tmp_path / "llm")])
+    assert not (tmp_path / "stage_1" / "losses.jsonl").exists()
 
 
 def test_stored_features_need_no_encoder(corpus, tmp_path, monkeypatch):

