@@ -89,6 +89,13 @@ def weights_digest(source: str) -> str | None:
     str or None
         Hexadecimal SHA-256 of the tensors (`tensors_digest`) or, for files other than safetensors, of the files. That
         of large weights is stored in the cache folder and used again while sizes and times of the files are the same.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "BEATs.pt").write_bytes(b"weights")
+    >>> weights_digest(str(folder)) == weights_digest(str(folder / "BEATs.pt")) == sha256_of(folder / "BEATs.pt")
+    True
     """
     if source in KNOWN and not Path(source).is_dir():
         record = read_record(backbone_folder(source))

@@ -55,15 +55,15 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", *, merge:
     Raises
     ------
     ModelFolderError
-        Not a model folder, another format version, tensors that are missing or do not belong to the model, a LoRA whose
-        B matrices are all zero, or an encoder or LLM with other weights than those that the model was trained with.
+        Not a model folder, another format version, tensors that are missing or do not belong to the model, or a LoRA
+        whose B matrices are all zero.
     ConfigError
         A configuration that this version of the library does not know.
 
     Warns
     -----
     UserWarning
-        The weights of a backbone that is known by name are not those that the model was trained with.
+        The weights of the encoder or the LLM are not those that the model was trained with.
     """
     folder = model_folder(folder)
     config = read_config(folder)

@@ -126,31 +126,24 @@ def check_backbones(config: Mapping[str, Any], expected: Mapping[str, str], fold
     folder : path
         The model folder, for the message.
 
-    Raises
-    ------
-    ModelFolderError
-        An encoder or LLM, which is not one of `backbones.known`, has other weights.
-
     Warns
     -----
     UserWarning
-        A backbone in the cache has other weights, such as those of another source.
+        An encoder or LLM has other weights.
 
     Examples
     --------
     >>> check_backbones({"encoder": {"type": "logmel"}, "llm": {"source": "owner/llm"}}, {}, getfixture("tmp_path"))
     """
-    if not expected:
-        return
-    for name, digest in backbone_digests(config).items():
-        if digest == expected.get(name, digest):
-            continue
+    for name, digest in other_weights(config, expected).items():
         if name not in KNOWN:
-            raise ModelFolderError(
+            warnings.warn(
                 f"{folder} was trained with other weights of its {name} (digest {expected[name][:16]}) than those here "
-                f"(digest {digest[:16]}), with which its answers are wrong. Give it the model that it was trained with "
-                f"in {CONFIG_FILE}"
+                f"(digest {digest[:16]}). Its answers are wrong unless these are the same model in another precision; "
+                f"name the model that it was trained with in {CONFIG_FILE}.",
+                stacklevel=3,
             )
+            continue
         record = read_record(backbone_folder(name)) or {}
         warnings.warn(
             f"{folder.name} was trained with other weights of {name} (digest {expected[name][:16]}) than those in "
@@ -158,6 +151,18 @@ def check_backbones(config: Mapping[str, Any], expected: Mapping[str, str], fold
             f"{_remedy(name, expected[name])}",
             stacklevel=3,
         )
+
+
+def other_weights(config: Mapping[str, Any], expected: Mapping[str, str]) -> dict[str, str]:
+    """Return the digests of `backbone_digests` that differ from the expected ones.
+
+    Examples
+    --------
+    >>> other_weights({"encoder": {"type": "logmel"}, "llm": {"source": "owner/llm"}}, {"llm": "0a1b"})
+    {}
+    """
+    found = backbone_digests(config) if expected else {}
+    return {name: digest for name, digest in found.items() if digest != expected.get(name, digest)}
 
 
 def _remedy(name: str, digest: str) -> str:

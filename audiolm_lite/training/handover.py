@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import Tensor, nn
 
+from audiolm_lite.backbones.known import KNOWN
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import with_defaults
 from audiolm_lite.hub.folder import CONFIG_FILE, read_config
 from audiolm_lite.hub.load import load_trained, read_ctc_head
-from audiolm_lite.hub.released import check_backbones
+from audiolm_lite.hub.released import check_backbones, other_weights
 from audiolm_lite.modeling.lora import lora_difference
 from audiolm_lite.storage.atomic import atomic_path, write_json
 from audiolm_lite.storage.hashes import sha256_of
@@ -148,9 +149,16 @@ def _load_model_folder(model: nn.Module, hparams: Mapping[str, Any], folder: Pat
         raise ConfigError(
             f"{folder} has another adapter: {'; '.join(different)}. Copy its adapter block into the YAML file"
         )
-    if different := lora_difference(config["llm"].get("lora"), hparams["llm"].get("lora"), "llm.lora"):
+    different = lora_difference(config["llm"].get("lora"), hparams["llm"].get("lora"), "llm.lora")
+    expected = config.get("backbones", {})
+    different += [
+        f"the weights of {name} are others: digest {expected[name][:16]}, now {digest[:16]}"
+        for name, digest in other_weights(hparams, expected).items()
+        if name not in KNOWN  # these have several forms of the same weights, about which `check_backbones` warns
+    ]
+    if different:
         raise ConfigError(f"stage {hparams['stage']} cannot start from {folder}: {'; '.join(different)}")
-    check_backbones(hparams, config.get("backbones", {}), folder)
+    check_backbones(hparams, expected, folder)
     return load_trained(model, folder)
 
 

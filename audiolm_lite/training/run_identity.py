@@ -165,6 +165,12 @@ def comparable_sources(values: Mapping[str, Any], before: Mapping[str, Any], now
         Settings without `inputs`.
     before, now : mapping
         The entries `inputs` of the two settings that are compared.
+
+    Examples
+    --------
+    >>> inputs = {"weights": {"llm": "0a1b"}, "files": {}, "features": None, "previous": None}
+    >>> comparable_sources({"llm": {"source": "/home/me/llm", "lora": None}}, inputs, inputs)
+    {'llm': {'source': '', 'lora': None}}
     """
     known = before["weights"].keys() & now["weights"].keys()
     stored = bool(before["features"] and now["features"])  # the encoder is the one of the features

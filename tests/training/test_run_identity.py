@@ -2,13 +2,13 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.experiment import load_experiment
-from audiolm_lite.hub.folder import ModelFolderError
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.training.build import build_model
 from audiolm_lite.training.run import train_stage
@@ -153,14 +153,16 @@ def trained(original, tmp_path_factory):
     return corpus
 
 
-def test_a_model_folder_does_not_load_with_other_weights_of_the_same_shape(trained, tmp_path):
+def test_a_model_folder_knows_the_weights_that_it_was_trained_with(trained, tmp_path):
     moved = copy(trained, tmp_path / "moved")
     path = moved / "model" / "audiolm_lite.json"
     config = json.loads(path.read_text())
     assert set(config["backbones"]) == {"encoder", "llm"}
     path.write_text(path.read_text().replace(str(trained), str(moved)))
-    # a corrected path does not make another model
-    assert load_model(moved / "model").identity == load_model(trained / "model").identity
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*was trained with other weights")
+        # a corrected path does not make another model
+        assert load_model(moved / "model").identity == load_model(trained / "model").identity
     for part in ("llm", "encoder"):
         weights = moved / part / "model.safetensors"
         kept = weights.read_bytes()
@@ -168,6 +170,9 @@ def test_a_model_folder_does_not_load_with_other_weights_of_the_same_shape(train
             name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in load_file(weights).items()
         }
         save_file(changed, weights, metadata={"format": "pt"})
-        with pytest.raises(ModelFolderError, match=f"was trained with other weights of its {part} "):
-            load_model(moved / "model")
+        with pytest.warns(UserWarning, match=f"was trained with other weights of its {part} "):
+            assert load_model(moved / "model").identity != load_model(trained / "model").identity
+        more = ["--stage", "2", "--previous_stage", str(moved / "model"), "--train_encoder", "true"]
+        with pytest.raises(ConfigError, match=f"cannot start from .*: the weights of {part} are others"):
+            train_stage(command(moved, *more))
         weights.write_bytes(kept)
