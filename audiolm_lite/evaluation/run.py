@@ -12,7 +12,7 @@ from audiolm_lite.config.keys import EVALUATION_KEYS
 from audiolm_lite.config.start import start_run
 from audiolm_lite.evaluation.report import left_out_rows, markdown_table, prompt_notes, stopped_answers, write_report
 from audiolm_lite.evaluation.runner import PREDICTIONS, evaluate
-from audiolm_lite.evaluation.setup import build_test_sets, load_bundle
+from audiolm_lite.evaluation.setup import build_test_sets, evaluation_inputs, load_bundle
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         batch_tokens=hparams["batch_tokens"],
         generation=hparams["generation"],
         num_workers=hparams["num_workers"],
+        inputs=evaluation_inputs(hparams),
     )
     write_report(output / "report.html", metrics, output / PREDICTIONS, title=hparams["title"], notes=hparams["notes"])
     notes = [*prompt_notes(metrics), *stopped_answers(metrics), *left_out_rows(metrics)]

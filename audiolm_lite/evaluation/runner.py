@@ -79,6 +79,7 @@ def evaluate(
     generation: Mapping[str, Any] | None = None,
     backend: Backend | None = None,
     num_workers: int = 0,
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Let a model answer every row of a test set under each control, and score the answers.
 
@@ -114,6 +115,8 @@ def evaluate(
         Of the bundle's LLM; eager if None.
     num_workers : int
         Processes that read features or audio.
+    inputs : mapping, optional
+        JSON values of what else the answers depend on, such as the seed of the controls; recorded and compared.
 
     Returns
     -------
@@ -121,7 +124,7 @@ def evaluate(
         Content of `metrics.json`: `controls` {control: {task: scores, `type`, `stopped`, `left_out` and `speed`}},
         `definitions` {control: what the model receives}, `left_out` {control: {count, kinds: {kind: count}, rows: {id:
         reason}}}, `items`, `prompt_fields` {field of the template, such as transcript: {with, without}: rows with and
-        without text in it}, `generation`, `backend`, `model`, `dtype`, `rows`. `stopped` {loop, limit} counts the
+        without text in it}, `generation`, `backend`, `model`, `dtype`, `rows`, and the entries of `inputs`. `stopped` {loop, limit} counts the
         answers that did not end themselves, `left_out` the rows that could not be answered. `speed` has
         `audio_seconds`, `answer_seconds` and `rtfx`, their ratio, or why it is missing; it is empty if no answer was
         timed. A task with rows of several
@@ -145,6 +148,7 @@ def evaluate(
         "generation": asdict(read_options(replace_options(bundle.generation, generation or {}))),  # today's defaults
         "backend": backend.name if backend else "eager",
         "rows": {control: _rows_hash(dataset.rows) for control, dataset in datasets.items()},
+        **(inputs or {}),
     }
     answers = _earlier_answers(folder, settings)
     left_out = {control: {row.id: row for row in dataset.omitted} for control, dataset in datasets.items()}
@@ -333,7 +337,8 @@ def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, 
     path = folder / SETTINGS
     if path.exists():
         before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
-        if different := [name for name in now if before.get(name) != now[name]]:
+        # What an earlier version did not record is not compared.
+        if different := [name for name in now if name in before and before[name] != now[name]]:
             raise EvaluationError(
                 f"{folder} has the answers of another evaluation ({', '.join(different)} differ); "
                 "delete that folder or choose another one"

@@ -1,6 +1,7 @@
 """The model and the test sets of an evaluation, from its hyperparameters."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from audiolm_lite.data.selected_rows import SelectedRows, select_rows
 from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.evaluation.runner import ADAPTER_ALONE, EvaluationError
 from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.features.store_format import read_header
 from audiolm_lite.hub.folder import CTC_HEAD_FILE
 from audiolm_lite.hub.load import load_model
 
@@ -32,6 +34,20 @@ def load_bundle(hparams: Mapping[str, Any], run_opts: Mapping[str, Any]) -> Mode
     bundle = load_model(hparams["model_folder"], device, merge=True)
     bundle.prepare(hparams["dtype"])
     return bundle
+
+
+def evaluation_inputs(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """What answers depend on besides the model and the rows: seed of the controls, and how features were stored.
+
+    Examples
+    --------
+    >>> evaluation_inputs({"seed": 1986, "feature_folder": None})
+    {'seed': 1986, 'features': 'live'}
+    """
+    folder = hparams["feature_folder"]
+    header = None if folder is None else read_header(Path(folder))
+    stored = "live" if header is None else {name: header.get(name) for name in ("dtype", "long_audio")}
+    return {"seed": hparams["seed"], "features": stored}
 
 
 def build_test_sets(hparams: Mapping[str, Any], bundle: ModelBundle) -> dict[str, AudioTextDataset]:

@@ -14,6 +14,7 @@ Loading builds only components of this library and checks that every tensor of e
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelFolderError(f"{path}: damaged ({error}); download it again") from error
+
+
+def tensor_files(counts: Mapping[str, int]) -> list[str]:
+    """Return the files with the tensors of a model folder, from the entry `tensors` of its configuration.
+
+    Examples
+    --------
+    >>> tensor_files({"lora": 8, "adapter.safetensors": 4})
+    ['adapter.safetensors', 'lora/adapter_model.safetensors']
+    """
+    return [f"{name}/adapter_model.safetensors" if name == "lora" else name for name in sorted(counts)]
 
 
 def stored_name(name: str, component: str) -> str:

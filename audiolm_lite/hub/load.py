@@ -23,6 +23,7 @@ from audiolm_lite.hub.folder import (
     read_tensors,
     resolve_source,
     stored_name,
+    tensor_files,
 )
 from audiolm_lite.hub.released import backbone_digests, check_backbones, model_folder
 from audiolm_lite.language.llm import load_llm
@@ -341,5 +342,5 @@ def _identity(folder: Path, config: Mapping[str, Any], weights: Mapping[str, str
 
     same = {name: map_sources(config[name], by_digest, name) for name in ("encoder", "llm")}
     text = json.dumps({**config, **same, "backbones": None}, sort_keys=True)
-    files = [f"{name}/adapter_model.safetensors" if name == "lora" else name for name in sorted(config["tensors"])]
-    return hashlib.sha256((text + sha256_of(*(folder / file for file in files))).encode()).hexdigest()
+    tensors = sha256_of(*(folder / file for file in tensor_files(config["tensors"])))
+    return hashlib.sha256((text + tensors).encode()).hexdigest()

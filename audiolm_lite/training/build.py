@@ -77,7 +77,7 @@ def require_decoding(llm: nn.Module, hparams: Mapping[str, Any], length: int = 1
     hparams : mapping
         `llm`, for the message.
     length : int
-        Tokens of the longest row.
+        Tokens of the longest row that is to be answered, such as in validation.
 
     Raises
     ------

@@ -40,7 +40,7 @@ def train_stage(argv: list[str]) -> AudioLMBrain | None:
         return None
     model, tokenizer = build_model(hparams)
     datasets = build_datasets(hparams, model, tokenizer)
-    require_decoding(model.llm, hparams, max(int(dataset.lengths.max()) for dataset in datasets.values()))
+    require_decoding(model.llm, hparams, int(datasets["valid"].lengths.max()))
     brain = hparams["brain"](model, hparams, run_opts)
     brain.check_validation(datasets["valid"])
     brain.print_parts()

@@ -18,7 +18,7 @@ from audiolm_lite.config.settings import settings
 from audiolm_lite.data.manifest_table import content_hash
 from audiolm_lite.data.row_checks import ManifestError
 from audiolm_lite.features.store_format import FeatureStoreError, read_header
-from audiolm_lite.hub.folder import CONFIG_FILE
+from audiolm_lite.hub.folder import CONFIG_FILE, read_config, tensor_files
 from audiolm_lite.hub.released import released_or_path
 from audiolm_lite.storage.hashes import sha256_of
 
@@ -250,4 +250,5 @@ def _previous(hparams: Mapping[str, Any]) -> tuple[str, str] | None:
         return str(folder), finished["sha256"]
     if not (folder / CONFIG_FILE).is_file():
         return None
-    return str(folder), sha256_of(*sorted({folder / CONFIG_FILE, *folder.rglob("*.safetensors")}))
+    files = [folder / name for name in tensor_files(read_config(folder)["tensors"])]
+    return (str(folder), sha256_of(*files)) if all(path.is_file() for path in files) else None

@@ -189,3 +189,23 @@ def test_answers_of_earlier_versions_are_scored_again(tmp_path):
     scores = evaluate(FixedModel(fail_after=0), {"normal": FixedDataset()}, METRICS, tmp_path)["controls"]["normal"]
     assert scores["asr"]["wer"] == 0.25 and scores["asr"]["stopped"] == {"loop": 0, "limit": 1}
     assert scores["asr"]["speed"] == {}
+
+
+def test_other_inputs_are_another_evaluation(tmp_path):
+    def run(**inputs):
+        return evaluate(FixedModel(), {"normal": FixedDataset()}, METRICS, tmp_path, batch_tokens=20, inputs=inputs)
+
+    assert run(seed=1, features="live")["seed"] == 1
+    run(seed=1, features="live")
+    for changed in ({"seed": 2, "features": "live"}, {"seed": 1, "features": {"dtype": "int8"}}):
+        with pytest.raises(
+            EvaluationError, match=f"another evaluation .{'seed' if changed['seed'] == 2 else 'features'}"
+        ):
+            run(**changed)
+
+
+def test_an_evaluation_of_an_earlier_version_goes_on(tmp_path):
+    evaluate(FixedModel(), {"normal": FixedDataset()}, METRICS, tmp_path, batch_tokens=20)
+    model = FixedModel()
+    evaluate(model, {"normal": FixedDataset()}, METRICS, tmp_path, batch_tokens=20, inputs={"seed": 1})
+    assert not model.batches  # all answers are there

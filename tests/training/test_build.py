@@ -179,7 +179,7 @@ def test_validation_data_has_prompts_without_answers(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"max_position_embeddings": 16}, "max_length .* is beyond max_position_embeddings 16"),
+        ({"max_position_embeddings": 9}, "max_length .* is beyond max_position_embeddings 9"),
         ({"layer_types": ["linear_attention"]}, "linear_attention .* only full causal attention is supported"),
     ],
 )
