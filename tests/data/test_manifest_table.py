@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from audiolm_lite.data import manifest_table as table_module
 from audiolm_lite.data.manifest import ManifestError, iterate_lines, read_manifest, write_manifest
-from audiolm_lite.data.manifest_table import ManifestTable
+from audiolm_lite.data.manifest_table import ManifestTable, content_hash
 
 text = st.text(st.characters(codec="utf-8"), max_size=12)
 filled = text.filter(str.strip)
@@ -203,3 +203,15 @@ def test_processes_that_build_at_the_same_time_all_get_the_complete_table(tmp_pa
     for worker in workers:
         worker.join()
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_the_hash_of_a_manifest_is_read_from_its_table(tmp_path, monkeypatch):
+    path = tmp_path / "m.jsonl"
+    write_manifest(path, [row("a")])
+    without_table = content_hash(path)
+    assert ManifestTable(path).content == without_table
+    with monkeypatch.context() as unread:
+        unread.setattr(table_module, "_hash", None)
+        assert content_hash(path) == without_table
+    write_manifest(path, [row("b")])
+    assert content_hash(path) != without_table
