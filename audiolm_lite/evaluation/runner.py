@@ -124,11 +124,10 @@ def evaluate(
         Content of `metrics.json`: `controls` {control: {task: scores, `type`, `stopped`, `left_out` and `speed`}},
         `definitions` {control: what the model receives}, `left_out` {control: {count, kinds: {kind: count}, rows: {id:
         reason}}}, `items`, `prompt_fields` {field of the template, such as transcript: {with, without}: rows with and
-        without text in it}, `generation`, `backend`, `model`, `dtype`, `rows`, and the entries of `inputs`. `stopped` {loop, limit} counts the
-        answers that did not end themselves, `left_out` the rows that could not be answered. `speed` has
-        `audio_seconds`, `answer_seconds` and `rtfx`, their ratio, or why it is missing; it is empty if no answer was
-        timed. A task with rows of several
-        datasets also has scores per dataset, under "task, dataset".
+        without text in it}, `generation`, `backend`, `model`, `dtype`, `rows`, and the entries of `inputs`. `stopped`
+        {loop, limit} counts the answers that did not end themselves, `left_out` the rows that could not be answered.
+        `speed` has `audio_seconds`, `answer_seconds` and `rtfx`, their ratio, or why it is missing; it is empty if no
+        answer was timed. A task with rows of several datasets also has scores per dataset, under "task, dataset".
 
     Raises
     ------
