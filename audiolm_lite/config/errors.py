@@ -2,13 +2,20 @@
 
 import difflib
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from safetensors import SafetensorError
+
 # Set to anything but 0: a command that fails prints the traceback, as with --debug.
 DEBUG_VARIABLE = "AUDIOLM_LITE_DEBUG"
+_LIBRARY_ERRORS = (
+    *(OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError),
+    *(pickle.PickleError, SafetensorError),  # of files with weights
+)
 # Longer lists of names than this are not printed in a message.
 _LONGEST_LIST = 20
 
@@ -58,7 +65,7 @@ def errors_about(what: str) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        The code in the `with` block raised an `OSError`, or an error about a type or value.
+        The code in the `with` block raised an `OSError`, or an error about a type, a value or a file with weights.
 
     Examples
     --------
@@ -71,7 +78,7 @@ def errors_about(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+    except _LIBRARY_ERRORS as error:
         raise ConfigError(f"{what}: {describe(error)}") from error
 
 

@@ -132,10 +132,10 @@ def map_sources(config: Mapping[str, Any], change: Callable[[str, str], str], wh
     Parameters
     ----------
     config : mapping
-        The configuration; pretrained models are the entries `source`.
+        The configuration; pretrained models are the entries `source`, and `tokenizer` next to one.
     change : callable
-        Gets a `source` and the path of the mapping that has it ("encoder", "encoder/encoders/speech"); returns the new
-        `source`.
+        Gets a `source` and the path of the mapping that has it ("encoder", "encoder/encoders/speech"), or a `tokenizer`
+        and its own path ("llm/tokenizer"); returns the new one.
     where : str
         Path of `config` itself.
 
@@ -150,6 +150,8 @@ def map_sources(config: Mapping[str, Any], change: Callable[[str, str], str], wh
             changed[name] = map_sources(value, change, f"{where}/{name}")
         elif name == "source" and isinstance(value, str):
             changed[name] = change(value, where)
+        elif name == "tokenizer" and isinstance(value, str) and "source" in config:
+            changed[name] = change(value, f"{where}/tokenizer")
     return changed
 
 

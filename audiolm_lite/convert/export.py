@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from audiolm_lite.backbones.tensor_report import ConversionError
+from audiolm_lite.hub.contents import LORA_FILES
 from audiolm_lite.hub.folder import read_config
 from audiolm_lite.hub.load import load_language_model
 from audiolm_lite.modeling.lora import merge_lora
@@ -32,10 +33,12 @@ def export_lora(folder: Path, out: Path) -> None:
     >>> [file.name for file in (folder / "peft").iterdir()]
     ['adapter_model.safetensors']
     """
-    if "lora" not in read_config(folder)["tensors"]:
+    if "lora" not in read_config(folder)["tensors"]:  # which also checks the files
         raise ConversionError(f"{folder}: this model has no LoRA; export_merged writes its LLM")
     with atomic_folder(out) as unfinished:
-        shutil.copytree(folder / "lora", unfinished, dirs_exist_ok=True)
+        for name in LORA_FILES:
+            if (folder / "lora" / name).is_file():
+                shutil.copyfile(folder / "lora" / name, unfinished / name)
 
 
 def export_merged(folder: Path, out: Path) -> None:

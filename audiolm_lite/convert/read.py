@@ -1,6 +1,5 @@
 """Reading of published files without executing code in them."""
 
-import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from audiolm_lite.backbones.tensor_report import ConversionError
+from audiolm_lite.backbones.untrusted import read_json
+from audiolm_lite.config.errors import ConfigError, describe
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -74,7 +75,7 @@ def read_published(path: Path, patterns: Sequence[str], lora_prefix: str | None 
             _add(result, file, lora_prefix)
     folder = path if path.is_dir() else path.parent
     if (folder / "config.json").is_file():
-        result.config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | result.config
+        result.config = _read_json(folder / "config.json") | result.config
     return result
 
 
@@ -86,7 +87,14 @@ def _add(result: Published, file: Path, prefix: str) -> None:
     result.tensors |= named
     result.config |= config
     if file.name in PEFT_FILES and (file.parent / PEFT_CONFIG).is_file():
-        result.peft = json.loads((file.parent / PEFT_CONFIG).read_text(encoding="utf-8"))
+        result.peft = _read_json(file.parent / PEFT_CONFIG)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except ConfigError as error:
+        raise ConversionError(str(error)) from error
 
 
 def _files(path: Path, patterns: Sequence[str]) -> list[Path]:
@@ -94,7 +102,8 @@ def _files(path: Path, patterns: Sequence[str]) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ConversionError("no such file or folder")
-    files = list(dict.fromkeys(file for pattern in patterns for file in sorted(path.glob(pattern))))
+    found = (file for pattern in patterns for file in sorted(path.glob(pattern)))
+    files = [file for file in dict.fromkeys(found) if file.is_file()]
     if not files:
         raise ConversionError(f"the folder contains none of {', '.join(patterns)}; give the path of the file")
     return files
@@ -128,13 +137,13 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ConversionError(f"{path}: damaged ({error}); download it again") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # PyTorch's restricted reader met something else than tensors and values
         raise ConversionError(
             f"{path}: contains more than tensors and plain values, and reading it would run its code. If you trust the "
             "source, load it in the environment that wrote it, and save its state dict with safetensors."
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise ConversionError(f"{path}: damaged ({error}); download it again") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ConversionError(f"{path}: damaged ({describe(error)}); download it again") from error
     config: dict[str, Any] = {}
     while isinstance(content, Mapping) and not _is_state(content):
         config = dict(content.get("config") or content.get("hyper_parameters") or config)

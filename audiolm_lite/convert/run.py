@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from audiolm_lite.backbones.tensor_report import ConversionError, require_complete, status_table
-from audiolm_lite.config.errors import ConfigError, UserError
+from audiolm_lite.config.errors import ConfigError, UserError, describe
 from audiolm_lite.convert import export
 from audiolm_lite.convert.llm_names import check_lora, lora_block
 from audiolm_lite.convert.read import Published, read_published
@@ -124,7 +124,13 @@ def _block(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     if text.endswith((".yaml", ".yml")):
-        return yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+        try:
+            block = yaml.safe_load(Path(text).read_text(encoding="utf-8"))  # no tags: they could name code
+        except yaml.YAMLError as error:
+            raise UserError(f"{text}: not a YAML block of plain values ({describe(error)}); correct it") from error
+        if not isinstance(block, dict):
+            raise UserError(f"{text}: not a block of entries; see hparams/encoders and hparams/llms")
+        return block
     return {"source": text}
 
 

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     clips = range(0, len(dataset), max(1, len(dataset) // hparams["latency_clips"]))
     tokens = hparams["latency_tokens"]
     llm = bundle.model.llm
-    backend = make_backend(hparams["backend"], llm, 1, int(dataset.lengths.max()) + tokens, output / "compiled")
+    backend = make_backend(hparams["backend"], llm, 1, int(dataset.lengths.max()) + tokens)
     print(f"backend: {backend.name}")
     with torch.inference_mode():
         prompts = [make_prompt(bundle, dataset, i) for i in clips]

@@ -9,6 +9,7 @@ import torchaudio.compliance.kaldi as kaldi
 from torch import Tensor, nn
 
 from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.backbones.untrusted import check_sizes
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.checkpoints import cast_weights, read_checkpoint, weights_digest
 from audiolm_lite.encoders.clip_length import check_clip_length
@@ -101,6 +102,7 @@ class BEATsEncoder(nn.Module):
                 raise ConfigError(f"beats: {path} is not a BEATs checkpoint (no 'cfg' or 'model'); name another file")
             entries, state = checkpoint["cfg"], checkpoint["model"]
         config: dict[str, Any] = _CONFIG | {name: entries[name] for name in _CONFIG if name in entries}
+        check_sizes(f"beats: {path}", config)
         for name, value in _FIXED.items():
             if entries.get(name, value) != value:
                 raise ConfigError(

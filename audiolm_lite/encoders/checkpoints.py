@@ -1,14 +1,13 @@
 """Weights of encoders: reading published checkpoints, their dtype, and a hash of them."""
 
 import hashlib
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.errors import ConfigError, describe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -63,7 +62,9 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def read_checkpoint(where: str, source: str, pattern: str) -> tuple[Path, dict[str, Any]]:
-    """Find and read a PyTorch checkpoint of tensors and plain containers; nothing in it is executed.
+    """Find and read a PyTorch checkpoint of tensors and plain containers with PyTorch's restricted reader.
+
+    Nothing in it is executed. A model folder has no such file: `hub.contents` refuses it.
 
     Parameters
     ----------
@@ -101,11 +102,16 @@ def read_checkpoint(where: str, source: str, pattern: str) -> tuple[Path, dict[s
             raise ConfigError(f"{where}: {source} must contain one file {pattern}, it contains {names}; name the file")
         path = files[0]
     try:
-        return path, torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
         raise ConfigError(
-            f"{where}: {path} is not a valid checkpoint of tensors ({error}); download it again"
+            f"{where}: {path} is not a valid checkpoint of tensors ({describe(error)}); download it again"
         ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{where}: {path} contains a {type(content).__name__}, not tensors by name; name another file"
+        )
+    return path, content
 
 
 def _download(where: str, source: str, pattern: str) -> Path:

@@ -5,6 +5,7 @@ Used by NeMo's multi-encoder SALM (Chen et al. 2023, arXiv 2310.09424) and by SA
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,9 @@ class Fused(nn.Module):
         super().__init__()
         if not isinstance(encoders, Mapping) or len(encoders) < 2:
             raise ConfigError("fused: encoders must name two encoders or more: {speech: {type: ...}, audio: {...}}")
+        for name in encoders:
+            if not re.fullmatch(r"[A-Za-z][\w-]*", str(name), re.ASCII):  # part of the names of parameters and folders
+                raise ConfigError(f"fused: encoders: {name!r:.60} is not a name of letters, digits, _ and -; rename it")
         if align not in _ALIGN:
             raise ConfigError(f"fused: align is {align!r}, it must be one of {', '.join(_ALIGN)}")
         if grid is not None and (align == "pad" or grid not in encoders):

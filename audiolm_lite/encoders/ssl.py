@@ -17,6 +17,8 @@ import transformers
 from torch import Tensor, nn
 
 from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
+from audiolm_lite.backbones.fetch import resolve
+from audiolm_lite.backbones.untrusted import check_published
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.checkpoints import cast_weights, weights_digest
 from audiolm_lite.encoders.clip_length import check_clip_length
@@ -238,7 +240,9 @@ def _load(
     if isinstance(source, dict):
         config = transformers.AutoConfig.for_model(**source)
     else:
-        config = transformers.AutoConfig.from_pretrained(source)
+        source = resolve(str(source))
+        check_published("ssl", source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     if config.model_type not in _KINDS:
         raise ConfigError(f"ssl: {source} is of type {config.model_type!r}, it must be one of {', '.join(_KINDS)}")
     for entry in ("adapter_attn_dim", "conv_pos_batch_norm"):
@@ -250,7 +254,8 @@ def _load(
         if quantized is not None:
             raise ConfigError("ssl: quantization needs pretrained weights, and source is a configuration; name a model")
         return transformers.AutoModel.from_config(config), transformers.Wav2Vec2FeatureExtractor()
-    # Many of these models are published as pickled state dictionaries only: weights_only executes nothing in them.
+    # Many of these models are published as pickled state dictionaries only. weights_only is PyTorch's restricted
+    # reader, and a model folder has no pickles (`hub.contents`).
     model, info = transformers.AutoModel.from_pretrained(
         source,
         config=config,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from audiolm_lite.audio.reading import AUDIO_RULES, SAMPLE_RATE
 from audiolm_lite.backbones.fetch import resolve
+from audiolm_lite.backbones.untrusted import check_published
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.encoders.checkpoints import cast_weights, weights_digest
 from audiolm_lite.encoders.clip_length import SPLIT, check_clip_length
@@ -313,6 +314,8 @@ def _load(
             )
         return _load_openai(source)
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "quantization_config": quantized}
+    options["trust_remote_code"] = False
+    check_published("whisper", source)
     config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     if config.model_type == "voxtral":  # only its audio tower is read: a Whisper encoder under other names
         names = {r"^(model\.)?audio_tower\.": ""}
@@ -340,7 +343,7 @@ def _load_openai(source: str) -> tuple[nn.Module, transformers.WhisperFeatureExt
     if not Path(source).is_file() and source not in whisper.available_models():
         names = ", ".join(whisper.available_models())
         raise ConfigError(f"whisper: {source!r} is not a model folder, .pt file or openai-whisper model: {names}")
-    published = whisper.load_model(source, device="cpu")  # openai-whisper reads with weights_only=True
+    published = whisper.load_model(source, device="cpu")  # PyTorch's restricted reader: weights_only=True
     dims = published.dims
     config = transformers.WhisperConfig(
         d_model=dims.n_audio_state,

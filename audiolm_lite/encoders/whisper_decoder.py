@@ -7,6 +7,7 @@ import transformers
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from audiolm_lite.backbones.untrusted import check_published
 from audiolm_lite.config.errors import ConfigError
 
 # A transcript of 30 s of speech has about 100 tokens. One that is longer than this repeats itself.
@@ -34,10 +35,11 @@ class WhisperDecoder:
 
     def __init__(self, source: str, language: str):
         self.source = source
+        check_published("whisper", source)
         try:
             settings = transformers.GenerationConfig.from_pretrained(source)
             self.tokenizer = transformers.WhisperTokenizerFast.from_pretrained(source)
-        except (OSError, TypeError, ValueError) as error:
+        except Exception as error:  # the tokenizers' own library raises plain exceptions
             raise ConfigError(
                 f"whisper: decoder_language needs the tokenizer and generation_config.json of {source}: {error}"
             ) from error
@@ -55,6 +57,7 @@ class WhisperDecoder:
     def model(self) -> transformers.PreTrainedModel:
         """The decoder's weights."""
         options = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
+        options["trust_remote_code"] = False
         model, info = transformers.WhisperForConditionalGeneration.from_pretrained(self.source, **options)
         if missing := sorted(info["missing_keys"]):
             raise ConfigError(

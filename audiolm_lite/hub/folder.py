@@ -8,13 +8,14 @@ A model folder contains data only, no code and no pickle:
 - `lora/`: the LoRA as PEFT writes it (`PeftModel.from_pretrained` loads it), if one was trained;
 - `llm.safetensors`, `encoder.safetensors`: tensors of the LLM or the encoder that were trained directly;
 - `ctc_head.safetensors`: the CTC head of the adapter (`modeling.ctc`), if a stage had a CTC start;
-- `llm/`, `encoder/`: copies of the pretrained models, if the folder was saved with `bundle=True`.
+- `llm/`, `encoder/`: copies of the pretrained models in safetensors and JSON, with their licences, if the folder was
+  saved with `bundle=True`.
 
-Loading builds only components of this library and checks that every tensor of every file belongs to the model.
+Loading builds only components of this library and of transformers and checks that every tensor of every file belongs to
+the model. `hub.contents` lists what a folder may contain; anything else is refused.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from audiolm_lite.backbones.fetch import resolve
+from audiolm_lite.backbones.licences import LICENCE_PATTERNS
+from audiolm_lite.backbones.untrusted import is_inside, read_json
 from audiolm_lite.config.errors import ConfigError, UserError
+from audiolm_lite.hub.contents import CTC_HEAD_FILE as CTC_HEAD_FILE
+from audiolm_lite.hub.contents import check_config, check_files, check_source
 
 FORMAT = 1
 CONFIG_FILE = "audiolm_lite.json"
-CTC_HEAD_FILE = "ctc_head.safetensors"
-# Files of a pretrained model that are downloaded or copied: no pickles, no code.
-PRETRAINED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-_ENTRIES = {
-    "encoder": dict,
-    "adapter": dict,
-    "llm": dict,
-    "template": str,
-    "generation": dict,
-    "instructions": dict,
-    "tensors": dict,
-}
+MODEL_FILES = ("*.json", "*.safetensors", "README.md", *LICENCE_PATTERNS)  # what is downloaded of a model folder
 
 
 class ModelFolderError(UserError, ValueError):
@@ -61,7 +55,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises
     ------
     ModelFolderError
-        The file is missing, damaged or of another format version.
+        The file is missing, damaged or of another format version, or it or the folder has something that a model folder
+        cannot have (see `hub.contents`).
     ConfigError
         The LLM's configuration has no source.
 
@@ -79,17 +74,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelFolderError(f"{folder}: no {CONFIG_FILE}; this is not a model folder, or saving was interrupted")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFolderError(f"{path}: not valid JSON ({error}); download it again") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        version = config.get("format") if isinstance(config, dict) else None
+        check_files(folder, CONFIG_FILE)
+        config = read_json(path)
+    except ConfigError as error:
+        raise ModelFolderError(str(error)) from error
+    if config.get("format") != FORMAT:
         raise ModelFolderError(
-            f"{path}: format {version!r}, but this version of audiolm_lite reads {FORMAT}; update it"
+            f"{path}: format {config.get('format')!r:.60}, but this version of audiolm_lite reads {FORMAT}; update it"
         )
-    for name, kind in _ENTRIES.items():
-        if not isinstance(config.get(name), kind):
-            raise ModelFolderError(f'{path}: entry "{name}" must be a {kind.__name__}; download the file again')
+    try:
+        check_config(config)
+    except UserError as error:
+        raise ModelFolderError(f"{path}: {error}") from error
     if not isinstance(config["llm"].get("source"), str):
         raise ConfigError(f'{path}: entry "llm" has no "source"; download the file again')
     return config
@@ -115,7 +111,7 @@ def resolve_source(source: str, name: str, folder: Path) -> str:
     Raises
     ------
     ModelFolderError
-        An absolute path that does not exist on this machine.
+        An absolute path that does not exist on this machine, or a source that a model folder cannot have.
 
     Examples
     --------
@@ -126,8 +122,11 @@ def resolve_source(source: str, name: str, folder: Path) -> str:
     >>> resolve_source("owner/llm", "llm", folder)
     'owner/llm'
     """
-    path = (folder / source).resolve()
-    if not Path(source).is_absolute() and path.is_relative_to(folder.resolve()) and path.exists():
+    try:
+        path = check_source(source, folder)
+    except ConfigError as error:
+        raise ModelFolderError(f"{folder / CONFIG_FILE}: {name} source {error}") from error
+    if path is not None:
         return str(path)
     if Path(source).is_absolute() and not Path(source).exists():
         raise ModelFolderError(
@@ -137,7 +136,7 @@ def resolve_source(source: str, name: str, folder: Path) -> str:
     return source
 
 
-def local_folder(source: str | Path, name: str = "model") -> Path:
+def local_folder(source: str | Path, name: str = "model", patterns: Iterable[str] = MODEL_FILES) -> Path:
     """Return a folder itself, or download a repository of the Hugging Face hub and return its local copy.
 
     Parameters
@@ -146,6 +145,8 @@ def local_folder(source: str | Path, name: str = "model") -> Path:
         Folder, backbone that is known by name, or "owner/name" on the hub.
     name : str
         What the source is, for the error message.
+    patterns : iterable of str
+        Patterns of the names of the files to download.
 
     Raises
     ------
@@ -165,7 +166,7 @@ def local_folder(source: str | Path, name: str = "model") -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(PRETRAINED_FILES)))
+        return Path(snapshot_download(str(source), allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelFolderError(
             f"{name} {source}: neither a folder nor a repository that can be downloaded ({error}); check the name"
@@ -178,7 +179,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     ModelFolderError
-        The file is missing or damaged.
+        The file is missing or damaged, or a symbolic link out of its folder.
 
     Examples
     --------
@@ -191,6 +192,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ModelFolderError(f"{path}: no such file; download the model again")
+    if not is_inside(path, path.parent.parent if path.parent.name == "lora" else path.parent):
+        raise ModelFolderError(f"{path}: a symbolic link out of the model folder; copy the file instead")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

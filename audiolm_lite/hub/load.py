@@ -26,6 +26,7 @@ from audiolm_lite.hub.folder import (
     tensor_files,
 )
 from audiolm_lite.hub.released import backbone_digests, check_backbones, model_folder
+from audiolm_lite.hub.sizes import check_built_size, check_encoder_size, check_llm_size, check_rank
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
@@ -68,16 +69,18 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", *, merge:
     """
     folder = model_folder(folder)
     config = read_config(folder)
+    check_encoder_size(config, folder)
     encoder = build("encoders", _resolved(config, "encoder", folder))
     llm, tokenizer = load_language_model(folder, config, merge)
     weights = {name: _resolved(config, name, folder) for name in ("encoder", "llm")}
     check_backbones(weights, config.get("backbones", {}), folder)
-    adapter = build_adapter(
-        config["adapter"],
-        feature_dim=encoder.feature_dim,
-        num_layers=encoder.num_layers,
-        llm_dim=llm.get_input_embeddings().embedding_dim,
-    )
+    sizes = {
+        "feature_dim": encoder.feature_dim,
+        "num_layers": encoder.num_layers,
+        "llm_dim": llm.get_input_embeddings().embedding_dim,
+    }
+    check_built_size("adapter", lambda: build_adapter(config["adapter"], **sizes), [folder / "adapter.safetensors"])
+    adapter = build_adapter(config["adapter"], **sizes)
     model = AudioLanguageModel(adapter, llm, encoder)
     counts = config["tensors"]
     for component in ("adapter", "encoder"):
@@ -236,11 +239,14 @@ def load_language_model(
     llm_config = _resolved(config, "llm", folder)
     lora, path = llm_config.get("lora"), folder / "lora" / "adapter_model.safetensors"
     stored = {} if lora is None else read_tensors(path)
+    if lora is not None:
+        check_rank(lora, stored, path)
     if lora is not None and (different := lora_difference(_recorded_block(path.parent, lora), lora, "llm.lora")):
         raise ModelFolderError(
             f"{folder / CONFIG_FILE}: {'; '.join(different)}, as {path.parent / PEFT_CONFIG} records; correct it, or "
             "download the model again"
         )
+    check_llm_size(Path(llm_config["source"]), folder)
     merge = merge and all(name.endswith(LORA_TENSORS) for name in stored)
     merge = merge and lora is not None and not lora.get("dora") and llm_config.get("quantization") is None
     llm, tokenizer = load_llm({**llm_config, "lora": None} if merge else llm_config)

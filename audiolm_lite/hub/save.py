@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 
 from audiolm_lite.config.registry import map_sources
 from audiolm_lite.decoding.options import read_options
+from audiolm_lite.hub.bundle import copy_pretrained
 from audiolm_lite.hub.folder import (
     CONFIG_FILE,
     CTC_HEAD_FILE,
     FORMAT,
-    PRETRAINED_FILES,
     ModelFolderError,
-    local_folder,
     lora_is_trained,
     stored_name,
 )
@@ -54,7 +52,8 @@ def save_model(
         Names of tensors that differ from the pretrained files, in addition to those that require gradients now. For
         example those trained in an earlier stage.
     bundle : bool
-        Copy the pretrained models into the folder, so that it can be loaded without anything else.
+        Copy the pretrained models into the folder, so that it can be loaded without anything else, with the files of
+        their licences, notices and use policies.
     ctc_head : mapping, optional
         Tensors of the adapter's CTC head, as `CTCHead.tensors` returns them.
 
@@ -146,8 +145,18 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
     }
     if digests := backbone_digests(config, by_name=not bundle):
         config["backbones"] = digests
+    licences: dict[str, Any] = {}
+
+    def stored(source: str, name: str) -> str:
+        if bundle and not Path(source).expanduser().resolve().is_relative_to(folder.resolve()):
+            licences[name] = copy_pretrained(source, folder / name, name)
+            return name
+        return _stored_source(source, folder)
+
     for name in ("encoder", "llm"):
-        config[name] = map_sources(config[name], partial(_stored_source, folder=folder, bundle=bundle), name)
+        config[name] = map_sources(config[name], stored, name)
+    if licences:
+        config["licences"] = licences
     return config
 
 
@@ -197,30 +206,17 @@ def write_config(folder: Path, config: Mapping[str, Any], counts: Mapping[str, i
     write_json(folder / CONFIG_FILE, {**config, "tensors": dict(counts)})
 
 
-def _stored_source(source: str, name: str, folder: Path, bundle: bool) -> str:
+def _stored_source(source: str, folder: Path) -> str:
     """Source of a pretrained model as the folder's configuration stores it; `resolve_source` is the inverse.
 
     Relative path inside the folder, absolute path elsewhere, or name on the hub.
     """
     path = Path(source).expanduser()
-    if bundle and not path.resolve().is_relative_to(folder.resolve()):
-        _copy_pretrained(local_folder(source, name), folder / name)
-        return name
     if not path.exists():
         return source
     path = path.resolve()
     inside = path.is_relative_to(folder.resolve())
     return path.relative_to(folder.resolve()).as_posix() if inside else str(path)
-
-
-def _copy_pretrained(source: Path, target: Path) -> None:
-    files = sorted({path for pattern in PRETRAINED_FILES for path in source.glob(pattern)})
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ModelFolderError(f"{source}: no .safetensors file, which bundle=True needs; convert the model first")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for path in files:
-        shutil.copyfile(path, target / path.name)
 
 
 def _save_lora(llm: nn.Module, folder: Path, base: str) -> int:

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file
 
 from audiolm_lite.backbones.fetch import resolve
-from audiolm_lite.config.errors import ConfigError, errors_about
+from audiolm_lite.backbones.untrusted import check_published
+from audiolm_lite.config.errors import ConfigError, describe, errors_about
 from audiolm_lite.language.voxtral import NOT_QUANTIZED, load_tekken, load_voxtral_llm
 from audiolm_lite.modeling.quantization import bitsandbytes_config
 
@@ -65,7 +66,10 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     dtype = getattr(torch, config["dtype"])
     source = resolve(config["source"])
     tokenizer_source = resolve(config["tokenizer"] or config["source"])
-    # A model's own code is never run. trust_remote_code=None would ask on the terminal.
+    # A model's own code is never run. trust_remote_code=None would ask on the terminal. Models that transformers has
+    # itself, such as Phi, may still offer theirs.
+    for named in dict.fromkeys((source, tokenizer_source)):
+        check_published("llm", named, ignore_code=True)
     with errors_about(f"llm: source {config['source']!r} is not a model's folder, and cannot be loaded by this name"):
         published = AutoConfig.from_pretrained(source, trust_remote_code=False)
     voxtral = published.model_type == "voxtral"
@@ -82,7 +86,11 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     else:
         with errors_about(f"llm: the weights of {config['source']!r} cannot be loaded"):
             llm = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, quantization_config=quantization, trust_remote_code=False
+                source,
+                dtype=dtype,
+                quantization_config=quantization,
+                trust_remote_code=False,
+                weights_only=True,
             )
     tokenizer = _load_tokenizer(tokenizer_source)
     if config["lora"] is not None:
@@ -93,9 +101,14 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     if cached_file(source, "tekken.json", **optional) and not cached_file(source, "tokenizer.json", **optional):
-        return load_tekken(source)
-    with errors_about(f"llm: the tokenizer of {source!r} cannot be loaded"):
+        with errors_about(f"llm: tekken.json of {source!r} is damaged"):
+            return load_tekken(source)
+    try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # the tokenizers' own library raises plain exceptions
+        raise ConfigError(
+            f"llm: the tokenizer of {source!r} cannot be loaded; code of a repository is never run: {describe(error)}"
+        ) from error
 
 
 def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:

@@ -21,6 +21,8 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
+# Limits of a tekken.json that is read: special tokens, and letters of a token in base64. Voxtral's has 1000 and 172.
+MOST_TOKENS, LONGEST = 100_000, 2000
 # Modules that are not quantized, with their names in transformers 4 and 5. The list replaces the default of
 # transformers, which is the output layer, so it includes the output layer.
 NOT_QUANTIZED = [
@@ -56,11 +58,13 @@ def load_voxtral_llm(source: str, config: VoxtralConfig, **options: Any) -> nn.M
     >>> type(llm).__name__, llm.lm_head
     ('LlamaForCausalLM', Linear(in_features=8, out_features=16, bias=False))
     """
-    voxtral = VoxtralForConditionalGeneration.from_pretrained(source, use_safetensors=True, **options)
+    voxtral = VoxtralForConditionalGeneration.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=False, **options
+    )
     if not hasattr(voxtral, "model"):  # in transformers 4 its language model is a causal LM
         return voxtral.language_model
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(config.text_config)
+        llm = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
     llm.model, llm.lm_head = voxtral.model.language_model, voxtral.lm_head
     llm.generation_config = voxtral.generation_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
@@ -99,6 +103,12 @@ def load_tekken(source: str) -> PreTrainedTokenizerBase:
     content = json.loads(Path(cached_file(source, "tekken.json")).read_text(encoding="utf-8"))
     config = content["config"]
     special = [entry["token_str"] for entry in sorted(content["special_tokens"], key=lambda entry: entry["rank"])]
+    if config["default_num_special_tokens"] > MOST_TOKENS or any(
+        len(e["token_bytes"]) > LONGEST for e in content["vocab"]
+    ):
+        raise ValueError(
+            f"tekken.json: more than {MOST_TOKENS} special tokens, or a token of more than {LONGEST} letters"
+        )
     special += [f"<SPECIAL_{number}>" for number in range(len(special), config["default_num_special_tokens"])]
     # Entries beyond the size of the vocabulary are unused.
     entries = content["vocab"][: config["default_vocab_size"] - len(special)]

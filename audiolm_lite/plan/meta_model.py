@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
 from audiolm_lite.backbones.fetch import resolve
+from audiolm_lite.backbones.untrusted import check_published
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build, map_sources
 from audiolm_lite.language.llm import load_llm
@@ -83,6 +84,7 @@ def build_meta_encoder(block: Mapping) -> nn.Module:
         source = resolve(source)
         if "/" not in source and not Path(source).is_dir():  # openai-whisper's names
             source = f"openai/whisper-{source}"
+        check_published(where, source)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).to_dict()
         if config["model_type"] == "whisper":
             config["preprocessor"] = transformers.WhisperFeatureExtractor.from_pretrained(source).to_dict()

@@ -23,7 +23,7 @@ A light audio language model, trained with audiolm_lite: it transcribes speech, 
 | adapter | `{adapter}` |
 | LLM | `{llm}` |
 
-The prompt is `{template}`. Loading reads safetensors and JSON only.
+The prompt is `{template}`. Loading this folder reads safetensors and JSON only and runs no code from it{bases}.
 
 ```python
 from audiolm_lite import AudioLM
@@ -45,7 +45,7 @@ over the test items.
 _LICENCES = """
 ## Licences
 
-The tensors of this model (adapter, LoRA) are under {licence}. They are used with
+{own} They are used with
 
 {backbones}
 """
@@ -57,6 +57,7 @@ def model_card(
     metrics: Mapping[str, Any] | None = None,
     notes: str = "",
     licence: str | None = None,
+    licences: Mapping[str, str | None] | None = None,
 ) -> str:
     """Write the text of a model card.
 
@@ -71,8 +72,10 @@ def model_card(
     notes : str
         Markdown that follows the results, such as training data, commands and limits.
     licence : str, optional
-        SPDX identifier of the licence of the trained tensors. With it, the card lists the licences of the backbones
-        that are known by name.
+        SPDX identifier of the licence of the trained tensors.
+    licences : mapping, optional
+        Source of a pretrained model -> its licence; None: unknown. Those of backbones that are known by name and of
+        copies in the folder need not be given.
 
     Returns
     -------
@@ -92,24 +95,39 @@ def model_card(
     """
     named = [source for name in ("encoder", "llm") for source in sources(config[name])]
     known = {source: KNOWN[source] for source in named if source in KNOWN}
-    base_models = [known[source].hub.repo if source in known else source for source in named]
-    base_models = [source for source in base_models if "/" in source]
+    copies = config.get("licences", {})
+    base_models = [known[source].hub.repo if source in known else source for source in named if source not in copies]
+    base_models = [source for source in [*base_models, *(copy["model"] for copy in copies.values())] if "/" in source]
     text = _CARD.format(
         licence=f"license: {licence.lower()}\n" if licence else "",
         base_models="".join(["base_model:\n", *(f"- {base}\n" for base in base_models)]) if base_models else "",
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
+        bases="" if all(source in copies for source in named) else ", nor from the models that it names",
         template=json.dumps(config["template"], ensure_ascii=False),
         **{name: json.dumps(config[name], ensure_ascii=False) for name in ("encoder", "adapter", "llm")},
     )
     text += _RESULTS.format(table=markdown_table(metrics)) if metrics else ""
     text += f"\n{notes.strip()}\n" if notes else ""
-    if licence:
-        digests = config.get("backbones", {})
-        rows = [
-            f"- `{name}` ([{backbone.hub.repo}](https://huggingface.co/{backbone.hub.repo})), {backbone.licence}; "
-            f"trained with the weights of digest `{digests.get(name, 'unknown')}`"
-            for name, backbone in known.items()
-        ]
-        text += _LICENCES.format(licence=licence, backbones="\n".join(rows) or "no backbone that is known by name")
-    return text
+    own = f"The tensors of this model (adapter, LoRA) are under {licence}."
+    if licence is None:
+        own = "No licence has been chosen for the tensors of this model (adapter, LoRA)."
+    rows = [_licence_row(source, config, dict(licences or {})) for source in dict.fromkeys(named)]
+    return text + _LICENCES.format(own=own, backbones="\n".join(rows) or "- no pretrained model")
+
+
+def _licence_row(source: str, config: Mapping[str, Any], licences: Mapping[str, str | None]) -> str:
+    """What the card says of the licence of a pretrained model."""
+    if source in KNOWN:
+        known, digest = KNOWN[source], config.get("backbones", {}).get(source, "unknown")
+        return (
+            f"- `{source}` ([{known.hub.repo}](https://huggingface.co/{known.hub.repo})), {known.licence}; trained "
+            f"with the weights of digest `{digest}`"
+        )
+    if copy := config.get("licences", {}).get(source):
+        files = (
+            f"; its terms are in {', '.join(f'`{source}/{file}`' for file in copy['files'])}" if copy["files"] else ""
+        )
+        return f"- `{copy['model']}`, copied to `{source}/`, {copy['licence'] or 'licence not stated'}{files}"
+    page = f" ([its page](https://huggingface.co/{source}))" if "/" in source else ""
+    return f"- `{source}`{page}, {licences.get(source) or 'licence not stated'}"

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from audiolm_lite.backbones.licences import licence_of
 from audiolm_lite.config.registry import sources
+from audiolm_lite.hub.contents import TENSOR_FILES
 from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError, read_config
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.sharing.model_card import model_card
@@ -21,7 +23,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     Parameters
     ----------
     folder : str or path
-        The model folder. Only the model's own files are uploaded, no checkpoints and logs.
+        The model folder. Only the model's own files are uploaded, no checkpoints and logs. Their names are those of the
+        format, never patterns from the folder.
     repo_id : str
         Name on the hub, "owner/name"; created if it does not exist.
     private : bool
@@ -46,10 +49,13 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     if not (folder / "README.md").exists():
         metrics = folder / "metrics.json"
         results = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None
-        write_text(folder / "README.md", model_card(config, repo_id, results))
+        licences = {source: licence_of(source) for source in sources(config["encoder"]) + sources(config["llm"])}
+        write_text(folder / "README.md", model_card(config, repo_id, results, licences=licences))
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    files = [CONFIG_FILE, "README.md", "metrics.json", *config["tensors"], "lora/*", "llm/*", "encoder/*"]
+    # `load_model` has refused folders in which lora, llm and encoder have other files than those of the format.
+    tensors = [name for name in TENSOR_FILES if name in config["tensors"]]
+    files = [CONFIG_FILE, "README.md", "metrics.json", *tensors, "lora/*", "llm/*", "encoder/*"]
     return str(api.upload_folder(folder_path=folder, repo_id=repo_id, allow_patterns=files))
 
 

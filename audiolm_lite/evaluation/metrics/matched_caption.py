@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from audiolm_lite.backbones.fetch import resolve
+from audiolm_lite.backbones.untrusted import check_modules, check_published
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.evaluation.metrics.classification import COLUMNS, score_labels
 from audiolm_lite.evaluation.metrics.family import MetricFamily, check_lengths
@@ -84,7 +85,10 @@ def _by_embedding(source: str, captions: list[str], classes: list[str]) -> Tenso
         raise ConfigError(
             'matcher embedding needs sentence-transformers: pip install "audiolm_lite[captioning]"'
         ) from error
-    model = SentenceTransformer(resolve(source))
+    source = resolve(source)
+    check_published("matcher", source, ignore_code=True)
+    check_modules("matcher", source)
+    model = SentenceTransformer(source, trust_remote_code=False)
     texts = [LABEL_TEXT.format(label=label.replace("_", " ")) for label in classes]
     left, right = (
         model.encode(
@@ -101,8 +105,10 @@ def _by_llm(source: str, captions: list[str], classes: list[str]) -> Tensor:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_published("matcher", source, ignore_code=True)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    llm = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False).to(device).eval()
+    llm = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False, weights_only=True)
+    llm = llm.to(device).eval()
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ends = [tokenizer.encode(label.replace("_", " "), add_special_tokens=False) for label in classes]
     scores = torch.empty(len(captions), len(classes))
