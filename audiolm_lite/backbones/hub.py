@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from audiolm_lite.backbones.known import WEIGHTS, Hub
+from audiolm_lite.backbones.licences import is_licence
 from audiolm_lite.storage.hashes import sha256_of
 
 TIMEOUT = 5.0  # seconds until the hub counts as unreachable
-# Weights, configurations and tokenizers in transformers' format; no pickles, and no code.
+# Weights, configurations and tokenizers in transformers' format; no pickles, and no code. Licences are added.
 FILES = (
     WEIGHTS,
     "config.json",
@@ -67,7 +68,9 @@ def fetch_from_hub(hub: Hub, folder: Path, downloads: Path, announce: Callable[[
         raise Unavailable("HF_HUB_OFFLINE is set")
     try:
         info = model_info(hub.repo, revision=hub.revision, files_metadata=True, timeout=TIMEOUT)
-        files = {file.rfilename: file for file in info.siblings or [] if file.rfilename in FILES}
+        names = {file.rfilename for file in info.siblings or [] if "/" not in file.rfilename}
+        names = {*FILES, *filter(is_licence, names)}
+        files = {file.rfilename: file for file in info.siblings or [] if file.rfilename in names}
         announce(origin, sum(file.size or 0 for file in files.values()) / 1e6)
         snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(files), local_dir=downloads)
     except Exception as error:  # the exceptions of its client differ between versions (requests, httpx)

@@ -11,8 +11,8 @@ token, so that each gets kernels for its own shapes. The cache is an argument th
 weights are those of the live model: a `.pt2` contains code only, is valid for any weights of these shapes, and needs no
 second copy of them in memory.
 
-A `.pt2` is native code. Every command stores it in the user's own cache folder, which AUDIOLM_LITE_CACHE moves, and
-loads it from there only: never from a folder of results or of a model, which may be shared.
+A `.pt2` is native code. Commands store it in and load it from the user's own cache folder only, which
+AUDIOLM_LITE_CACHE moves: never a folder of results or of a model, which may be shared.
 """
 
 import hashlib
@@ -99,8 +99,7 @@ def make_backend(
         Capacity in tokens: prompt and answer together.
     cache_folder : path, optional
         Where "aoti" stores its packages, each in a folder named by a fingerprint of everything it depends on. By
-        default `compiled` in `storage.cache.cache_folder()`, which all commands use; another one, for example to
-        measure the time of compiling, must not be a folder that other people can write to.
+        default `compiled` in `storage.cache.cache_folder()`, which all commands use. Nobody else may write to it.
 
     Returns
     -------

@@ -87,8 +87,9 @@ def check_config(config: Mapping[str, Any]) -> None:
                 f'entry "instructions": {name!r:.60} is not one of {", ".join(_INSTRUCTIONS)} with a text'
             )
     for name, digest in config.get("backbones", {}).items():
-        if name not in KNOWN or not re.fullmatch("[0-9a-f]{64}", str(digest)):
-            raise ConfigError(f'entry "backbones": {name!r:.60} is not a known backbone with a digest; update it')
+        block = re.fullmatch(r"(encoder|llm)(/[\w-]+)*", name)
+        if not (name in KNOWN or block) or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+            raise ConfigError(f'entry "backbones": {name!r:.60} is not a pretrained model with a digest; remove it')
     for name, copy in config.get("licences", {}).items():
         if name.split("/")[0] not in PRETRAINED_FOLDERS or not _is_licence_entry(copy):
             raise ConfigError(f'entry "licences": {name!r:.60} is not a copied model with its licence; remove it')
@@ -216,6 +217,8 @@ def check_files(folder: Path, config_file: str) -> None:
                 _check_configuration(path)
             elif path.name == INDEX:
                 check_index(path)
+            elif path.name == LORA_CONFIG:
+                read_json(path)
 
 
 def _is_pretrained_file(name: str) -> bool:

@@ -3,6 +3,8 @@
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch._inductor import exc
 
 from audiolm_lite.decoding import DecodeState, Sampling, decode_step, generate
 from audiolm_lite.decoding.backend import eager_backend
-from audiolm_lite.deploy import available_backends, make_backend
+from audiolm_lite.deploy import available_backends, make_backend, run
 from audiolm_lite.deploy.backends import BackendError, _export, _fastest, _fingerprint
 from tests.tiny import tiny_llm
 
@@ -179,6 +181,35 @@ def test_compiled_code_is_stored_in_the_cache_folder(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_backend("aoti", make_llm(), 1, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["compiled"]
+
+
+def test_the_latency_command_stores_compiled_code_in_the_cache_folder_only(tmp_path, monkeypatch):
+    if reason := available_backends()["aoti"]:
+        pytest.skip(reason)
+    output, written = tmp_path / "results", []
+
+    def interrupted(graph, package_path, inductor_configs):
+        written.append(Path(package_path))
+        raise KeyboardInterrupt
+
+    class Clips:
+        lengths = torch.tensor([4])
+
+        def __len__(self):
+            return 1
+
+    hparams = {"output_folder": str(output), "backend": "aoti", "latency_clips": 1, "latency_tokens": 2}
+    bundle = SimpleNamespace(model=SimpleNamespace(llm=make_llm()), eos_ids=())
+    monkeypatch.setattr(run, "load_experiment", lambda argv, keys: (hparams, {}, ""))
+    monkeypatch.setattr(run, "start_run", lambda hparams, resolved: output.mkdir())
+    monkeypatch.setattr(run, "load_bundle", lambda hparams, run_opts: bundle)
+    monkeypatch.setattr(run, "build_test_sets", lambda hparams, bundle: {"normal": Clips()})
+    monkeypatch.setenv("AUDIOLM_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.main([])
+    assert [path.is_relative_to(tmp_path / "cache" / "compiled") for path in written] == [True]
+    assert list(output.iterdir()) == []
 
 
 def test_unusable_arguments_are_refused():
