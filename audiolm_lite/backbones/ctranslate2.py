@@ -9,7 +9,6 @@ The file is a list of named arrays (source: CTranslate2, `python/ctranslate2/spe
 A string is a uint16 length and that many bytes, the last of which is zero. All numbers are little endian.
 """
 
-import json
 import re
 import struct
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from audiolm_lite.backbones.known import WEIGHTS
 from audiolm_lite.backbones.tensor_report import ConversionError, TensorStatus, compare, require_complete
+from audiolm_lite.backbones.untrusted import read_json
 
 FILE = "model.bin"
 _DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
@@ -290,7 +290,7 @@ def _generation(
     file: Path, tokenizer: transformers.PreTrainedTokenizerBase, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Entries of generation_config.json, as openai publishes them with its models."""
-    published = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    published = read_json(file) if file.is_file() else {}
     vocabulary = tokenizer.get_vocab()
     token = {
         name: vocabulary.get(f"<|{name}|>")

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from audiolm_lite.backbones.known import WEIGHTS
 from audiolm_lite.backbones.tensor_report import ConversionError, TensorStatus, compare, require_complete
+from audiolm_lite.backbones.untrusted import check_sizes
+from audiolm_lite.config.errors import describe
 
 _RULES = [
     (r"token_embd\.weight", "model.embed_tokens.weight"),
@@ -59,11 +61,13 @@ def convert(source: Path, folder: Path) -> list[TensorStatus]:
     try:
         reader = gguf.GGUFReader(files[0])
         fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{files[0].name}: not a GGUF file, or damaged ({error}); download it again") from error
+    except Exception as error:  # the reader trusts the numbers of its file
+        problem = describe(error)
+        raise ConversionError(f"{files[0].name}: not a GGUF file, or damaged ({problem}); download it again") from error
     tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
     try:
         config = _config(fields, tied)
+        check_sizes(files[0].name, config.to_dict())
         tokenizer = _tokenizer(fields)
     except KeyError as error:
         raise ConversionError(f"{files[0].name}: no entry {error.args[0]!r}; download the file again") from error

@@ -6,8 +6,10 @@ from pathlib import Path
 from audiolm_lite.backbones.known import KNOWN
 
 # Words in the names of such files; "?" is any character or none.
-_WORDS = ("license", "licence", "notice", "copying", "copyright", "patents", "agreement", "eula")
-_WORDS += ("use?policy", "usage?policy", "acceptable?use", "terms?of?use")
+_WORDS = (
+    *("license", "licence", "notice", "copying", "copyright", "patents", "agreement", "eula"),
+    *("use?policy", "usage?policy", "acceptable?use", "terms?of?use"),
+)
 _LICENCE = re.compile("|".join(word.replace("?", ".?") for word in _WORDS), re.IGNORECASE)
 # The same as patterns of the hub's client, which distinguish upper and lower case.
 LICENCE_PATTERNS = tuple(

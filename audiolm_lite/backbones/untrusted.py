@@ -18,7 +18,10 @@ DEEPEST_JSON = 40
 LARGEST_SIZE = 2**25  # vocabularies have up to 2**19 entries, positions up to 10**7
 MOST_MODULES = 2**12  # layers, blocks and experts, each of which takes time to build
 # Files that decide which classes are built and which further files are read.
-CONFIGURATIONS = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+CONFIGURATIONS = (
+    *("config.json", "generation_config.json"),
+    *("preprocessor_config.json", "processor_config.json", "tokenizer_config.json"),
+)
 INDEX = "model.safetensors.index.json"
 LORA_CONFIG = "adapter_config.json"
 
