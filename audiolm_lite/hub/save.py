@@ -143,8 +143,6 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
         "generation": dict(experiment.get("generation") or DEFAULT_GENERATION),
         "instructions": DEFAULT_INSTRUCTIONS | dict(experiment.get("instructions") or {}),
     }
-    if digests := backbone_digests(config, by_name=not bundle):
-        config["backbones"] = digests
     licences: dict[str, Any] = {}
 
     def stored(source: str, name: str) -> str:
@@ -153,8 +151,15 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
             return name
         return _stored_source(source, folder)
 
-    for name in ("encoder", "llm"):
-        config[name] = map_sources(config[name], stored, name)
+    def present(source: str, name: str) -> str:
+        return str(folder / name) if name in licences else source
+
+    blocks = {name: config[name] for name in ("encoder", "llm")}
+    config |= {name: map_sources(block, stored, name) for name, block in blocks.items()}
+    # Of the copies, because a tokenizer may have been written in another form.
+    blocks = {name: map_sources(block, present, name) for name, block in blocks.items()}
+    if digests := backbone_digests(blocks, by_name=not bundle):
+        config["backbones"] = digests
     if licences:
         config["licences"] = licences
     return config
