@@ -17,6 +17,7 @@ LARGEST_JSON = 16 * 2**20  # bytes; vocabularies and tokenizers, which may be la
 DEEPEST_JSON = 40
 LARGEST_SIZE = 2**25  # vocabularies have up to 2**19 entries, positions up to 10**7
 MOST_MODULES = 2**12  # layers, blocks and experts, each of which takes time to build
+MOST_SECONDS = 3600  # of a clip, as which a spectrogram may be padded
 # Files that decide which classes are built and which further files are read.
 CONFIGURATIONS = (
     *("config.json", "generation_config.json"),
@@ -30,6 +31,8 @@ _SIZE = re.compile(
     r"expansion|factor|n_fft|hop_length|chunk_length|sampling_rate)$|^(num|n|d|conv)_"
 )
 _MODULES = re.compile(r"(layers?|blocks|experts|codebooks)$")
+# Sizes that something is divided by.
+_POSITIVE = ("stride", "conv_stride", "pool", "window", "hop_length", "n_fft", "chunk_length", "sampling_rate")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,12 +114,17 @@ def check_sizes(where: str, content: Any, name: str = "") -> None:
         return
     if type(content) not in (int, float) or not _is_size(name):
         return
-    largest = MOST_MODULES if _MODULES.search(name) else LARGEST_SIZE
-    if not 0 <= content <= largest:
-        raise ConfigError(f"{where}: {name} is {content}; it must be from 0 to {largest}. Download the file again")
+    largest = MOST_SECONDS if name.endswith("_seconds") else MOST_MODULES if _MODULES.search(name) else LARGEST_SIZE
+    least = 1 if name in _POSITIVE else 0
+    if not least <= content <= largest:
+        raise ConfigError(
+            f"{where}: {name} is {content}; it must be from {least} to {largest}. Download the file again"
+        )
 
 
 def _is_size(name: str) -> bool:
+    if name in _POSITIVE or name.endswith("_seconds"):
+        return True
     return bool(_SIZE.search(name) or _MODULES.search(name)) and not name.endswith(("_id", "_ids", "_token"))
 
 

@@ -30,7 +30,7 @@ CTC_HEAD_FILE = "ctc_head.safetensors"
 TENSOR_FILES = ("adapter.safetensors", "llm.safetensors", "encoder.safetensors", CTC_HEAD_FILE)
 LORA_FILES = (LORA_CONFIG, "adapter_model.safetensors")
 PRETRAINED_FOLDERS = ("encoder", "llm")
-MOST_TOKENS = 2**17  # of an answer
+MOST_TOKENS, MOST_BEAMS = 2**17, 2**8  # of an answer
 _REQUIRED = {
     "encoder": dict,
     "adapter": dict,
@@ -97,9 +97,20 @@ def check_config(config: Mapping[str, Any]) -> None:
         check_entries(Path(f'entry "{name}"'), config[name])
         check_sizes(f'entry "{name}"', config[name])
         _check_numbers(name, config[name])
+    if not isinstance(config["llm"].get("tokenizer") or "", str):
+        raise ConfigError('entry "llm": tokenizer must be a name or a folder; download the file again')
+    lora = config["llm"].get("lora")
+    if lora is not None and not _is_lora(lora):
+        raise ConfigError(f'entry "llm": lora is {lora!r:.100}, without numbers r and alpha; download the file again')
     options = read_options(config["generation"])
+    if options.beams > MOST_BEAMS:
+        raise ConfigError(f'entry "generation": beams is {options.beams}; it must be at most {MOST_BEAMS}')
     if max(options.max_new_tokens, options.token_allowance) > MOST_TOKENS:
         raise ConfigError(f'entry "generation": more than {MOST_TOKENS} tokens for an answer; lower max_new_tokens')
+
+
+def _is_lora(lora: Any) -> bool:
+    return isinstance(lora, Mapping) and all(type(lora.get(name)) in (int, float) for name in ("r", "alpha"))
 
 
 def _is_licence_entry(copy: Any) -> bool:

@@ -1,11 +1,11 @@
 """Uploading a model folder to the Hugging Face hub."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from audiolm_lite.backbones.licences import licence_of
+from audiolm_lite.backbones.untrusted import read_json
 from audiolm_lite.config.registry import sources
 from audiolm_lite.hub.contents import TENSOR_FILES
 from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError, read_config
@@ -48,7 +48,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     require_named_sources(config, folder)
     if not (folder / "README.md").exists():
         metrics = folder / "metrics.json"
-        results = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None
+        results = read_json(metrics) if metrics.is_file() else None
         licences = {source: licence_of(source) for source in sources(config["encoder"]) + sources(config["llm"])}
         write_text(folder / "README.md", model_card(config, repo_id, results, licences=licences))
     api = HfApi()
