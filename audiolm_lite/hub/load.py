@@ -347,6 +347,6 @@ def _identity(folder: Path, config: Mapping[str, Any], weights: Mapping[str, str
         return weights.get(where, source)
 
     same = {name: map_sources(config[name], by_digest, name) for name in ("encoder", "llm")}
-    text = json.dumps({**config, **same, "backbones": None}, sort_keys=True)
+    text = json.dumps({**config, **same, "backbones": None, "licences": None}, sort_keys=True)
     tensors = sha256_of(*(folder / file for file in tensor_files(config["tensors"])))
     return hashlib.sha256((text + tensors).encode()).hexdigest()
