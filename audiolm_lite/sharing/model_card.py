@@ -37,8 +37,8 @@ print(model.ask("clip.wav", "What can be heard?"))
 _RESULTS = """
 ## Results
 
-Next to each score: the score of the same model without the clip's own audio. Intervals are 95 % bootstrap intervals
-over the test items.
+Next to each score: the scores of the same items under the controls of the evaluation, such as without the clip's own
+audio. Intervals are 95 % intervals over the test items.
 
 {table}
 """
