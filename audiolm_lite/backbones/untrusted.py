@@ -25,6 +25,7 @@ CONFIGURATIONS = (
 )
 INDEX = "model.safetensors.index.json"
 LORA_CONFIG = "adapter_config.json"
+MODULES = "modules.json"  # of a sentence-transformers model
 
 _SIZE = re.compile(
     r"(size|dims?|positions|embeddings|bins|channels|heads|kernel|stride|rank|groups|buckets|mels|queries|streams|pool|"
@@ -54,6 +55,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Traceback (most recent call last):
     audiolm_lite.config.errors.ConfigError: .../config.json: nested more than 40 levels deep; download it again
     """
+    content = _load_json(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a JSON object; download it again")
+    return content
+
+
+def _load_json(path: Path) -> Any:
+    """Content of a JSON file that is not too large and not nested too deeply."""
     if not path.is_file():
         raise ConfigError(f"{path}: not a regular file; download it again")
     if path.stat().st_size > LARGEST_JSON:
@@ -72,8 +81,6 @@ def read_json(path: Path) -> dict[str, Any]:
             break
     else:
         raise ConfigError(f"{path}: nested more than {DEEPEST_JSON} levels deep; download it again")
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not a JSON object; download it again")
     return content
 
 
@@ -202,18 +209,19 @@ def check_published(where: str, source: str, *, ignore_code: bool = False) -> No
     Traceback (most recent call last):
     audiolm_lite.config.errors.ConfigError: llm: .../config.json: hidden_size is -1; ...
     """
-    if not Path(source).is_dir() and _find(source, "config.json") is None:
+    folder = _folder(source)
+    if folder is None:
         return
     try:
         for name in CONFIGURATIONS:
-            if (path := _find(source, name)) is not None:
+            if _present(path := folder / name):
                 content = read_json(path)
                 check_entries(path, content, ignore_code=ignore_code)
                 if name != "tokenizer_config.json":  # its largest length may be any number
                     check_sizes(str(path), content)
-        if (path := _find(source, INDEX)) is not None:
-            check_index(path)
-        if _find(source, LORA_CONFIG) is not None:
+        if _present(folder / INDEX):
+            check_index(folder / INDEX)
+        if _present(folder / LORA_CONFIG):
             raise ConfigError(f"{source} has a LoRA ({LORA_CONFIG}), which names a model itself; name a merged model")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -230,13 +238,16 @@ def check_modules(where: str, source: str) -> None:
     Traceback (most recent call last):
     audiolm_lite.config.errors.ConfigError: matcher: .../modules.json: 'evil.Model' is not a class of ...
     """
-    if (path := _find(source, "modules.json")) is None:
+    folder = _folder(source)
+    if folder is None or not _present(path := folder / MODULES):
         return
-    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
-        raise ConfigError(f"{where}: {path}: not a list of modules; download it again")
-    # The only JSON here that is a list: its types are searched in the text, which no depth of nesting can hide.
-    for named in re.findall(r'"type"\s*:\s*"([^"]*)"', path.read_text(encoding="utf-8")):
-        if not re.fullmatch(r"sentence_transformers\.[\w.]+", named):
+    try:
+        modules = _load_json(path)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    for module in modules if isinstance(modules, list) else [modules]:
+        named = module.get("type") if isinstance(module, dict) else None
+        if not re.fullmatch(r"sentence_transformers\.[\w.]+", str(named)):
             raise ConfigError(
                 f"{where}: {path}: {named!r} is not a class of sentence-transformers, which are all that run"
             )
@@ -259,18 +270,24 @@ def check_index(path: Path) -> None:
             raise ConfigError(f"{path}: {shard!r} is not a file next to it; download it again")
 
 
-def _find(source: str, name: str) -> Path | None:
-    if Path(source).is_dir():
-        path = Path(source) / name
-        return path if path.exists() or path.is_symlink() else None
-    from transformers.utils import cached_file
+def _folder(source: str) -> Path | None:
+    """Folder with the configuration files of a pretrained model; None if it cannot be found, which its loader reports.
 
-    reported_later = ("gated_repo", "missing_entries", "connection_errors")
+    A repository of the hub is looked up once for all files. Without a connection, the local copy is used at once.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
     try:
-        found = cached_file(source, name, **{f"_raise_exceptions_for_{problem}": False for problem in reported_later})
-    except (OSError, ValueError):  # the loader reports it
+        return Path(snapshot_download(source, allow_patterns=[*CONFIGURATIONS, INDEX, LORA_CONFIG, MODULES]))
+    except (HfHubHTTPError, OSError, ValueError):
         return None
-    return None if found is None else Path(found)
+
+
+def _present(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
 
 
 def is_inside(path: Path, folder: Path) -> bool:

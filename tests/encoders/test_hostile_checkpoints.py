@@ -6,10 +6,12 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
-from audiolm_lite.config.errors import UserError
+from audiolm_lite.backbones.untrusted import check_modules, check_published
+from audiolm_lite.config.errors import ConfigError, UserError
 from audiolm_lite.config.registry import build
 from audiolm_lite.convert.read import read_file, read_published
 from audiolm_lite.convert.run import main as convert
@@ -229,3 +231,29 @@ def test_tekken_with_impossible_entries_is_refused(change, tmp_path):
     (tmp_path / "tekken.json").write_text(json.dumps({**content, "config": {**content["config"], **change}}))
     with pytest.raises(UserError, match="tekken.json of .* is damaged"):
         load_llm({"source": str(tmp_path)}, on_meta=True)
+
+
+@pytest.mark.parametrize("modules", ['[{"\\u0074ype": "evil.Model"}]', '[{"path": ""}]', '["evil.Model"]', "[" * 9999])
+def test_lists_of_modules_without_a_class_of_the_library_are_refused(tmp_path, modules):
+    (tmp_path / "modules.json").write_text(modules)
+    with pytest.raises(ConfigError, match="is not a class of sentence-transformers|nested more than 40 levels"):
+        check_modules("matcher", str(tmp_path))
+
+
+def test_a_repository_of_the_hub_is_looked_up_once(tmp_path, monkeypatch):
+    """Six files one by one would take minutes without a connection, because the hub's client tries again."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": -1}')
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ConfigError, match="hidden_size is -1"):
+        check_published("llm", "owner/llm")
+    assert asked == ["owner/llm"]
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("offline"))
+    )
+    check_published("llm", "owner/llm")  # its loader reports it

@@ -74,6 +74,7 @@ def load_llm(monkeypatch):
     monkeypatch.setattr(language, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=empty))
     monkeypatch.setattr(language, "_load_tokenizer", lambda source: None)
     monkeypatch.setattr(language, "resolve", lambda source: source)
+    monkeypatch.setattr(language, "check_published", lambda where, source, **_: None)
 
     def load(block):
         with torch.device("meta"):
