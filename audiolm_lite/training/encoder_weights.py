@@ -54,14 +54,14 @@ def require_same_weights(folder: str, config: Mapping[str, Any], fingerprint: Ma
 def _encoder_weights(config: Mapping[str, Any]) -> dict[str, str]:
     """Names of the encoder's hashes in its identity -> hash; empty if it cannot be loaded here."""
     digests = source_digests(config, "encoder")
-    known: list[str] = []
+    named: list[str] = []
 
     def by_digest(source: str, where: str) -> str:
-        known.append(where) if where in digests else None
+        named.append(where)
         return digests.get(where, source)
 
     key = map_sources(config, by_digest, "encoder")
-    if len(known) < len(sources(config)):
+    if not set(named) <= digests.keys():
         logger.warning("encoder: %s is not on this machine, so its weights are not compared", sources(config))
         return {}
 

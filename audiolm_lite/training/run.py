@@ -42,7 +42,7 @@ def train_stage(argv: list[str]) -> AudioLMBrain | None:
     datasets = build_datasets(hparams, model, tokenizer)
     require_decoding(model.llm, hparams, int(datasets["valid"].lengths.max()))
     brain = hparams["brain"](model, hparams, run_opts)
-    brain.check_validation(datasets["valid"])
+    brain.check_validation(datasets["valid"])  # before a CTC start, which may take long
     brain.print_parts()
     brain.load_previous_stage()
     initialize_adapter(brain, datasets, tokenizer)
