@@ -1,8 +1,9 @@
 """Fixtures every test may use: one thread, fixed seeds, and the folders that only some machines have."""
 
+import builtins
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,18 @@ def real_data() -> Path:
 def parity_dir() -> Path:
     """Folder with reference tensors of the published systems."""
     return _folder("AUDIOLM_LITE_PARITY_DIR", "reference tensors of published systems")
+
+
+@pytest.fixture
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """File that the code of a stranger writes. The test fails if it exists at the end, or if the user is asked."""
+
+    def asked(*arguments: object) -> str:
+        pytest.fail("the user was asked")
+
+    monkeypatch.setattr(builtins, "input", asked)
+    yield tmp_path / "marker"
+    assert not (tmp_path / "marker").exists(), "code of a stranger ran"
 
 
 @pytest.fixture

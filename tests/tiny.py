@@ -288,3 +288,13 @@ def save_recognizer(folder: Path, languages: tuple[str, ...] = (), **sizes: Any)
     mels, seconds = model.config.num_mel_bins, model.config.max_source_positions * 320 // 16000
     WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds).save_pretrained(folder)
     return model.eval()
+
+
+class Code:
+    """A pickle that touches the file `marker` when it is loaded."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)

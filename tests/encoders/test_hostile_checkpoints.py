@@ -1,9 +1,8 @@
 """Published checkpoints of a stranger: whatever loads one runs no code in it and asks nobody."""
 
-import builtins
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -19,31 +18,9 @@ from audiolm_lite.encoders.whisper_decoder import WhisperDecoder
 from audiolm_lite.evaluation.metrics.matched_caption import score_matched_caption
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.plan.meta_model import build_meta_encoder
-from tests.tiny import BEATS, SPEAKER, save_recognizer, save_ssl, save_voxtral, tiny_llm, word_tokenizer
+from tests.tiny import BEATS, SPEAKER, Code, save_recognizer, save_ssl, save_voxtral, tiny_llm, word_tokenizer
 
 DEEP = '{"a":' * 50_000 + "1" + "}" * 50_000
-
-
-@pytest.fixture
-def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """File that the code of a stranger writes. The test fails if it exists at the end, or if the user is asked."""
-
-    def asked(*arguments: object) -> str:
-        pytest.fail("the user was asked")
-
-    monkeypatch.setattr(builtins, "input", asked)
-    yield tmp_path / "marker"
-    assert not (tmp_path / "marker").exists(), "code of the checkpoint ran"
-
-
-class Code:
-    """A pickle that writes the marker when it is loaded."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.marker,)
 
 
 def save_llm(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Model folders of a stranger: no code runs, nobody is asked, and only safetensors and JSON in the folder are read."""
 
-import builtins
 import json
 import os
 import pickle
@@ -24,7 +23,7 @@ from audiolm_lite.hub.load import load_model, load_trained
 from audiolm_lite.hub.save import save_model
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
-from tests.tiny import save_recognizer, tiny_llm, word_tokenizer
+from tests.tiny import Code, save_recognizer, tiny_llm, word_tokenizer
 
 DEEP = '{"a":' * 50_000 + "1" + "}" * 50_000
 _opened: list[str] = []
@@ -47,18 +46,6 @@ def opened() -> Iterator[list[str]]:
     _recording = True
     yield _opened
     _recording = False
-
-
-@pytest.fixture
-def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """File that the code of a stranger writes. The test fails if it exists at the end, or if the user is asked."""
-
-    def asked(*arguments: object) -> str:
-        pytest.fail("the user was asked")
-
-    monkeypatch.setattr(builtins, "input", asked)
-    yield tmp_path / "marker"
-    assert not (tmp_path / "marker").exists(), "code of the folder ran"
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +86,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(original: Path, tmp_path: Path) -> Path:
     return shutil.copytree(original, tmp_path / "model")
-
-
-class Code:
-    """A pickle that writes the marker when it is loaded."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.marker,)
 
 
 def module(marker: Path) -> str:
