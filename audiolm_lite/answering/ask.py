@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     UserError
         The model cannot be loaded, or its prompt has no question.
     """
-    parser = make_parser("ask", __doc__)
+    parser = make_parser("ask", __doc__, transcript=False)
     parser.add_argument("question", metavar="QUESTION", help='for example "Is anyone speaking?"')
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio file of any format and length")
     options = parser.parse_args(argv)

@@ -18,22 +18,32 @@ if TYPE_CHECKING:
 SKIPPED = 3  # exit status, see `cli.main`
 
 
-def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+def make_parser(name: str, description: str | None, *, transcript: bool) -> argparse.ArgumentParser:
     """Parser of a command about audio files, with the options that all of them have.
+
+    Parameters
+    ----------
+    name : str
+        Name of the command.
+    description : str, optional
+        What it does.
+    transcript : bool
+        Default of `--transcript`: Whisper's own transcript in the prompt. It helps where words are asked for; about
+        sounds, it is one of words that nobody said.
 
     Examples
     --------
-    >>> options = make_parser("transcribe", "Transcribe speech.").parse_args(["--json"])
-    >>> options.model, options.json, options.no_transcript
-    ('tiny', True, False)
+    >>> options = make_parser("transcribe", "Transcribe speech.", transcript=True).parse_args(["--json"])
+    >>> options.model, options.json, options.transcript
+    ('tiny', True, True)
     """
     parser = argparse.ArgumentParser(
         prog=f"audiolm-lite {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     text = "released model, model folder, or owner/name on the hub (default: %(default)s)"
     parser.add_argument("--model", default="tiny", help=text)
-    text = "answer from the audio alone, without Whisper's own transcript in the prompt"
-    parser.add_argument("--no-transcript", action="store_true", help=text)
+    text = f"Whisper's own transcript in the prompt, or only the audio (default: {'with' if transcript else 'without'})"
+    parser.add_argument("--transcript", action=argparse.BooleanOptionalAction, default=transcript, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object per file, with times and transcript")
     text = "recordings, or windows of long ones, that are answered together (default: %(default)s)"
     parser.add_argument("--batch_size", type=int, default=2, metavar="N", help=text)
@@ -54,7 +64,7 @@ def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], s
         Join the answers about the windows of a long recording. Otherwise each window has its own line.
     """
     model = _load(options)
-    answers = answer_files(model, options.files, question(model), transcript=not options.no_transcript)
+    answers = answer_files(model, options.files, question(model), transcript=options.transcript)
     several, status = len(options.files) > 1, 0
     # None: a bar only on a terminal
     for file in tqdm(answers, total=len(options.files), unit="file", disable=None if several else True):

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     UserError
         The model cannot be loaded.
     """
-    parser = make_parser("describe", __doc__)
+    parser = make_parser("describe", __doc__, transcript=False)
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio file of any format and length")
     options = parser.parse_args(argv)
     return print_answers(options, lambda model: model.bundle.instructions["caption"], joined=False)

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     UserError
         The model cannot be loaded.
     """
-    parser = make_parser("transcribe", __doc__)
+    parser = make_parser("transcribe", __doc__, transcript=True)
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio file of any format and length")
     options = parser.parse_args(argv)
     return print_answers(options, lambda model: model.bundle.instructions["transcribe"], joined=True)

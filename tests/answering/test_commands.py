@@ -60,16 +60,19 @@ def test_a_long_recording_is_joined_or_answered_in_parts(capsys):
     assert capsys.readouterr().out.split() == " ".join(texts).split()
     assert describe.main(["long.ogg"]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [text for _, text in lines] == [model.caption(window.samples) for window in windows]
+    assert [text for _, text in lines] == [model.caption(window.samples, transcript=False) for window in windows]
     assert lines[0][0].startswith("0.0-") and lines[-1][0].endswith("-5.0 s")
 
 
 def test_json_has_the_transcript_of_the_prompt(capsys):
-    ask.main(["what dog", "a.wav", "--json"])
+    ask.main(["what dog", "a.wav", "--json", "--transcript"])
     heard = json.loads(capsys.readouterr().out)
     assert heard["audio"] == "a.wav" and heard["seconds"] == 0.8 and heard["parts"][0]["transcript"]
-    ask.main(["what dog", "a.wav", "--json", "--no-transcript"])
-    assert json.loads(capsys.readouterr().out)["parts"][0]["transcript"] is None
+    transcribe.main(["a.wav", "--json"])
+    assert json.loads(capsys.readouterr().out)["parts"][0]["transcript"] == heard["parts"][0]["transcript"]
+    for command, arguments in ((ask, ["what dog"]), (describe, []), (transcribe, ["--no-transcript"])):
+        command.main([*arguments, "a.wav", "--json"])
+        assert json.loads(capsys.readouterr().out)["parts"][0]["transcript"] is None
 
 
 def test_a_clip_that_the_model_refuses_spoils_no_other(monkeypatch):

@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
     print(rates)
     print("next: the complete recipe (README.md here), your own data (README.md of the project), or")
     print('      python -c "from audiolm_lite import AudioLM; ', end="")
-    print(f"print(AudioLM.from_pretrained('{root / 'stage_3'}').ask('clip.wav', 'What can be heard?'))\"")
+    print(f"print(AudioLM.from_pretrained('{root / 'stage_3'}').caption('clip.wav', transcript=False))\"")
     print(json.dumps(result | {"real": True, "seconds": round(time.monotonic() - started, 1)}))
 
 
