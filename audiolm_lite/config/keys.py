@@ -134,6 +134,7 @@ TRAINING_KEYS = {
         dict,
         None,
     ),
+    "task_weights": Key("Task -> weight of its answer tokens in the training loss; 1 where none is given.", dict, None),
     "precision": Key(
         "Autocast precision of training; auto: bf16 where the device multiplies it, otherwise fp32.",
         ("auto", "fp32", "bf16", "fp16"),

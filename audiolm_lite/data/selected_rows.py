@@ -80,6 +80,15 @@ class SelectedRows(Sequence[dict[str, Any]]):
             for audio, start, duration in table.clips(numbers):
                 yield table.path, {"audio": audio, "start": start, "duration": duration}
 
+    def tasks(self) -> set[str]:
+        """Return the tasks that occur."""
+        return {
+            task
+            for table, numbers in self.by_table()
+            for task, _ in table.tasks_and_splits()
+            if np.isin(table.select([task]), numbers).any()
+        }
+
     def keep(self, mask: np.ndarray) -> "SelectedRows":
         """Return the rows for which the mask [N] is true."""
         masks = np.split(mask, self._ends[:-1])

@@ -26,7 +26,7 @@ class Loss(NamedTuple):
     Attributes
     ----------
     total : Tensor
-        Sum of the cross-entropies or of the distillation losses, float32 scalar in nats, differentiable.
+        Sum of the cross-entropies, or of the losses of an objective, float32 scalar in nats, differentiable.
     tokens : Tensor
         Number of supervised tokens, int64 scalar.
     correct : Tensor, optional
@@ -53,7 +53,7 @@ class AudioLanguageModel(nn.Module):
     loss_chunk : int
         Positions whose logits are in memory at the same time; 0: as many as fit in 256 MB.
     loss_kernel : str
-        Implementation of the loss in training steps, one of `config.keys.LOSS_KERNELS`. Validation and distillation
+        Implementation of the loss in training steps, one of `config.keys.LOSS_KERNELS`. Validation and objectives
         always use "chunked": they need ranks and logits.
 
     Raises
@@ -186,7 +186,7 @@ class AudioLanguageModel(nn.Module):
         targets, mask = batch.labels[:, 1:], supervised_positions(batch)
         return self.hidden(batch)[:, :-1][mask], targets[mask]
 
-    def loss(self, batch: Batch, distillation: Callable | None = None) -> Loss:
+    def loss(self, batch: Batch, objective: Callable | None = None) -> Loss:
         """Next-token cross-entropy over the supervised tokens.
 
         Logits are computed for supervised positions only, one chunk at a time: logits of batch x time x vocabulary
@@ -195,21 +195,22 @@ class AudioLanguageModel(nn.Module):
         Parameters
         ----------
         batch : Batch
-        distillation : callable, optional
-            (model, batch) -> another loss function and its further targets (see `training.distillation`).
+        objective : callable, optional
+            (model, batch) -> another loss function and its further targets (`training.distillation.Distillation`,
+            `training.task_weights.TaskWeights`).
         """
-        function, further_targets = (cross_entropy, []) if distillation is None else distillation(self, batch)
+        function, further_targets = (cross_entropy, []) if objective is None else objective(self, batch)
         hidden, targets = self.supervised(batch)
         tokens = targets.new_full((), len(targets))
-        if self.loss_kernel == "torch" and distillation is None and torch.is_grad_enabled() and len(targets):
+        if self.loss_kernel == "torch" and objective is None and torch.is_grad_enabled() and len(targets):
             return Loss(torch_cross_entropy(self.head, hidden, targets), tokens, correct=None)
         chunk = chunk_positions(self.causal_lm.config.vocab_size, self.loss_chunk)
         total, correct = chunked_loss(function, self.head, hidden, [targets, *further_targets], chunk)
         return Loss(total, tokens, correct)
 
-    def forward(self, batch: Batch, distillation: Callable | None = None) -> Loss:
+    def forward(self, batch: Batch, objective: Callable | None = None) -> Loss:
         """Same as `loss`; wrappers for distributed training call `forward`."""
-        return self.loss(batch, distillation)
+        return self.loss(batch, objective)
 
 
 def supervised_positions(batch: Batch) -> Tensor:

@@ -39,6 +39,7 @@ from audiolm_lite.training.progress import Progress
 from audiolm_lite.training.run_identity import run_settings
 from audiolm_lite.training.run_state import RunState
 from audiolm_lite.training.signals import Stopped, StopSignals
+from audiolm_lite.training.task_weights import TaskWeights
 from audiolm_lite.training.trainable import parameter_groups, parameter_table
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class AudioLMBrain(sb.Brain):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.signals = StopSignals()
         self.state: RunState
-        self.distillation: Distillation | None = None
+        self.objective: Distillation | TaskWeights | None = None
         self.inherited: list[str] = []
         self.ctc_head: Mapping[str, Tensor] | None = None
         self.summary: dict[str, Any] = {}
@@ -175,7 +176,7 @@ class AudioLMBrain(sb.Brain):
 
     def compute_forward(self, batch: Batch, stage: sb.Stage) -> Loss:
         """Sums of the loss, of the answer tokens and of those predicted correctly, over a batch."""
-        return self.modules.model(batch, self.distillation if stage == sb.Stage.TRAIN else None)
+        return self.modules.model(batch, self.objective if stage == sb.Stage.TRAIN else None)
 
     def compute_objectives(self, predictions: Loss, batch: Batch, stage: sb.Stage) -> Tensor:
         """Sum of the losses of a batch, of which `fit_batch` takes the mean over a window."""
@@ -268,7 +269,9 @@ class AudioLMBrain(sb.Brain):
             require_frozen_llm(self.model)
             prompt = train.prompt
             with errors_about(f"distillation {dict(self.hparams.distillation)}"):
-                self.distillation = Distillation(prompt.template, prompt.tokenizer, **self.hparams.distillation)
+                self.objective = Distillation(prompt.template, prompt.tokenizer, **self.hparams.distillation)
+        if self.hparams.task_weights is not None:
+            self.objective = TaskWeights(self.hparams.task_weights, train.rows.tasks())
         self.check_validation(valid)
         hparams = self.hparams
         self.state = RunState(

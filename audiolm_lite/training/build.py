@@ -46,10 +46,13 @@ def build_model(hparams: Mapping[str, Any]) -> tuple[AudioLanguageModel, PreTrai
         A block is wrong, the store was written with another encoder block, or settings exclude each other.
     """
     check_answer_settings(hparams)
-    if hparams["distillation"] is not None and hparams["loss_kernel"] != "chunked":
+    objectives = [name for name in ("distillation", "task_weights") if hparams[name] is not None]
+    if objectives and hparams["loss_kernel"] != "chunked":
         raise ConfigError(
-            f"loss_kernel {hparams['loss_kernel']} computes no logits, which distillation needs: use chunked"
+            f"loss_kernel {hparams['loss_kernel']} computes no logits, which {objectives[0]} needs: use chunked"
         )
+    if len(objectives) > 1:
+        raise ConfigError("distillation and task_weights exclude each other: set one of them to null")
     # under FSDP2 the first process reads the LLM and sends each process its shard; quantised weights are not sharded
     sharded = hparams["parallel"] == "fsdp" and hparams["llm"].get("quantization") is None
     llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=sharded and not processes.is_main())

@@ -117,7 +117,7 @@ def test_a_run_learns_from_the_teacher(tmp_path):
     train = data("hello", "dog", "rain", "cat")
     first = brain.model(collate(list(train)), Distillation(TEMPLATE, Letters(), "transcript")).total.item()
     brain.fit_stage(train, data("hello", "rain"))
-    assert brain.model(collate(list(train)), brain.distillation).total.item() < 0.8 * first
+    assert brain.model(collate(list(train)), brain.objective).total.item() < 0.8 * first
 
 
 def test_errors_name_what_cannot_teach():
