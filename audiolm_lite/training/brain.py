@@ -271,7 +271,8 @@ class AudioLMBrain(sb.Brain):
             with errors_about(f"distillation {dict(self.hparams.distillation)}"):
                 self.objective = Distillation(prompt.template, prompt.tokenizer, **self.hparams.distillation)
         if self.hparams.task_weights is not None:
-            self.objective = TaskWeights(self.hparams.task_weights, train.rows.tasks())
+            tasks = train.rows.tasks().union(self.hparams.tasks or [])
+            self.objective = TaskWeights(self.hparams.task_weights, tasks)
         self.check_validation(valid)
         hparams = self.hparams
         self.state = RunState(

@@ -27,18 +27,18 @@ class TaskWeights:
     weights : mapping of str to float
         Weight of each task, above 0; tasks without one have 1.
     tasks : collection of str
-        Tasks of the training set.
+        Tasks of the training set, and those that the stage selects.
 
     Raises
     ------
     ConfigError
-        A weight is not a number above 0, or the training set has no row of its task.
+        A weight is not a number above 0, or its task is not one of `tasks`.
 
     Examples
     --------
     >>> TaskWeights({"gender": 8}, tasks=["asr"])
     Traceback (most recent call last):
-    audiolm_lite.config.errors.ConfigError: task_weights: the training set has no row of task "gender"; its tasks: asr
+    audiolm_lite.config.errors.ConfigError: task_weights: "gender" is no task of this stage; its tasks: asr
     """
 
     def __init__(self, weights: Mapping[str, float], tasks: Collection[str]):
@@ -47,7 +47,7 @@ class TaskWeights:
                 raise ConfigError(f"task_weights: {task} is {weight!r}, it must be a number above 0")
             if task not in tasks:
                 known = ", ".join(sorted(tasks))
-                raise ConfigError(f'task_weights: the training set has no row of task "{task}"; its tasks: {known}')
+                raise ConfigError(f'task_weights: "{task}" is no task of this stage; its tasks: {known}')
         self.weights = dict(weights)
 
     def __call__(self, model: AudioLanguageModel, batch: Batch) -> tuple[Callable, list[Tensor]]:
