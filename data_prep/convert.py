@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from audiolm_lite.config.errors import did_you_mean, run_command
+from audiolm_lite.storage.paths import relative_path
 from data_prep.formats import FormatError, Report, Row, format_names, load_format, writable_formats
 
 
@@ -93,7 +94,7 @@ def convert(
                 report.without_audio += 1
                 report.first_without_audio = report.first_without_audio or file
             relative = not absolute and not os.path.isabs(row["audio"])
-            yield {**row, "audio": os.path.relpath(file, target_folder) if relative else file}
+            yield {**row, "audio": relative_path(file, target_folder) if relative else file}
         # An error here prevents the writer from renaming its temporary file to `output`.
         if len(report.rejected) > max_rejects * report.read:
             raise FormatError(

@@ -8,7 +8,6 @@ Rejected clips are listed in rejected.jsonl, with the reason.
 """
 
 import json
-import os
 import random
 import re
 import shutil
@@ -33,6 +32,8 @@ from audiolm_lite.distributed.processes import local_rank, wait_for_all_ranks
 from audiolm_lite.features.extract import extract
 from audiolm_lite.features.keys import feature_key
 from audiolm_lite.features.store_format import DTYPES
+from audiolm_lite.storage.atomic import move
+from audiolm_lite.storage.paths import relative_path
 from data_prep.checks import Check, CheckedAudio, in_threads
 from data_prep.clips import Clip, CorpusError
 from data_prep.derived import write_derived
@@ -120,7 +121,7 @@ def prepare(clips: Iterable[Clip], hparams: dict[str, Any], run_opts: dict[str, 
             failed = _extract(Partition(0, 1, finishes=True), work, output, hparams, run_opts)
             _reject_without_features(failed, work, rejected)
     rejects_file = output / "rejected.jsonl"
-    os.replace(work / "rejected.jsonl", rejects_file)
+    move(work / "rejected.jsonl", rejects_file)
 
     if rejected.reasons:
         lines = [[count, reason] for reason, count in rejected.reasons.most_common()]
@@ -276,12 +277,12 @@ def _rows(clip: Clip, seconds: float, output: Path, hparams: dict[str, Any]) -> 
 
 def _relative(folder: Path, output: Path, name: str) -> str:
     """Path of the audio relative to the manifest, so that corpus and output can be moved together."""
-    return os.path.join(_relative_folder(folder, output), name)
+    return f"{_relative_folder(folder, output)}/{name}"
 
 
 @lru_cache(maxsize=4096)
 def _relative_folder(folder: Path, output: Path) -> str:
-    return os.path.relpath(folder.resolve(), output.resolve())
+    return relative_path(folder.resolve(), output.resolve())
 
 
 def _first_rows(work: Path) -> Iterator[dict[str, Any]]:
@@ -336,7 +337,7 @@ def _write_manifests(failed: dict[str, str], output: Path, work: Path) -> None:
         write_manifest(work / f"{split}.manifest", _good_rows(work / f"{split}.jsonl", failed, totals))
         table += [[split, task, *totals[task]] for task in sorted(totals)]
     for split in SPLITS:
-        os.replace(work / f"{split}.manifest", output / f"{split}.jsonl")
+        move(work / f"{split}.manifest", output / f"{split}.jsonl")
         (work / f"{split}.jsonl").unlink()
     print(format_table(["split", "task", "rows", "clips", "hours"], table))
 

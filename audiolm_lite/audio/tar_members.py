@@ -51,7 +51,7 @@ def open_member(path: Path) -> BinaryIO | None:
     with file.open("rb") as stream:
         status = os.fstat(stream.fileno())
         members = _members(file, status.st_size, status.st_mtime_ns)
-        entry = members.find(str(path.relative_to(file)))
+        entry = members.find(path.relative_to(file).as_posix())
         if entry is None:
             fault = members.metadata["fault"]
             raise FileNotFoundError(fault or f"{file.name} has no such member; check the name, or write the tar again")
@@ -76,7 +76,7 @@ def tar_of(path: Path) -> Path | None:
     >>> tar_of(shard.parent / "00000012.flac") is None
     True
     """
-    if ".tar/" not in str(path):
+    if ".tar/" not in path.as_posix():
         return None
     return next((folder for folder in path.parents if folder.suffix == ".tar" and folder.is_file()), None)
 

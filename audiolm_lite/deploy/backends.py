@@ -376,9 +376,9 @@ def _tensors(llm: nn.Module) -> dict[str, Tensor]:
 
 def _machine(device: torch.device) -> list[str]:
     """What native code is compiled for: the GPU, the CPU's instruction set and the number of threads."""
-    facts = [platform.system(), platform.machine(), str(torch.get_num_threads())]
+    facts = [platform.system(), platform.machine(), platform.processor(), str(torch.get_num_threads())]
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         facts += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
     if device.type == "cuda":
         facts += [str(device), torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))]

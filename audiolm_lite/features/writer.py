@@ -4,15 +4,13 @@ A shard counts once its line is in the index, and that line is written after the
 interruption costs no more than the clips that were not flushed.
 """
 
-import errno
-import fcntl
 import json
 import os
 import re
 import shutil
 import time
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +31,7 @@ from audiolm_lite.features.store_format import (
 )
 from audiolm_lite.storage.atomic import atomic_path, write_bytes
 from audiolm_lite.storage.hashes import crc32_of
+from audiolm_lite.storage.locks import ProcessLock
 
 
 class UnfitFeaturesError(FeatureStoreError):
@@ -230,19 +229,15 @@ class FeatureWriter:
             "far remain usable: free space or correct the permissions, and run again"
         ) from error
 
-    def _lock_rank(self) -> IO[str]:
+    def _lock_rank(self) -> ProcessLock:
         """Lock this rank until the process ends: two writers of one rank would delete each other's files."""
-        file = (self.folder / f"writer-{self.rank:02d}.lock").open("w")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return file  # a file system without locks
+            return ProcessLock(self.folder / f"writer-{self.rank:02d}.lock")
+        except BlockingIOError as error:
             raise FeatureStoreError(
                 f"{self.folder}: another process is writing to this store as rank {self.rank}; wait for its end, or "
                 "give each process a rank of its own"
             ) from error
-        return file
 
     def _remove_interrupted(self, alone: bool) -> int:
         """Delete what an interrupted run left, and return the number of the next shard.

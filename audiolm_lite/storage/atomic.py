@@ -7,10 +7,85 @@ interrupted write leaves what was there before; a temporary file that a killed p
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Windows' errors (access denied, sharing violation) for files that another program has open, such as a virus scanner,
+# and the waits in seconds before it is tried again.
+_IN_USE = (5, 32)
+_WAITS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+def move(source: str | Path, target: str | Path) -> None:
+    """Rename a file, whether or not the target exists, or a folder to a new name.
+
+    Windows refuses this while another program has one of them open; it is then tried again for 4 s.
+
+    Raises
+    ------
+    OSError
+        It cannot be renamed.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "a").write_text("1"), (folder / "b").write_text("2")
+    >>> move(folder / "a", folder / "b")
+    >>> [(file.name, file.read_text()) for file in folder.iterdir()]
+    [('b', '1')]
+    """
+    for wait in (*_WAITS, None):
+        try:
+            os.replace(source, target)
+            return
+        except OSError as error:
+            if wait is None or getattr(error, "winerror", None) not in _IN_USE:
+                raise
+            time.sleep(wait)
+
+
+def flush(path: str | Path) -> None:
+    """Wait until the content of a file, or the entries of a folder, are on the disk.
+
+    Examples
+    --------
+    >>> file = getfixture("tmp_path") / "a"
+    >>> _ = file.write_text("1")
+    >>> flush(file)
+    >>> flush(file.parent)
+    """
+    if not Path(path).is_dir():
+        with open(path, "r+b") as file:  # Windows flushes files that are open for writing only
+            os.fsync(file.fileno())
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders; it writes their entries itself
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a symbolic link to a file or folder, or a copy where links are not allowed, as on Windows.
+
+    Examples
+    --------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "a").write_text("1")
+    >>> link_or_copy(folder / "a", folder / "b")
+    >>> (folder / "b").read_text()
+    '1'
+    """
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except (OSError, NotImplementedError):
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
 
 @contextmanager
@@ -48,9 +123,8 @@ def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     try:
         yield unfinished
         if sync:
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(unfinished, path)
+            flush(unfinished)
+        move(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
@@ -130,6 +204,6 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        os.replace(unfinished, path)
+        move(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -11,9 +11,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from audiolm_lite.storage.atomic import atomic_path, write_json
+from audiolm_lite.storage.locks import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def derived_file(source: Path, suffix: str, is_valid: Callable[[Path], bool], ma
         if is_valid(derived):
             return derived
     for derived in (adjacent, fallback):
-        lock = FileLock(f"{derived}.lock")
+        lock = file_lock(f"{derived}.lock")
         try:
             derived.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -133,7 +132,7 @@ def remembered(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     file = cache_folder() / kind / f"{name}.json"
-    lock = FileLock(f"{file}.lock")
+    lock = file_lock(f"{file}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

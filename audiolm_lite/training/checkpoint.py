@@ -11,7 +11,6 @@ A checkpoint is a folder `step_<number>`, or `step_<number>_valid` with the metr
 import json
 import logging
 import math
-import os
 import random
 import shutil
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError, UserError
-from audiolm_lite.storage.atomic import atomic_folder
+from audiolm_lite.storage.atomic import atomic_folder, flush, move
 from audiolm_lite.storage.hashes import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -127,14 +126,14 @@ class CheckpointFolder:
             torch.save(dict(state), unfinished / STATE)
             if (shards := self.shards(info["step"])).is_dir():
                 for folder in filter(Path.is_dir, shards.iterdir()):
-                    os.rename(folder, unfinished / folder.name)
+                    move(folder, unfinished / folder.name)
                 shutil.rmtree(shards)
             files = sorted(path for path in unfinished.rglob("*") if path.is_file())
             hashes = {file.relative_to(unfinished).as_posix(): sha256_of(file) for file in files}
             (unfinished / INFO).write_text(json.dumps({**info, "sha256": hashes}, indent=1), encoding="utf-8")
             for path in (*unfinished.rglob("*"), unfinished):
-                _flush(path)
-        _flush(self.folder)
+                flush(path)
+        flush(self.folder)
         keep = {*self._names()[-KEEP_NEWEST:], *self._ranked()[:1]}
         for name in self._names():
             if name not in keep:
@@ -157,7 +156,7 @@ class CheckpointFolder:
                 moved = self.folder / f"damaged-{name}"
                 logger.warning("%s. It is not used and was moved to %s", error, moved.name)
                 shutil.rmtree(moved, ignore_errors=True)
-                os.rename(self.folder / name, moved)
+                move(self.folder / name, moved)
         return None
 
     def _names(self) -> list[str]:
@@ -177,7 +176,7 @@ class CheckpointFolder:
     def _remove(self, path: Path) -> None:
         # renamed first: a folder whose removal was interrupted is not taken for a checkpoint
         hidden = path.with_name(f".removing-{path.name}")
-        os.rename(path, hidden)
+        move(path, hidden)
         shutil.rmtree(hidden)
 
 
@@ -311,12 +310,3 @@ def seed_process(*numbers: int) -> None:
     random.seed(first)
     np.random.seed(second)
     torch.manual_seed(third)  # all devices
-
-
-def _flush(path: Path) -> None:
-    """Write the content of a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,13 +19,15 @@ class Stopped(SystemExit):
 class StopSignals:
     """While active, SIGTERM and SIGUSR1 request a stop between two steps and do not end the process at once.
 
+    On Windows, which has no SIGUSR1, Ctrl+Break (SIGBREAK) does.
+
     Attributes
     ----------
     requested : str
         Name of the signal that was received; empty if none was.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.requested = ""

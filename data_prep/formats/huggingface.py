@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ import soundfile
 from audiolm_lite.audio.reading import TOLERANCE, audio_duration
 from audiolm_lite.data.manifest import audio_path
 from audiolm_lite.storage.atomic import write_bytes
+from audiolm_lite.storage.paths import relative_path
 from data_prep.formats import (
     FormatError,
     Report,
@@ -170,7 +170,7 @@ def _audio(value: Any, path: Path, folder: Path) -> str:
         file = folder / f"{hashlib.sha256(data).hexdigest()[:32]}{_suffix(name, data)}"
         if not file.exists():
             write_bytes(file, data)
-        return os.path.relpath(file.resolve(), path.resolve())
+        return relative_path(file.resolve(), path.resolve())
     value = value.get("path") if isinstance(value, dict) else value
     if not isinstance(value, str) or not value:
         raise FormatError(

@@ -1,11 +1,11 @@
 """NeMo: JSON lines with audio_filepath, offset, duration, question (or context), answer (or text)."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from audiolm_lite.storage.paths import relative_path
 from data_prep.formats import (
     FormatError,
     Report,
@@ -109,7 +109,7 @@ def _shards(pattern: str | None, folder: Path) -> dict[int, str]:
     if pattern is None:
         return {}
     return {
-        _shard_number(file): os.path.relpath(file.parent.resolve() / file.name, folder.resolve())
+        _shard_number(file): relative_path(file.parent.resolve() / file.name, folder.resolve())
         for file in expand_shards(pattern)
     }
 

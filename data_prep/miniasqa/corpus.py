@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -125,9 +126,12 @@ def render(plans: list[Plan], finish: Callable[[list[Clip]], Any], processes: in
     # Each worker is forked from a server process that has imported all modules and has not synthesised any speech. The
     # modules are named because the server does not import the main module
     # (https://github.com/python/cpython/issues/137996), and importing them takes longer than rendering a shard.
-    context = get_context("forkserver")
-    own = ("audiolm_lite", "data_prep")
-    context.set_forkserver_preload([name for name in sys.modules if name.split(".")[0] in own])
+    try:
+        context: BaseContext = get_context("forkserver")
+        own = ("audiolm_lite", "data_prep")
+        context.set_forkserver_preload([name for name in sys.modules if name.split(".")[0] in own])
+    except ValueError:  # Windows
+        context = get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
         yield from pool.map(_render_and_finish, shards, [finish] * len(shards))
 

@@ -5,14 +5,15 @@ bytes, start a new process and synthesise in a fixed order (see `corpus.render_s
 """
 
 import ctypes
-import os
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from audiolm_lite.config.errors import UserError
+from audiolm_lite.storage.atomic import link_or_copy
 from data_prep.miniasqa.voices import Speaker
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callback before the call returns
@@ -81,24 +82,24 @@ class Espeak:
         import espeakng_loader
 
         self._folder = tempfile.TemporaryDirectory(prefix="miniasqa-voices-")
-        data = os.path.join(self._folder.name, "espeak-ng-data")
-        source = espeakng_loader.get_data_path()
-        variants = os.path.join(data, "voices", "!v")
-        os.makedirs(variants)
-        for entry in os.listdir(source):
-            if entry != "voices":
-                os.symlink(os.path.join(source, entry), os.path.join(data, entry))
+        data = Path(self._folder.name) / "espeak-ng-data"
+        source = Path(espeakng_loader.get_data_path())
+        variants = data / "voices" / "!v"
+        variants.mkdir(parents=True)
+        for entry in source.iterdir():
+            if entry.name != "voices":
+                link_or_copy(entry, data / entry.name)
 
         self._library = ctypes.cdll.LoadLibrary(espeakng_loader.get_library_path())
-        self.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _PHONEME_EVENTS_IPA | _DONT_EXIT)
+        options = _PHONEME_EVENTS_IPA | _DONT_EXIT
+        self.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), options)
         if self.rate <= 0:
             raise UserError(f"espeak-ng cannot be initialised with its data in {source}; reinstall espeakng-loader")
         # The library lists at most 349 languages and variants, and does not find a language that is not listed, but any
         # variant by its file. So the list is made before there are variants, whose number is then not limited.
         self._library.espeak_ListVoices(None)
         for speaker in speakers:
-            with open(os.path.join(variants, speaker.name), "w") as file:
-                file.write(speaker.variant())
+            (variants / speaker.name).write_bytes(speaker.variant().encode())
         self._pieces: list[np.ndarray] = []
         self._events: list[tuple[int, int, int, int, str]] = []
         self._callback = _Callback(self._receive)  # the library keeps only a pointer to it

@@ -106,7 +106,7 @@ def render_split(
     with tqdm(total=count, initial=count - len(missing), unit="clip", desc=f"audio {split}") as progress:
         for done in render(missing, partial(_save_shard, folder=folder, seed=seed), processes):
             progress.update(done)
-    return [json.loads(line) for table in tables for line in table.read_text().splitlines()]
+    return [json.loads(line) for table in tables for line in table.read_text(encoding="utf-8").splitlines()]
 
 
 def _save_shard(clips: list[Clip], folder: Path, seed: int) -> int:

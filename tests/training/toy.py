@@ -19,7 +19,7 @@ from tests.tiny import LLM, tiny_llm
 LAYERS, DIM, HIDDEN, VOCABULARY = 2, 8, LLM["hidden_size"], 30
 
 # Waiting for the disk protects against power failures, which no test causes, and takes seconds on a busy machine.
-checkpoint._flush = lambda path: None
+checkpoint.flush = lambda path: None
 
 
 class ToyData:

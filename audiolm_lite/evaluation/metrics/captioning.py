@@ -9,7 +9,6 @@ missing with the command that installs it; it never becomes 0.
 """
 
 import os
-import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from audiolm_lite.config.errors import UserError, errors_about, run_command
 from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
 from audiolm_lite.evaluation.metrics.normalisers import has_word_spaces
-from audiolm_lite.storage.atomic import atomic_path
+from audiolm_lite.storage.atomic import atomic_path, link_or_copy
 from audiolm_lite.storage.cache import cache_folder
 
 METRICS = ("bleu", "rouge_l", "meteor", "cider_d", "spice", "fense")
@@ -68,10 +67,7 @@ def _link(source: Path, target: Path) -> None:
     if target.exists() and target.stat().st_size == source.stat().st_size:
         return
     with atomic_path(target) as unfinished:
-        try:
-            unfinished.symlink_to(source)
-        except OSError:
-            shutil.copyfile(source, unfinished)
+        link_or_copy(source, unfinished)
 
 
 def _tokenise(sentences: list[str], programs: dict[str, str]) -> list[str]:

@@ -71,7 +71,7 @@ class PackedClips:
         self._audio = [np.load(audio, mmap_mode="r") for audio, _ in shards]
         self.rows, self._shard = [], []
         for number, (_, table) in enumerate(shards):
-            for line in table.read_text().splitlines():
+            for line in table.read_text(encoding="utf-8").splitlines():
                 self.rows.append(json.loads(line))
                 self._shard.append(number)
 

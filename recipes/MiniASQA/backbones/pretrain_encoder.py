@@ -195,7 +195,7 @@ def main(argv: list[str]) -> None:
             record = {"step": step, "seconds": round(time.time() - started)}
             record |= {f"loss_{h}": round(v / hparams["valid_every"], 4) for h, v in running.items()}
             record |= {f"valid_{k}": round(v, 4) for k, v in metrics.items()}
-            with open(output / "log.jsonl", "a") as log:
+            with open(output / "log.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
             progress.write(json.dumps(record))
             running.clear()

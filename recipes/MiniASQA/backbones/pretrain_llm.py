@@ -78,9 +78,9 @@ def train_tokenizer(folder: Path, texts: list[str], size: int):
     tokenizer.save_pretrained(folder)
     # transformers 5 writes a list, which transformers 4.57 cannot read. The tokens are also in tokenizer.json.
     settings = folder / "tokenizer_config.json"
-    config = json.loads(settings.read_text())
+    config = json.loads(settings.read_text(encoding="utf-8"))
     config.pop("extra_special_tokens", None)
-    settings.write_text(json.dumps(config, indent=2) + "\n")
+    settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return tokenizer
 
 
@@ -245,7 +245,7 @@ def main(argv: list[str]) -> None:
             record = {"step": step, "seconds": round(time.time() - started), "loss": running / hparams["valid_every"]}
             record |= {f"valid_{k}": round(v, 4) for k, v in validate(llm, sets["valid"]).items()}
             running = 0.0
-            with open(output / "log.jsonl", "a") as log:
+            with open(output / "log.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
             progress.write(json.dumps(record))
             state = {"llm": llm.state_dict(), "optimiser": optimiser.state_dict(), "step": step}

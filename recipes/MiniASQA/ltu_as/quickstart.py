@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 
 def samples() -> list[str]:
     """Transcribe a test clip of speech and caption one of sound."""
-    rows = [json.loads(line) for line in Path("data/test.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("data/test.jsonl").read_text(encoding="utf-8").splitlines()]
     speech = next(row for row in rows if row["task"] == "asr" and row["kind"] == "speech")
     sound = next(row for row in rows if row["task"] == "caption" and row["kind"] == "sound")
     model = AudioLM.from_pretrained("results/stage_3")
