@@ -34,6 +34,18 @@ def multiplies_bf16(device: str | torch.device | None = None) -> bool:
     return torch.cpu._is_avx512_bf16_supported()  # torch 2.11
 
 
+def float64_device(device: str | torch.device) -> torch.device:
+    """Return where float64 tensors for the work of a device are: the device, or the CPU if it has no float64 (MPS).
+
+    Examples
+    --------
+    >>> float64_device("cuda:1"), float64_device("mps")
+    (device(type='cuda', index=1), device(type='cpu'))
+    """
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def training_precision(precision: str, device: str | torch.device | None = None) -> str:
     """Return the precision of training that a `precision` of the YAML file means on this machine.
 

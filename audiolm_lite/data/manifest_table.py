@@ -22,7 +22,7 @@ import pyarrow as pa
 from audiolm_lite.data.manifest import iterate_lines, open_manifest
 from audiolm_lite.data.row_checks import ManifestError, with_defaults
 from audiolm_lite.storage.cache import derived_file, derived_paths
-from audiolm_lite.storage.mapped_arrays import map_file
+from audiolm_lite.storage.mapped_arrays import map_file, read_at
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class ManifestTable(Sequence[dict[str, Any]]):
         batch, position = divmod(index % self._rows, self._batch_rows)
         offsets, sizes, checksums = self._lines[batch]
         # Read, not mapped: mapped pages would count as memory of this process, and truncating a mapped file kills it.
-        line = os.pread(self._manifest.fileno(), sizes[position], offsets[position])
+        line = read_at(self._manifest, sizes[position], offsets[position])
         if zlib.crc32(line) != checksums[position]:
             raise self._changed()
         return with_defaults(json.loads(line.decode()))
@@ -212,8 +212,8 @@ def _values(column: pa.Array) -> np.ndarray:
 def _stamp(manifest: BinaryIO) -> dict[str, Any]:
     """Size, modification time and hash of both ends of a manifest."""
     status = os.fstat(manifest.fileno())
-    ends = os.pread(manifest.fileno(), _END_BYTES, 0)
-    ends += os.pread(manifest.fileno(), _END_BYTES, max(0, status.st_size - _END_BYTES))
+    ends = read_at(manifest, _END_BYTES, 0)
+    ends += read_at(manifest, _END_BYTES, max(0, status.st_size - _END_BYTES))
     return {
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,

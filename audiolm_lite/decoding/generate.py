@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from audiolm_lite.config.precision import float64_device
 from audiolm_lite.decoding.repetition import NO_TOKEN, WINDOW, ban_repeated_ngrams, is_looping, penalise
 from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
 
@@ -208,7 +209,7 @@ class _Chooser:
         if len(seeds) != batch:
             raise ValueError(f"Sampling: {len(seeds)} seeds for a batch of {batch} rows; give one per row")
         draws = [torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        self.draws = torch.stack(draws).to(device=device, dtype=torch.float64)  # [B, steps] in [0, 1)
+        self.draws = torch.stack(draws).to(float64_device(device)).double()  # [B, steps] in [0, 1)
         self.seen = torch.zeros(batch, vocabulary, dtype=torch.bool, device=device)
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
@@ -221,9 +222,9 @@ class _Chooser:
             token = scores.argmax(-1)
         else:
             # Inverse of the cumulative distribution: one random number per token, so that rows are independent.
-            cumulative = scores.double().softmax(-1).cumsum(-1)
+            cumulative = scores.to(self.draws.device).double().softmax(-1).cumsum(-1)
             threshold = self.draws[:, tokens.shape[1], None] * cumulative[:, -1:]
-            token = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+            token = torch.searchsorted(cumulative, threshold, right=True)[:, 0].to(logits.device)
         self.seen.scatter_(1, token[:, None], True)
         return token
 

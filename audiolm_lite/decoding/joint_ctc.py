@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from audiolm_lite.config.precision import float64_device
 from audiolm_lite.modeling.masks import valid_mask
 
 # Lowest log-probability of a piece in a frame, also of tokens that the CTC cannot emit: the LLM may overrule the CTC.
@@ -57,6 +58,8 @@ class PrefixScores:
     """
 
     def __init__(self, log_probabilities: Tensor, counts: Tensor):
+        where = float64_device(log_probabilities.device)
+        log_probabilities, counts = log_probabilities.to(where), counts.to(where)
         self.valid, self.end = valid_mask(counts, log_probabilities.shape[1]), counts[:, None] - 1
         frames = log_probabilities.masked_fill(~self.valid[..., None], FLOOR)
         blank = frames[..., 0].double()
@@ -150,7 +153,8 @@ class JointChooser:
         """Next tokens [B] for logits [B, V] after the rows' tokens [B, N] so far."""
         position = 0 if tokens.shape[1] == 0 else 1
         chosen = logits.argmax(-1)
-        greedy, own = chosen[self.rows], logits[self.rows].log_softmax(-1)
+        own = logits.to(self.prefix.device)[self.rows].log_softmax(-1)
+        greedy = chosen.to(self.prefix.device)[self.rows]
         if position == 0:
             self.joint = (self.entries[0][greedy] != CANNOT_EMIT) | torch.isin(greedy, self.eos)
         best = own.topk(min(BEST, own.shape[1])).indices
@@ -162,7 +166,8 @@ class JointChooser:
         prefixes = torch.where(ends, self.scores.complete()[:, None], self.scores.extended(entries))
         gains = (1 - self.weight) * own.gather(1, candidates) + self.weight * (prefixes - self.prefix[:, None])
         winner = gains.argmax(-1, keepdim=True)
-        chosen[self.rows] = torch.where(self.joint, candidates.gather(1, winner)[:, 0], greedy)
+        joint = torch.where(self.joint, candidates.gather(1, winner)[:, 0], greedy)
+        chosen[self.rows.to(chosen.device)] = joint.to(chosen.device)
         self.prefix = prefixes.gather(1, winner)[:, 0]
         self.scores.advance(entries.gather(1, winner)[:, 0])
         return chosen

@@ -67,9 +67,9 @@ def available_backends(device: str = "cpu") -> dict[str, str | None]:
     >>> print(available_backends()["eager"])
     None
     """
-    cuda = torch.device(device).type == "cuda"
-    compiler = _missing_compiler()
-    headers = None
+    kind = torch.device(device).type
+    compiler = _missing_compiler() if kind in ("cpu", "cuda") else f"it does not compile for {kind}; use eager"
+    headers, cuda = None, kind == "cuda"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         headers = (
             f"no Python.h for Python {platform.python_version()}; install python3-dev (Debian, Ubuntu) or python3-devel"

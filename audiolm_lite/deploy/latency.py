@@ -7,7 +7,7 @@ Protocol, for each of `runs` timed answers after `warmups` untimed ones:
 - Time per output token (TPOT): the time of the remaining tokens divided by their number. Each is decoded through the
   key/value cache and copied to the host before the next, as in an interactive answer. End tokens are ignored, so all
   runs have the same length.
-- The clock is read when the device is idle (`torch.cuda.synchronize`).
+- The clock is read when the device is idle (`torch.accelerator.synchronize`).
 - The eager functions are timed in the same way on the same inputs, and the answers are compared token by token.
 """
 
@@ -115,7 +115,7 @@ def measure(
         "warmups": warmups,
         "runs": runs,
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(weight.device) if on_cuda else "cpu",
+        "device": torch.cuda.get_device_name(weight.device) if on_cuda else weight.device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -155,8 +155,8 @@ def _answer(backend: Backend, prompt: Prompt, new_tokens: int) -> tuple[float, f
 
 def _synchronise(llm: torch.nn.Module) -> None:
     device = llm.get_input_embeddings().weight.device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _peak_memory(work: Callable) -> dict:

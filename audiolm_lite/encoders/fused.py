@@ -140,14 +140,18 @@ class Fused(nn.Module):
 
     def _resample(self, features: Tensor, count: Tensor, time: int, ratio: float) -> Tensor:
         """Frames [B, time, D], one every `ratio` frames of features [B, T, D] with `count` [B] valid frames."""
-        # float64: rounding must not change the frame of a middle on the border of two frames.
-        middle = (torch.arange(time, device=features.device, dtype=torch.float64) + 0.5) * ratio  # [T]
+        # float64: rounding must not change the frame of a middle on the border of two frames. On the CPU: not every
+        # device has float64.
+        middle = (torch.arange(time, device="cpu", dtype=torch.float64) + 0.5) * ratio  # [T]
         last = (count - 1)[:, None]
         if self.align == "nearest":
-            return _take(features, torch.minimum((middle + 1e-9).long()[None], last))
-        position = torch.minimum((middle - 0.5).clamp(min=0)[None], last.double())  # [B, T]
-        before = position.long()
-        weight = (position - before).to(features.dtype)[..., None]
+            return _take(features, torch.minimum((middle + 1e-9).long().to(last.device)[None], last))
+        position = (middle - 0.5).clamp(min=0)
+        floor = position.long()
+        weight = (position - floor).to(features.dtype).to(features.device)[None]  # [1, T]
+        floor = floor.to(last.device)[None]
+        before = torch.minimum(floor, last)  # [B, T]
+        weight = torch.where(floor < last, weight, 0)[..., None]
         return torch.lerp(_take(features, before), _take(features, torch.minimum(before + 1, last)), weight)
 
 

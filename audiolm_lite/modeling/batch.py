@@ -64,8 +64,10 @@ class Batch:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Copy to `device`; asynchronous if the memory is pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Copy to `device`; on CUDA asynchronously if the memory is pinned."""
+        # Elsewhere the copy may read the memory after it is freed.
+        asynchronous = torch.device(device).type == "cuda"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 
     def pin_memory(self) -> "Batch":
         """Copy to page-locked memory; `DataLoader(pin_memory=True)` calls this."""

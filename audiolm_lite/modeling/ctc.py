@@ -159,6 +159,9 @@ def _occupation(log_probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tens
 
     log_probabilities [N, K] need not be all entries of a distribution.
     """
+    if log_probabilities.device.type == "mps":  # which has no CTC
+        loss, occupied = _occupation(log_probabilities.cpu(), target.cpu())
+        return loss.to(log_probabilities.device), occupied.to(log_probabilities.device)
     counts, lengths = torch.tensor([len(log_probabilities)]), torch.tensor([len(target)])
     with torch.enable_grad():
         variable = log_probabilities.detach().requires_grad_()

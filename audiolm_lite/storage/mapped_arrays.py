@@ -5,6 +5,8 @@ Files of this kind are tables that can be rebuilt from the files they describe, 
 
 import json
 import mmap
+import os
+import threading
 from typing import BinaryIO
 
 import numpy as np
@@ -30,6 +32,27 @@ def map_file(file: BinaryIO) -> mmap.mmap:
     b'con'
     """
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+_READING = threading.Lock()
+
+
+def read_at(file: BinaryIO, size: int, offset: int) -> bytes:
+    """Read bytes of an open file, which threads may share; fewer only at the end of the file.
+
+    Examples
+    --------
+    >>> path = getfixture("tmp_path") / "table.bin"
+    >>> _ = path.write_bytes(b"012345")
+    >>> with path.open("rb") as file:
+    ...     read_at(file, 2, 3), read_at(file, 9, 4)
+    (b'34', b'45')
+    """
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, offset)
+    with _READING:  # Windows: threads share the position in the file
+        file.seek(offset)
+        return file.read(size)
 
 
 def read_arrays(data: bytes | mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:

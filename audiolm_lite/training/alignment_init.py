@@ -79,7 +79,7 @@ def align_projection(
     source = dataset.source.store if isinstance(dataset.source, FeatureSource) else model.encoder
     token_seconds = frame_seconds(source) * _MANY_FRAMES / adapter.num_tokens(_MANY_FRAMES)
     device = next(adapter.parameters()).device
-    table = model.embedding.weight.detach().double().cpu()
+    table = model.embedding.weight.detach().cpu().double()
     inputs, targets = [], []
     for start in range(0, len(chosen), 32):
         items = [dataset[i] for i in chosen[start : start + 32]]
@@ -92,7 +92,7 @@ def align_projection(
         for i, count in enumerate(adapter.num_tokens(frames).tolist()):
             row = items[i].row
             soft = soft_text(row["words"], row.get("clip_labels", []), count, token_seconds, tokenizer)
-            inputs.append(hidden[i, :count].double().cpu())
+            inputs.append(hidden[i, :count].cpu().double())
             targets.append(soft.embed(table))
         alive()
     explained = _solve(adapter.projection, torch.cat(inputs), torch.cat(targets), ridge)

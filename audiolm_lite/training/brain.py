@@ -6,6 +6,7 @@ and saves no state of the random number generators within an epoch.
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,8 +86,8 @@ class AudioLMBrain(sb.Brain):
         hparams = {**hparams, "precision": training_precision(hparams["precision"], self.run_opts.get("device"))}
         self.experiment = hparams
         device = self.run_opts.get("device") or "cpu"
-        if hparams["precision"] == "fp16" and torch.device(device).type == "cpu":
-            raise ConfigError("precision fp16 needs a GPU: use --precision bf16 or --precision fp32 on the CPU")
+        if hparams["precision"] == "fp16" and torch.device(device).type != "cuda":  # no scaling of the loss
+            raise ConfigError("precision fp16 needs a GPU with CUDA: use --precision bf16 or --precision fp32")
         configure_model(model, hparams, device)
         # a model that will be sharded is not moved: each process moves its shard
         modules = {} if sharding.is_sharded_run(hparams["parallel"]) else {"model": model}
@@ -194,7 +195,7 @@ class AudioLMBrain(sb.Brain):
         self.modules.eval()
         loader = self._loader(dataset, training=False)
         windows = len(loader.windows(epoch=0))
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = []
         with progress_bar(windows, 0, "validation", self.noprogressbar or not processes.is_main(), leave=False) as bar:
             for window in raise_in_all_processes(loader.batches(epoch=0)):
                 for batch in window:
@@ -202,10 +203,14 @@ class AudioLMBrain(sb.Brain):
                     with self.evaluation_ctx:
                         loss = self.compute_forward(batch, sb.Stage.VALID)
                     assert loss.correct is not None  # only a `loss_kernel` of training steps does not count them
-                    sums += torch.stack([loss.total, loss.tokens, loss.correct])
+                    sums.append(torch.stack([loss.total, loss.tokens, loss.correct]))
                 bar.update()
                 self._save_if_needed()
-        total, tokens, correct = processes.sum_over_processes(sums).tolist()
+        # Summed on the host in double precision, which not every device has.
+        own = [math.fsum(column) for column in zip(*torch.stack(sums).tolist())]
+        if processes.world_size() > 1:
+            own = processes.sum_over_processes(torch.tensor(own, dtype=torch.float64, device="cpu")).tolist()
+        total, tokens, correct = own
         return {"loss": total / tokens, "accuracy": correct / tokens}
 
     # --- before and after ---------------------------------------------------------------------------------------------
