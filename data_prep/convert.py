@@ -87,14 +87,25 @@ def convert(
     source_folder = str((audio_root or (path if path.is_dir() else path.parent)).resolve())
     target_folder = str(output.parent.resolve())
 
+    def moved(clip: Row) -> Row:
+        file = os.path.join(source_folder, clip["audio"])
+        if not _exists(file):
+            missing.append(file)
+        relative = not absolute and not os.path.isabs(clip["audio"])
+        return {**clip, "audio": relative_path(file, target_folder) if relative else file}
+
+    missing: list[str] = []  # of the present row
+
     def rows() -> Iterator[Row]:
         for row in reader.read(path, report, **for_read):
-            file = os.path.join(source_folder, row["audio"])
-            if not _exists(file):
+            missing.clear()
+            row = moved(row)
+            if "further_audio" in row:
+                row["further_audio"] = [moved(clip) for clip in row["further_audio"]]
+            if missing:
                 report.without_audio += 1
-                report.first_without_audio = report.first_without_audio or file
-            relative = not absolute and not os.path.isabs(row["audio"])
-            yield {**row, "audio": relative_path(file, target_folder) if relative else file}
+                report.first_without_audio = report.first_without_audio or missing[0]
+            yield row
         # An error here prevents the writer from renaming its temporary file to `output`.
         if len(report.rejected) > max_rejects * report.read:
             raise FormatError(
@@ -175,7 +186,7 @@ def _target_format(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     read_only = set(format_names()) - set(writable_formats())
     lines = [
-        f"  {name:12}{load_format(name).__doc__.splitlines()[0]}{' (read only)' if name in read_only else ''}"
+        f"  {name:14}{load_format(name).__doc__.splitlines()[0]}{' (read only)' if name in read_only else ''}"
         for name in format_names()
     ]
     parser = argparse.ArgumentParser(

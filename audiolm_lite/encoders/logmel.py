@@ -89,7 +89,7 @@ class LogMel(nn.Module):
         if window_seconds <= 0:
             raise ConfigError(f"logmel: window_seconds is {window_seconds}; it must be greater than 0")
         extractor = transformers.WhisperFeatureExtractor(feature_size=mels)
-        self.mel_filters = torch.from_numpy(extractor.mel_filters).float()
+        self.mel_filters = torch.from_numpy(extractor.mel_filters.astype("float32"))
         self.n_fft, self.hop, self.padding = extractor.n_fft, extractor.hop_length, padding
         self.max_samples = round(window_seconds * SAMPLE_RATE)
         self.feature_dim, self.num_layers = mels, 1

@@ -125,7 +125,7 @@ class WhisperEncoder(nn.Module):
 
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
         # Not a buffer: casting the encoder to 16 bits must not round the filters.
-        self.mel_filters = torch.from_numpy(extractor.mel_filters).float()  # [n_fft / 2 + 1, mels]
+        self.mel_filters = torch.from_numpy(extractor.mel_filters.astype("float32"))  # [n_fft / 2 + 1, mels]
 
         positions = self.model.embed_positions.num_embeddings
         self.max_samples = positions * 2 * self.hop

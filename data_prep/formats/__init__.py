@@ -81,7 +81,7 @@ def format_names() -> list[str]:
     Examples
     --------
     >>> format_names()
-    ['huggingface', 'kaldi', 'lhotse', 'manifest', 'nemo', 'openasqa', 'salmonn', 'slam', 'speechbrain']
+    ['common_voice', 'csv', 'huggingface', 'kaldi', 'lhotse', 'manifest', 'messages', ..., 'slam', 'speechbrain']
     """
     return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__")
 
@@ -92,7 +92,7 @@ def writable_formats() -> list[str]:
     Examples
     --------
     >>> sorted(set(format_names()) - set(writable_formats()))
-    ['openasqa', 'salmonn', 'slam']
+    ['common_voice', 'csv', 'messages', 'openasqa', 'salmonn', 'slam']
     """
     return [name for name in format_names() if hasattr(load_format(name), "write")]
 
@@ -155,8 +155,10 @@ def checked_rows(
             row = {"id": f"{defaults['dataset']}-{label}", **defaults, **to_row(entry)}
             row = checker.check(row, label if isinstance(label, int) else report.read)
             to_json(row)
-        except (FormatError, ManifestError, AudioError) as error:
+        except ManifestError as error:
             report.reject(unit, label, error)
+        except (FormatError, AudioError) as error:
+            report.reject(unit, label, f"{path}, {unit} {label}: {error}")
         else:
             yield row
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from audiolm_lite.audio.reading import TOLERANCE, audio_duration
 from audiolm_lite.data.manifest import audio_path
 from audiolm_lite.storage.atomic import write_bytes
 from audiolm_lite.storage.paths import relative_path
+from data_prep.class_labels import class_names, name_of_class
 from data_prep.formats import (
     FormatError,
     Report,
@@ -32,8 +33,13 @@ from data_prep.formats import (
 NAMES = {
     "target": ("target", "text", "sentence", "transcription", "transcript", "answer", "caption"),
     "instruction": ("instruction", "question", "prompt"),
-    "speaker": ("speaker", "speaker_id"),
+    "speaker": ("speaker", "speaker_id", "client_id"),
+    # Of two, that of the text to learn.
+    "language": ("language", "target_lang", "tgt_lang", "lang", "locale", "lang_id"),
 }
+# Fields of text that published datasets have as numbers.
+_TEXT = ("id", "speaker")
+_CODE = re.compile(r"[a-z]{2,3}([_-]\w+)*", re.IGNORECASE)
 # Rows read or written at once: some tens of MB for clips of seconds.
 _ROWS_AT_ONCE = 64
 # Key in the Parquet file's metadata: a list of the columns whose values are JSON, because no Arrow type fits them all.
@@ -73,10 +79,20 @@ def read(
     """
     names = {**NAMES, "audio": ("audio", "file", "path"), **(fields or {})}
     audio_folder = audio_folder or path / "audio"
+    numbered: Counter[int] = Counter()  # number as id -> its rows: of a sentence, in some datasets, which has several
 
     def to_row(entry: Row) -> Row:
         row = rename_to_manifest(entry, names, report)
         row["audio"] = _audio(row.get("audio"), path, audio_folder)
+        for name in _TEXT:
+            if isinstance(row.get(name), int) and not isinstance(row[name], bool):
+                row[name] = str(row[name])
+        if isinstance(row.get("lang_id"), str) and not _CODE.fullmatch(str(row.get("language"))):
+            row["language"] = row.pop("lang_id")  # FLEURS: "ko_kr" for "Korean"
+        if isinstance(entry.get("id"), int) and row.get("id") == str(entry["id"]):
+            numbered[entry["id"]] += 1
+            if numbered[entry["id"]] > 1:
+                row["id"] += f"-{numbered[entry['id']]}"
         return row
 
     return checked_rows(path, _entries(path), to_row, report, defaults, unit="row")
@@ -119,14 +135,20 @@ def _without_segment(row: Row, audio: Path) -> Row:
     return {name: value for name, value in row.items() if name not in dropped}
 
 
-def _entries(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield number and plain values of the rows of all files; null columns are left out."""
+def _entries(path: Path) -> Iterator[tuple[int, Row | FormatError]]:
+    """Yield number and plain values of the rows of all files, classes by name; null columns are left out."""
     number = 0
     for file, split in _files(path):
         try:
             for batch, as_json in _batches(file):
+                classes = class_names(path, file, batch.schema)
                 for entry in batch.to_pylist():
                     number += 1
+                    try:
+                        entry |= {name: name_of_class(name, entry[name], classes[name]) for name in classes}
+                    except FormatError as error:
+                        yield number, error
+                        continue
                     entry = {name: value for name, value in entry.items() if value is not None}
                     entry |= {name: parse_json(entry[name].encode()) for name in as_json if name in entry}
                     yield number, {"split": split, **entry} if split else entry
