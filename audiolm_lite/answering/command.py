@@ -47,7 +47,7 @@ def make_parser(name: str, description: str | None, *, transcript: bool) -> argp
     parser.add_argument("--json", action="store_true", help="print one JSON object per file, with times and transcript")
     text = "recordings, or windows of long ones, that are answered together (default: %(default)s)"
     parser.add_argument("--batch_size", type=int, default=2, metavar="N", help=text)
-    parser.add_argument("--device", help="for example cpu or cuda:0; default: a GPU if there is one")
+    parser.add_argument("--device", help="for example cpu, cuda:0 or mps; default: a GPU if there is one")
     return parser
 
 

@@ -255,7 +255,7 @@ EVALUATION_KEYS = {
 OPTIONAL_ENTRIES = ("learning_rates", "metrics", "generation")
 
 RUN_OPTIONS = {
-    "device": ("DEVICE", "Device, e.g. cpu or cuda:0 (default: a GPU if there is one)."),
+    "device": ("DEVICE", "Device, e.g. cpu, cuda:0 or mps (default: a GPU if there is one)."),
     "debug": ("", "Run two batches and two epochs, to check that everything works."),
 }
 

@@ -42,12 +42,12 @@ def check_device(name: str) -> None:
     >>> check_device("cpu")
     >>> check_device("gpu")
     Traceback (most recent call last):
-    audiolm_lite.config.errors.ConfigError: --device gpu: not a device of torch; write cpu, cuda or cuda:0
+    audiolm_lite.config.errors.ConfigError: --device gpu: not a device of torch; write cpu, cuda, cuda:0 or mps
     """
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"--device {name}: not a device of torch; write cpu, cuda or cuda:0") from error
+        raise ConfigError(f"--device {name}: not a device of torch; write cpu, cuda, cuda:0 or mps") from error
     if device.type == "cpu":
         return
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

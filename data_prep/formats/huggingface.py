@@ -18,11 +18,13 @@ from audiolm_lite.data.manifest import audio_path
 from audiolm_lite.storage.atomic import write_bytes
 from audiolm_lite.storage.paths import relative_path
 from data_prep.class_labels import class_names, name_of_class
+from data_prep.delimited import Table
 from data_prep.formats import (
     FormatError,
     Report,
     Row,
     checked_rows,
+    json_lines,
     new_folder,
     parse_json,
     rename_to_manifest,
@@ -40,6 +42,7 @@ NAMES = {
 # Fields of text that published datasets have as numbers.
 _TEXT = ("id", "speaker")
 _CODE = re.compile(r"[a-z]{2,3}([_-]\w+)*", re.IGNORECASE)
+_NO_NAME = 'field "file_name": missing; write the path of the file'
 # Rows read or written at once: some tens of MB for clips of seconds.
 _ROWS_AT_ONCE = 64
 # Key in the Parquet file's metadata: a list of the columns whose values are JSON, because no Arrow type fits them all.
@@ -58,7 +61,8 @@ def read(
     Parameters
     ----------
     path : Path
-        Folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, or a folder with .parquet files at any depth.
+        Folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, a folder with .parquet files at any depth, or an
+        AudioFolder, in which metadata.csv or metadata.jsonl names the files.
         Their names begin with the split (train-00000-of-00002.parquet), or the name of their folder is the split.
     report : Report
         Updated.
@@ -77,7 +81,7 @@ def read(
     >>> [(row["id"], row["audio"], row["split"], row["target"]) for row in rows]
     [('d-1', '1.wav', 'train', 'hello')]
     """
-    names = {**NAMES, "audio": ("audio", "file", "path"), **(fields or {})}
+    names = {**NAMES, "audio": ("audio", "file", "path", "file_name"), **(fields or {})}
     audio_folder = audio_folder or path / "audio"
     numbered: Counter[int] = Counter()  # number as id -> its rows: of a sentence, in some datasets, which has several
 
@@ -138,6 +142,10 @@ def _without_segment(row: Row, audio: Path) -> Row:
 def _entries(path: Path) -> Iterator[tuple[int, Row | FormatError]]:
     """Yield number and plain values of the rows of all files, classes by name; null columns are left out."""
     number = 0
+    lists = sorted([*path.rglob("metadata.csv"), *path.rglob("metadata.jsonl")])
+    if lists and not any(path.rglob("*.parquet")):
+        yield from _listed_entries(path, lists)
+        return
     for file, split in _files(path):
         try:
             for batch, as_json in _batches(file):
@@ -156,19 +164,42 @@ def _entries(path: Path) -> Iterator[tuple[int, Row | FormatError]]:
             raise FormatError(f"{file}: not readable after row {number} ({error}); download it again") from error
 
 
+def _listed_entries(path: Path, lists: list[Path]) -> Iterator[tuple[int, Row | FormatError]]:
+    """Yield number and values of the rows of an AudioFolder, whose lists name files in their own folders."""
+    number = 0
+    for file in lists:
+        for line, entry in Table(file).rows() if file.suffix == ".csv" else json_lines(file):
+            number += 1
+            if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+                fault = entry if isinstance(entry, FormatError) else _NO_NAME
+                yield number, FormatError(f"{file}, line {line}: {fault}")
+                continue
+            values = {name: value for name, value in entry.items() if value is not None and value != ""}
+            if folder := _folder_of_split(file, path):
+                values = {"split": folder, **values}
+            audio = relative_path(file.parent.resolve() / entry["file_name"], path.resolve())
+            yield number, {**values, "file_name": audio}
+
+
+def _folder_of_split(file: Path, path: Path) -> str:
+    """Name of a file's folder, which is a split; empty for files of the dataset's own folder."""
+    return file.parent.name if file.parent not in (path, path / "data") else ""
+
+
 def _files(path: Path) -> list[tuple[Path, str]]:
     """Data files in order, with their splits (empty if neither file nor folder names one)."""
     files = sorted(path.rglob("*.parquet"))
     for state in sorted(path.rglob("state.json")):  # of save_to_disk; dataset_dict.json is not needed
         files += [state.parent / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
     if not files:
-        raise FormatError(f"{path}: contains neither .parquet files nor state.json of save_to_disk; check the path")
+        raise FormatError(
+            f"{path}: contains neither .parquet files nor state.json of save_to_disk nor metadata.csv or .jsonl; check the path"
+        )
     splits = []
     for file in files:
         match = re.match(r"(\w+(?:\.\w+)*)-\d+-of-\d+", file.name)
         # save_to_disk names its files data-...: their split is the name of their folder, if there is one.
-        folder = file.parent.name if file.parent not in (path, path / "data") else ""
-        splits.append((file, match[1] if match and match[1] != "data" else folder))
+        splits.append((file, match[1] if match and match[1] != "data" else _folder_of_split(file, path)))
     return splits
 
 

@@ -267,6 +267,28 @@ def test_a_code_is_preferred_to_the_name_of_a_language(tmp_path):
     assert read("huggingface", write_parquet(tmp_path / "d", columns, features))[0][0]["language"] == "ko_kr"
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_an_audio_folder_is_read_by_its_metadata(ending, tmp_path):
+    entries = [{"file_name": "a.wav", "transcription": "hello", "speaker_id": "s"}, {"transcription": "no file"}]
+    for split in ("train", "test"):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        with (tmp_path / "d" / split / f"metadata.{ending}").open("w", encoding="utf-8", newline="") as file:
+            if ending == "csv":
+                writer = csv.DictWriter(file, ["transcription", "speaker_id", "file_name"])
+                writer.writeheader()
+                writer.writerow(entries[0])
+            else:
+                file.writelines(json.dumps(entry) + "\n" for entry in entries)
+    rows, report = read("huggingface", tmp_path / "d")
+    assert [(row["audio"], row["split"], row["target"]) for row in rows] == [
+        ("test/a.wav", "test", "hello"),
+        ("train/a.wav", "train", "hello"),
+    ]
+    assert rows[0]["speaker"] == "s" and len(report.rejected) == (0 if ending == "csv" else 2)
+    if report.rejected:
+        assert 'metadata.jsonl, line 2: field "file_name": missing' in report.rejected[0]["reason"]
+
+
 README = """---
 dataset_info:
 - config_name: other
