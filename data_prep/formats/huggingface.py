@@ -193,7 +193,8 @@ def _files(path: Path) -> list[tuple[Path, str]]:
         files += [state.parent / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
     if not files:
         raise FormatError(
-            f"{path}: contains neither .parquet files nor state.json of save_to_disk nor metadata.csv or .jsonl; check the path"
+            f"{path}: contains no .parquet files, state.json of save_to_disk, metadata.csv or metadata.jsonl; check "
+            "the path"
         )
     splits = []
     for file in files:

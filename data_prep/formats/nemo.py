@@ -26,6 +26,7 @@ NAMES = {
     "duration": ("duration",),
     "instruction": ("question", "context"),
     "target": ("answer", "text"),
+    "language": ("language", "target_lang", "lang"),
 }
 
 _SEGMENT = r"-sub\d+(?=(\.\w+)?$)"

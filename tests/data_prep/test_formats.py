@@ -168,6 +168,8 @@ def test_every_format_is_in_a_test_above():
          {"audio": "a.wav", "start": 1.5, "duration": 2.0, "instruction": "Q", "target": "t", "id": "set-1"}),
         ("nemo", '{"audio_filepath": "a.wav", "offset": null, "duration": null, "question": "Q", "answer": "t"}',
          {"start": 0.0, "duration": None, "instruction": "Q", "target": "t"}),
+        ("nemo", '{"audio_filepath": "a.wav", "text": "t", "source_lang": "en", "target_lang": "de"}',
+         {"target": "t", "language": "de", "source_lang": "en"}),
         ("slam", '{"key": "k", "source": "a.wav", "target": "t", "prompt": "P"}',
          {"id": "k", "audio": "a.wav", "target": "t", "instruction": "P"}),
         ("slam", '{"key": "k", "source": "a.wav", "target": "t"}', {"instruction": "What is said?", "task": "asr"}),
