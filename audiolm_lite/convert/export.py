@@ -7,7 +7,7 @@ from audiolm_lite.backbones.tensor_report import ConversionError
 from audiolm_lite.hub.contents import LORA_FILES
 from audiolm_lite.hub.folder import read_config
 from audiolm_lite.hub.load import load_language_model
-from audiolm_lite.modeling.lora import merge_lora
+from audiolm_lite.modeling.lora import is_quantized, merge_lora
 from audiolm_lite.storage.atomic import atomic_folder
 
 
@@ -49,6 +49,8 @@ def export_merged(folder: Path, out: Path) -> None:
 
     Raises
     ------
+    ConversionError
+        The LLM was published with quantised weights.
     FileExistsError
         `out` exists.
     """
@@ -56,5 +58,10 @@ def export_merged(folder: Path, out: Path) -> None:
         config = read_config(folder)
         config["llm"] = {name: value for name, value in config["llm"].items() if name != "quantization"}
         llm, tokenizer = load_language_model(folder, config)
+        if is_quantized(llm):
+            raise ConversionError(
+                f"{folder}: the weights of {config['llm']['source']} are quantised, and a LoRA is never merged into "
+                "such weights; use export_lora"
+            )
         merge_lora(llm).save_pretrained(unfinished, safe_serialization=True)
         tokenizer.save_pretrained(unfinished)

@@ -102,6 +102,9 @@ def beam_search(
 
     eos = torch.tensor([eos_ids] if isinstance(eos_ids, int) else list(eos_ids), dtype=torch.int64, device=device)
     vocabulary = logits.shape[1]
+    # Each end token ends one candidate of each beam, and one token at most completes a loop. So one more per beam lets
+    # as many go on as there are beams.
+    candidates_per_beam = max(2, 1 + len(eos) + stop_loops)
     scores = torch.full((batch, beams), _NEVER, device=device)
     scores[:, 0] = 0.0  # all beams start equal: only the first may propose
     logits = logits.repeat_interleave(beams, 0)
@@ -120,8 +123,7 @@ def beam_search(
             next_scores, tokens[:, :, WINDOW : WINDOW + step].flatten(0, 1), no_repeat_ngram_size
         )
         proposals = scores[:, :, None] + next_scores.view(batch, beams, vocabulary)
-        # Twice as many candidates as beams: if every beam ends, enough others remain.
-        top, index = proposals.flatten(1).topk(2 * beams, dim=1)
+        top, index = proposals.flatten(1).topk(min(candidates_per_beam * beams, beams * vocabulary), dim=1)
         beam, token = index // vocabulary, index % vocabulary
         candidates = _rows(tokens, beam).clone()
         candidates[:, :, WINDOW + step] = token

@@ -19,7 +19,7 @@ from audiolm_lite.decoding.repetition import cut_loop
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.ctc import CTCHead
-from audiolm_lite.modeling.lora import merge_lora
+from audiolm_lite.modeling.lora import is_quantized, merge_lora
 
 
 class Answer(NamedTuple):
@@ -82,6 +82,9 @@ class ModelBundle:
     def prepare(self, dtype: str = "auto") -> None:
         """Make the LLM fast at answering: merge its LoRA, then cast its weights; a quantised LLM stays as it is.
 
+        Both change the model in memory, for every backend. A merged model cannot be saved; `merge_lora` logs what is
+        done.
+
         Parameters
         ----------
         dtype : str
@@ -92,7 +95,7 @@ class ModelBundle:
         if dtype == "auto":
             native = self.dtype == "float32" and multiplies_bf16(self.model.embedding.weight.device)
             dtype = "bfloat16" if native else self.dtype
-        if dtype == self.dtype or getattr(llm, "is_quantized", False):
+        if dtype == self.dtype or is_quantized(llm):
             return
         for parameter in llm.parameters():  # not the buffers: rotary frequencies must stay in float32
             parameter.data = parameter.data.to(getattr(torch, dtype))

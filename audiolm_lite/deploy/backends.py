@@ -35,6 +35,7 @@ from torch.export import Dim, ExportedProgram
 from audiolm_lite.config.errors import UserError, did_you_mean
 from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
+from audiolm_lite.modeling.lora import is_quantized
 from audiolm_lite.storage import cache
 from audiolm_lite.storage.atomic import atomic_folder, write_text
 from audiolm_lite.storage.hashes import sha256_of
@@ -91,8 +92,8 @@ def make_backend(
         "eager", "inductor", "aoti", or "best": the fastest of these for this LLM on this machine, measured over a few
         tokens. On a CPU "inductor" is left out where "aoti" works, because both compile the same code.
     llm : nn.Module
-        Causal language model in eval mode, on its device, in its dtype. Merge a LoRA first (see `modeling.lora`),
-        which saves two small matrix products per layer; an LLM with LoRA can be compiled too.
+        Causal language model in eval mode, on its device, in its dtype; it is not changed. An LLM with LoRA is compiled
+        with its products; `AudioLM` and the commands merge it first (see `modeling.lora`), for every backend.
     batch_size : int
         Rows of the compiled code. Smaller batches run too, at the cost of this size.
     max_length : int
@@ -134,8 +135,10 @@ def make_backend(
         raise ValueError("make_backend: the model is in training mode; call .eval() first")
     if name == "eager":
         return eager_backend(llm)
-    if getattr(llm, "is_quantized", False):  # torch.export cannot trace bitsandbytes' layers
+    if is_quantized(llm):  # torch.export cannot trace bitsandbytes' layers
         raise BackendError(f"make_backend: {name} cannot compile a quantised LLM; use eager, or load it in bfloat16")
+    if hasattr(llm, "merge_and_unload"):
+        logger.info("backend %s: the LoRA of the LLM is not merged, but compiled as products of its own", name)
     started = time.perf_counter()
     state = DecodeState.allocate(llm, batch_size, max_length)
     with torch.no_grad():

@@ -175,15 +175,19 @@ def any_rank(error: Exception | None = None, **flags: bool) -> dict[str, bool]:
     >>> any_rank(save=True, stop=False)
     {'save': True, 'stop': False}
     """
-    if error is not None and world_size() == 1:
-        raise error
-    votes = gather({"error": error and f"{type(error).__name__}: {error}", **flags})
-    if error is not None:
-        raise error
-    for number, vote in enumerate(votes):
-        if vote["error"]:
-            raise PeerError(f"process {number} of {world_size()} failed, so all stop: {vote['error']}")
-    return {name: any(vote[name] for vote in votes) for name in flags}
+    if world_size() == 1:
+        if error is not None:
+            raise error
+        return flags
+    # Called at every optimiser step, so numbers are exchanged; objects, which are pickled, only if there is an error.
+    failed, *votes = sum_over_processes(torch.tensor([error is not None, *flags.values()], dtype=torch.int32)).tolist()
+    if failed:
+        messages = gather(error and f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        number, message = next((number, text) for number, text in enumerate(messages) if text)
+        raise PeerError(f"process {number} of {world_size()} failed, so all stop: {message}")
+    return {name: vote > 0 for name, vote in zip(flags, votes)}
 
 
 def run_in_main(work: Callable[[Callable[[], None]], T]) -> T | None:

@@ -212,7 +212,7 @@ def _encode_and_store(
             try:
                 results = encode([chunk for chunks in clips.values() for chunk in chunks])
             except torch.OutOfMemoryError:
-                results = _encode_one_by_one(encode, clips, rejected)
+                results = _encode_one_by_one(encode, clips, batches.todo, rejected)
             if len(waiting) == _MAX_WAITING:
                 waiting.popleft().result()
             counts = {key: len(chunks) for key, chunks in clips.items()}
@@ -223,15 +223,19 @@ def _encode_and_store(
 
 
 def _encode_one_by_one(
-    encode: MemoryBoundEncoder, clips: dict[str, list[Tensor]], rejected: dict[str, str]
+    encode: MemoryBoundEncoder, clips: dict[str, list[Tensor]], todo: set[str], rejected: dict[str, str]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Encode a batch with a clip that is too large for the memory; such clips are moved from `clips` to `rejected`."""
+    """Encode a batch with a clip that is too large for the memory; such clips are removed from `clips`.
+
+    Those of `todo` are added to `rejected`. The others are stored already, and are in the batch for equal batches only.
+    """
     results = []
     for key in list(clips):
         try:
             results += encode(clips[key])
         except torch.OutOfMemoryError:
-            rejected[key] = f"too large for the memory of {encode.device} even alone; split it into segments"
+            if key in todo:
+                rejected[key] = f"too large for the memory of {encode.device} even alone; split it into segments"
             del clips[key]
     return results
 

@@ -27,11 +27,18 @@ from audiolm_lite.hub.folder import (
 )
 from audiolm_lite.hub.released import backbone_digests, check_backbones, model_folder
 from audiolm_lite.hub.sizes import check_built_size, check_encoder_size, check_llm_size, check_rank
-from audiolm_lite.language.llm import load_llm
+from audiolm_lite.language.llm import load_llm, wrap_lora
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.ctc import check_head
-from audiolm_lite.modeling.lora import LORA_TENSORS, add_lora, lora_difference, lora_scale, peft_block
+from audiolm_lite.modeling.lora import (
+    LORA_TENSORS,
+    add_lora,
+    is_quantized,
+    lora_difference,
+    lora_scale,
+    peft_block,
+)
 from audiolm_lite.storage.hashes import sha256_of
 
 PEFT_CONFIG = "adapter_config.json"
@@ -87,7 +94,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", *, merge:
         if f"{component}.safetensors" in counts or component == "adapter":
             _load_component(model, component, folder, counts)
     model.requires_grad_(False).eval()
-    for module in (model.adapter, model.encoder, *([] if config["llm"].get("quantization") else [llm])):
+    for module in (model.adapter, model.encoder, *([] if is_quantized(llm) else [llm])):
         module.to(device)
     template = PromptTemplate(config["template"])
     template.check_special_tokens(tokenizer)
@@ -211,7 +218,7 @@ def load_language_model(
         Content of its configuration file, as `read_config` returns it.
     merge : bool
         Add the LoRA to the weights, as `modeling.lora.merge_lora` does, but without PEFT: this takes less time and
-        memory. A DoRA, the LoRA of an embedding and that of a quantised LLM are not merged.
+        memory. A DoRA, the LoRA of an embedding and that of a quantised LLM, also one published so, are not merged.
 
     Returns
     -------
@@ -250,6 +257,8 @@ def load_language_model(
     merge = merge and all(name.endswith(LORA_TENSORS) for name in stored)
     merge = merge and lora is not None and not lora.get("dora") and llm_config.get("quantization") is None
     llm, tokenizer = load_llm({**llm_config, "lora": None} if merge else llm_config)
+    if merge and lora is not None and is_quantized(llm):
+        llm, merge = wrap_lora(llm, lora), False
     if "llm.safetensors" in config["tensors"]:
         _load_component(nn.ModuleDict({"llm": llm}), "llm", folder, config["tensors"])
     if merge and lora is not None:

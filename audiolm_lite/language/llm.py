@@ -78,7 +78,7 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
         with init_empty_weights(include_buffers=False):
             text = published.text_config if voxtral else published
             llm = AutoModelForCausalLM.from_config(text, dtype=dtype, trust_remote_code=False)
-            llm = llm if config["lora"] is None else _add_lora(llm, config["lora"])
+            llm = llm if config["lora"] is None else wrap_lora(llm, config["lora"])
         llm.tie_weights()
         return llm, _load_tokenizer(tokenizer_source)
     if voxtral:
@@ -94,7 +94,7 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
             )
     tokenizer = _load_tokenizer(tokenizer_source)
     if config["lora"] is not None:
-        llm = _add_lora(llm, config["lora"])
+        llm = wrap_lora(llm, config["lora"])
     return llm, tokenizer
 
 
@@ -111,7 +111,23 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
+def wrap_lora(llm: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """Wrap a causal LM by PEFT with a new LoRA; `config` is the entry `lora` of `load_llm`.
+
+    Raises
+    ------
+    ConfigError
+        An entry is unknown or missing, or PEFT does not accept it.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes))
+    >>> lora = wrap_lora(llm, {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]})
+    >>> [list(parameter.shape) for parameter in lora.parameters() if parameter.requires_grad]
+    [[2, 8], [8, 2]]
+    """
     from peft import LoraConfig, get_peft_model  # slow to import, and not always needed
 
     if not isinstance(config, Mapping):
@@ -130,7 +146,7 @@ def _add_lora(llm: nn.Module, config: dict[str, Any]) -> nn.Module:
         return get_peft_model(llm, lora)
 
 
-def _check_entries(where: str, config: dict[str, Any], known: tuple[str, ...], required: tuple[str, ...]) -> None:
+def _check_entries(where: str, config: Mapping[str, Any], known: tuple[str, ...], required: tuple[str, ...]) -> None:
     for name in config:
         if name not in known:
             raise ConfigError(f"{where}: unknown entry {name!r}; it takes {', '.join(known)}.")

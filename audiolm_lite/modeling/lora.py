@@ -1,11 +1,14 @@
 """Causal language models with and without a LoRA of PEFT."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 # Ends of the names in PEFT's files of the two matrices of a linear layer.
 LORA_TENSORS = (".lora_A.weight", ".lora_B.weight")
@@ -92,10 +95,25 @@ def unwrap_peft(llm: nn.Module) -> Any:
     return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
 
 
+def is_quantized(llm: nn.Module) -> bool:
+    """Whether a causal LM has quantised weights, by the entry `quantization` or because it was published so.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 2, bias=False)
+    >>> before = is_quantized(layer)
+    >>> layer.weight = nn.Parameter(torch.zeros(2, 1, dtype=torch.uint8), requires_grad=False)
+    >>> before, is_quantized(layer)
+    (False, True)
+    """
+    marked = getattr(unwrap_peft(llm), "is_quantized", False)
+    return bool(marked) or any(not parameter.is_floating_point() for parameter in llm.parameters())
+
+
 def merge_lora(llm: nn.Module) -> nn.Module:
     """Add a LoRA to the weights it adapts and remove it, which saves two small matrix products per adapted layer.
 
-    The sum is rounded to the dtype of the weights.
+    The sum is rounded to the dtype of the weights. What is done is logged.
 
     Parameters
     ----------
@@ -117,8 +135,12 @@ def merge_lora(llm: nn.Module) -> nn.Module:
       (0): Linear(in_features=2, out_features=2, bias=True)
     )
     """
-    if not hasattr(llm, "merge_and_unload") or getattr(unwrap_peft(llm), "is_quantized", False):
+    if not hasattr(llm, "merge_and_unload"):
         return llm
+    if is_quantized(llm):
+        logger.info("The LLM is quantised, so its LoRA stays separate from its weights")
+        return llm
+    _report_merge(unwrap_peft(llm))
     merged = llm.merge_and_unload()
     merged.lora_is_merged = True  # a model folder stores the LoRA, so this model cannot be saved as one
     return merged
@@ -151,7 +173,7 @@ def add_lora(llm: nn.Module, stored: Mapping[str, Tensor], scale: float) -> None
     Raises
     ------
     ValueError
-        A tensor does not belong to this LLM or has another shape, or every B is zero.
+        A tensor does not belong to this LLM or has another shape, every B is zero, or the LLM is quantised.
 
     Examples
     --------
@@ -166,8 +188,11 @@ def add_lora(llm: nn.Module, stored: Mapping[str, Tensor], scale: float) -> None
     modules = {f"base_model.model.{name}": module for name, module in llm.named_modules()}
     if odd := sorted(a.keys() ^ b.keys() | (a.keys() - modules.keys())):
         raise ValueError(f"{odd[0]} does not belong to this LLM, or lacks one of its two matrices")
+    if is_quantized(llm):
+        raise ValueError("the LLM is quantised, and a LoRA is not added to quantised weights; load it without merging")
     if not any(bool(tensor.count_nonzero()) for tensor in b.values()):
         raise ValueError("every lora_B is zero, so the LoRA has no effect")
+    _report_merge(llm)
     for name in a:
         weight: Any = modules[name].weight
         # transformers' Conv1D, a linear layer of early models, stores its weight transposed.
@@ -176,3 +201,12 @@ def add_lora(llm: nn.Module, stored: Mapping[str, Tensor], scale: float) -> None
             raise ValueError(f"{name} has the shapes {list(a[name].shape)} and {list(b[name].shape)}")
         weight += (b[name] @ a[name]) * scale
     llm.lora_is_merged = True  # see merge_lora
+
+
+def _report_merge(llm: nn.Module) -> None:
+    dtype = str(next(llm.parameters()).dtype).removeprefix("torch.")
+    logger.info(
+        "The LoRA is added to the weights of the LLM in memory, with sums rounded to %s; the model folder stays as it "
+        "is, and the merged model cannot be saved as one",
+        dtype,
+    )

@@ -32,13 +32,13 @@ def collate(prompts, side="right"):
     return embeds, mask
 
 
-def transformers_beams(prompt, beams, max_new_tokens, length_penalty):
+def transformers_beams(prompt, beams, max_new_tokens, length_penalty, eos=(EOS,)):
     tokens = LLM.generate(
         inputs_embeds=prompt[None], attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
-        num_beams=beams, length_penalty=length_penalty, max_new_tokens=max_new_tokens, eos_token_id=EOS,
+        num_beams=beams, length_penalty=length_penalty, max_new_tokens=max_new_tokens, eos_token_id=list(eos),
         pad_token_id=0, bos_token_id=1,
     )[0].tolist()  # fmt: skip
-    return tokens[: tokens.index(EOS)] if EOS in tokens else tokens
+    return next((tokens[:place] for place, token in enumerate(tokens) if token in eos), tokens)
 
 
 @pytest.mark.parametrize(("beams", "length_penalty"), [(2, 1.0), (4, 1.0), (4, 0.0), (3, 2.0), (4, -0.5)])
@@ -49,6 +49,17 @@ def test_equals_transformers(beams, length_penalty):
     theirs = [transformers_beams(prompt, beams, 9, length_penalty) for prompt in prompts]
     assert ours == theirs
     assert len(set(map(tuple, ours))) > 9, "too few different answers for a meaningful comparison"
+
+
+@pytest.mark.parametrize(("beams", "ends"), [(2, 3), (3, 5), (4, 12)])
+def test_several_end_tokens_leave_enough_hypotheses_that_go_on(beams, ends):
+    """With many end tokens, most candidates of each beam end."""
+    eos = list(range(3, 3 + ends))
+    prompts = [prompt for seed in range(6) for prompt in make_prompts([3, 9, 5], seed)]
+    options = {"beams": beams, "max_new_tokens": 9, "length_penalty": 2.0}
+    ours = beam_search(LLM, *collate(prompts, "left"), eos_ids=eos, **options)
+    assert ours == [transformers_beams(prompt, beams, 9, 2.0, eos) for prompt in prompts]
+    assert ours == beam_search(LLM, *collate(prompts, "left"), eos_ids=eos, stop_loops=True, **options)
 
 
 @settings(max_examples=15, deadline=None)

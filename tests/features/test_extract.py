@@ -237,6 +237,23 @@ def test_running_out_of_memory_halves_the_batch(tmp_path, corpus, caplog):
     check(tmp_path / "f", (root, [row for row in rows if row["audio"] not in ("10.wav", "11.wav")]), count=10)
 
 
+def test_a_stored_neighbour_that_no_longer_fits_the_memory_is_not_rejected(tmp_path, corpus):
+    class Small(ToyEncoder):
+        def forward(self, waveforms, lengths):
+            if waveforms.numel() > 1.05 * 16000:
+                raise torch.OutOfMemoryError("no")
+            return super().forward(waveforms, lengths)
+
+    root, rows = corpus
+    options = {"audio_root": root, "batch_seconds": 100}
+    others = [row for row in rows if row["audio"] != "0.wav"]
+    assert extract(others, ToyEncoder(), tmp_path / "f", **options) == Summary(11, 0, 0)
+    # All clips are in one batch with 0.wav, the only one that is new. Two of them are too large now.
+    assert extract(rows, Small(), tmp_path / "f", **options, max_rejects=0) == Summary(1, 11, 0)
+    assert not (tmp_path / "f" / "rejected.jsonl").exists()
+    check(tmp_path / "f", corpus, count=12)
+
+
 def test_features_that_cannot_be_stored_are_rejected(tmp_path, corpus):
     class Loud(ToyEncoder):
         def forward(self, waveforms, lengths):

@@ -6,10 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from audiolm_lite.backbones.tensor_report import ConversionError
+from audiolm_lite.convert.export import export_merged
 from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
-from audiolm_lite.modeling.lora import merge_lora
+from audiolm_lite.language.llm import load_llm
+from audiolm_lite.modeling.lora import add_lora, merge_lora, unwrap_peft
+
+LORA_FILE = "lora/adapter_model.safetensors"
 
 
 def equal_states(model, other, prefix):
@@ -107,6 +112,37 @@ def test_lora_merged_while_loading_gives_the_bits_of_peft(saved):
     assert all(torch.equal(tensor, wrapped.state_dict()[name]) for name, tensor in merged.state_dict().items())
     with pytest.raises(ModelFolderError, match="has been merged"):
         save_model(load_model(folder, merge=True).model, {}, folder)
+
+
+def test_the_lora_of_quantised_weights_stays_separate(saved, monkeypatch, caplog):
+    """Also where the LLM was published in 4 bits, of which the model folder has no entry."""
+
+    def published_in_4_bits(config):
+        llm, tokenizer = load_llm(config)
+        unwrap_peft(llm).is_quantized = True
+        return llm, tokenizer
+
+    folder, _, model = saved
+    monkeypatch.setattr("audiolm_lite.hub.load.load_llm", published_in_4_bits)
+    bundle = load_model(folder, merge=True)
+    weights = {name: t.clone() for name, t in bundle.model.llm.state_dict().items()}
+    with caplog.at_level("INFO"):
+        bundle.prepare("bfloat16")
+    assert hasattr(bundle.model.llm, "peft_config") and "stays separate" in caplog.text
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in bundle.model.llm.state_dict().items())
+    assert equal_states(model, bundle.model, "llm.")
+    with pytest.raises(ConversionError, match="are quantised"):
+        export_merged(folder, folder / "merged")
+    with pytest.raises(ValueError, match="the LLM is quantised"):
+        add_lora(unwrap_peft(published_in_4_bits(saved[1]["llm"])[0]), load_file(folder / LORA_FILE), 1.0)
+
+
+def test_merging_says_what_it_does(saved, caplog):
+    for merge in (True, False):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            load_model(saved[0], merge=merge).prepare()
+        assert caplog.text.count("is added to the weights of the LLM in memory, with sums rounded to float32") == 1
 
 
 @pytest.mark.parametrize(
