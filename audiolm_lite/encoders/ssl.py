@@ -63,6 +63,9 @@ class SSLEncoder(nn.Module):
         D and L of the features.
     frame_seconds : float
         Duration of one frame of the features: 20 ms x `pool` for all published models.
+    never_trained : list of str
+        Names of parameters that `trainable` patterns do not select: the final norm of a model with norms before its
+        blocks, unless the last block is among `layers`.
     """
 
     def __init__(
@@ -92,6 +95,9 @@ class SSLEncoder(nn.Module):
         self.model.encoder.layers = self.model.encoder.layers[: self.selection.depth]
         # Used in pretraining only: as parameters they would never get a gradient.
         self.model.masked_spec_embed = self.model.adapter = None
+        self.never_trained: list[str] = []
+        if self.norm_first and self.last_block not in self.selection.indices:
+            self.never_trained = ["model.encoder.layer_norm.weight", "model.encoder.layer_norm.bias"]
 
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
         self.min_samples = 1

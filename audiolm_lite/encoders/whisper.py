@@ -88,6 +88,9 @@ class WhisperEncoder(nn.Module):
         Duration of one frame of the features.
     max_seconds : float
         Longest clip accepted.
+    never_trained : list of str
+        Names of parameters that `trainable` patterns do not select: the positions, which are sinusoids and were fixed
+        in pretraining, and the final norm unless the last block is among `layers`.
     """
 
     def __init__(
@@ -134,6 +137,9 @@ class WhisperEncoder(nn.Module):
                 limit = self.max_samples / SAMPLE_RATE
                 raise ConfigError(f"whisper: window_seconds is {window_seconds}; {source} accepts up to {limit:g} s")
             self.max_samples = round(window_seconds * SAMPLE_RATE)
+        self.never_trained = ["model.embed_positions.weight"]
+        if self.last_block not in self.selection.indices:
+            self.never_trained += ["model.layer_norm.weight", "model.layer_norm.bias"]
         self.feature_dim = self.model.conv2.out_channels
         self.num_layers = self.selection.num_layers
         self.frame_seconds = 2 * self.hop * pool / SAMPLE_RATE

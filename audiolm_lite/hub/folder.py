@@ -9,7 +9,8 @@ A model folder contains data only, no code and no pickle:
 - `llm.safetensors`, `encoder.safetensors`: tensors of the LLM or the encoder that were trained directly;
 - `ctc_head.safetensors`: the CTC head of the adapter (`modeling.ctc`), if a stage had a CTC start;
 - `llm/`, `encoder/`: copies of the pretrained models in safetensors and JSON, with their licences, if the folder was
-  saved with `bundle=True`.
+  saved with `bundle=True`;
+- `.new_model/`: only after a save that was killed, see `hub.replacement`.
 
 Loading builds only components of this library and of transformers and checks that every tensor of every file belongs to
 the model. `hub.contents` lists what a folder may contain; anything else is refused.
@@ -29,6 +30,7 @@ from audiolm_lite.backbones.untrusted import is_inside, read_json
 from audiolm_lite.config.errors import ConfigError, UserError
 from audiolm_lite.hub.contents import CTC_HEAD_FILE as CTC_HEAD_FILE
 from audiolm_lite.hub.contents import check_config, check_files, check_source
+from audiolm_lite.hub.replacement import finish_replacement
 
 FORMAT = 1
 CONFIG_FILE = "audiolm_lite.json"
@@ -40,7 +42,7 @@ class ModelFolderError(UserError, ValueError):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check the configuration file of a model folder.
+    """Read and check the configuration file of a model folder; finish a save that was interrupted at its end.
 
     Parameters
     ----------
@@ -71,6 +73,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     ({'source': 'owner/llm'}, {'adapter.safetensors': 4})
     """
     path = folder / CONFIG_FILE
+    try:
+        finish_replacement(folder, CONFIG_FILE)
+    except ConfigError as error:
+        raise ModelFolderError(str(error)) from error
     if not path.is_file():
         raise ModelFolderError(f"{folder}: no {CONFIG_FILE}; this is not a model folder, or saving was interrupted")
     try:

@@ -1,7 +1,6 @@
 """Saving a model folder (`hub.folder` describes the format)."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from audiolm_lite.hub.folder import (
     stored_name,
 )
 from audiolm_lite.hub.released import backbone_digests
+from audiolm_lite.hub.replacement import replaced_model
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.storage.atomic import write_json
 
@@ -37,7 +37,7 @@ def save_model(
     bundle: bool = False,
     ctc_head: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a model folder; a model that is already there is replaced.
+    """Write a model folder; a model that is already there is replaced at once (see `hub.replacement`).
 
     Parameters
     ----------
@@ -79,14 +79,6 @@ def save_model(
             f"{folder}: the LoRA has been merged into the LLM's weights, as AudioLM and the evaluation do; save a "
             "model that hub.load.load_model has loaded"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    # The configuration is removed first and written last: an interrupted save leaves a folder that does not load.
-    (folder / CONFIG_FILE).unlink(missing_ok=True)
-    for name in ("adapter.safetensors", "llm.safetensors", "encoder.safetensors", CTC_HEAD_FILE):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "lora", ignore_errors=True)
-
-    config = make_config(experiment, folder, bundle)
     changed = {*trained, *(name for name, p in model.named_parameters() if p.requires_grad)}
     state = {n: t for n, t in model.state_dict().items() if not (n.startswith("llm.") and "lora_" in n)}
     components = {
@@ -95,28 +87,36 @@ def save_model(
         "encoder": {n: t for n, t in state.items() if n.startswith("encoder.") and n in changed},
     }
     counts: dict[str, int] = {}
-    for component, tensors in components.items():
-        if tensors:
-            stored = {stored_name(name, component): t.detach().cpu().clone() for name, t in tensors.items()}
-            save_file(stored, folder / f"{component}.safetensors")
-            counts[f"{component}.safetensors"] = len(stored)
-    if ctc_head is not None:
-        save_file(dict(ctc_head), folder / CTC_HEAD_FILE)
-        counts[CTC_HEAD_FILE] = len(ctc_head)
-    if lora_is_trained(model.llm):
-        counts["lora"] = _save_lora(model.llm, folder / "lora", config["llm"]["source"])
-    else:
-        config["llm"]["lora"] = None  # there is none, or its B matrices are zero and it changes nothing
-    write_config(folder, config, counts)
+    copies: list[str] = []
+    with replaced_model(folder, CONFIG_FILE, copies) as unfinished:
+        config = make_config(experiment, folder, bundle, unfinished)
+        copies += config.get("licences", {})
+        for component, tensors in components.items():
+            if tensors:
+                stored = {stored_name(name, component): t.detach().cpu().clone() for name, t in tensors.items()}
+                save_file(stored, unfinished / f"{component}.safetensors")
+                counts[f"{component}.safetensors"] = len(stored)
+        if ctc_head is not None:
+            save_file(dict(ctc_head), unfinished / CTC_HEAD_FILE)
+            counts[CTC_HEAD_FILE] = len(ctc_head)
+        if lora_is_trained(model.llm):
+            counts["lora"] = _save_lora(model.llm, unfinished / "lora", config["llm"]["source"])
+        else:
+            config["llm"]["lora"] = None  # there is none, or its B matrices are zero and it changes nothing
+        write_config(unfinished, config, counts)
 
 
-def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = False) -> dict[str, Any]:
+def make_config(
+    experiment: Mapping[str, Any], folder: Path, bundle: bool = False, unfinished: Path | None = None
+) -> dict[str, Any]:
     """Make the configuration of a model folder, except for the numbers of tensors.
 
     Parameters
     ----------
     experiment, folder, bundle
         As in `save_model`; with `bundle` the pretrained models are copied here.
+    unfinished : path, optional
+        Where the copies are written before they are moved to `folder`; by default there.
 
     Returns
     -------
@@ -136,6 +136,7 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
     ({'source': 'owner/llm'}, {'max_new_tokens': 200})
     """
     check_answer_settings(experiment)
+    written = folder if unfinished is None else unfinished
     config = {
         "format": FORMAT,
         **{name: dict(experiment[name]) for name in ("encoder", "adapter", "llm")},
@@ -147,12 +148,12 @@ def make_config(experiment: Mapping[str, Any], folder: Path, bundle: bool = Fals
 
     def stored(source: str, name: str) -> str:
         if bundle and not Path(source).expanduser().resolve().is_relative_to(folder.resolve()):
-            licences[name] = copy_pretrained(source, folder / name, name)
+            licences[name] = copy_pretrained(source, written / name, name)
             return name
         return _stored_source(source, folder)
 
     def present(source: str, name: str) -> str:
-        return str(folder / name) if name in licences else source
+        return str(written / name) if name in licences else source
 
     blocks = {name: config[name] for name in ("encoder", "llm")}
     config |= {name: map_sources(block, stored, name) for name, block in blocks.items()}

@@ -12,6 +12,9 @@ from audiolm_lite.config.keys import LOSS_KERNELS
 
 # Logits of one chunk where no size is given: 256 MB in float32, and enough positions to keep a GPU busy.
 CHUNK_LOGITS = 2**26
+# Factor of a chunk's loss where the logits are float16. Gradients below 6e-8 would become 0, before the loss scale of
+# training could help: it is applied in the backward pass, and these gradients are computed in the forward pass.
+HALF_SCALE = 2.0**12
 
 
 def chunk_positions(vocabulary: int, chunk: int = 0) -> int:
@@ -52,7 +55,8 @@ def chunked_loss(
 
     The gradient with respect to the hidden states is computed together with the loss and stored until the backward
     pass (as in Liger Kernel, Hsu et al. 2024, arXiv 2410.10989). The output layer is therefore applied once forward
-    and once backward, and memory holds the logits of one chunk.
+    and once backward, and memory holds the logits of one chunk. Gradients of float16 logits are computed from a scaled
+    loss and stored in float32, so that the loss scale of training acts on them as on others.
 
     Parameters
     ----------
@@ -102,27 +106,53 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor | float, Tensor | int]:
-        gradient = torch.empty_like(hidden)
-        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        gradient = torch.empty_like(hidden, dtype=_gradient_dtype(hidden))
+        gradients = [torch.zeros_like(parameter, dtype=_gradient_dtype(parameter)) for parameter in parameters]
         total: Tensor | float = 0.0
         count: Tensor | int = 0
+        scale = HALF_SCALE
         for gradient_slice, states, *rest in _chunks(chunk, gradient, hidden, *targets):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
-                loss, counted = function(head(states), *rest)
-            states_gradient, *new_gradients = torch.autograd.grad(loss, [states, *parameters])
-            gradient_slice.copy_(states_gradient)
-            for summed, new in zip(gradients, new_gradients):
+                logits = head(states)
+                loss, counted = function(logits, *rest)
+            inputs = [states, *parameters]
+            new_gradients: Sequence[Tensor]
+            if logits.dtype == torch.float16:
+                new_gradients, scale = _scaled_gradients(loss, inputs, scale)
+            else:
+                new_gradients = torch.autograd.grad(loss, inputs)
+            gradient_slice.copy_(new_gradients[0])
+            for summed, new in zip(gradients, new_gradients[1:]):
                 summed += new
             total, count = total + loss.detach(), count + counted
+            del logits, loss  # otherwise the memory holds two chunks
         ctx.save_for_backward(gradient, *gradients)
+        ctx.dtypes = [hidden.dtype, *(parameter.dtype for parameter in parameters)]
         ctx.mark_non_differentiable(count)
         return total, count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple:
-        return None, None, None, None, *(gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors)
+        scaled = (gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors)
+        return None, None, None, None, *(gradient.to(dtype) for gradient, dtype in zip(scaled, ctx.dtypes))
+
+
+def _gradient_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+
+
+def _scaled_gradients(loss: Tensor, inputs: Sequence[Tensor], scale: float) -> tuple[list[Tensor], float]:
+    """Gradients in float32 of a loss with float16 logits, and the factor at which they were finite.
+
+    The factor is halved until they are, or until it is 1.
+    """
+    while True:
+        gradients = torch.autograd.grad(loss, inputs, torch.full_like(loss, scale), retain_graph=scale > 1)
+        if scale <= 1 or all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return [gradient.float() / scale for gradient in gradients], scale
+        scale /= 2
 
 
 def _chunks(chunk: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

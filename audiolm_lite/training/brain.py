@@ -86,6 +86,8 @@ class AudioLMBrain(sb.Brain):
         hparams = {**hparams, "precision": training_precision(hparams["precision"], self.run_opts.get("device"))}
         self.experiment = hparams
         device = self.run_opts.get("device") or "cpu"
+        if hparams["precision"] == "fp16" and hparams["loss_kernel"] == "torch":
+            raise ConfigError("loss_kernel torch loses small gradients in precision fp16: use chunked or bf16")
         if hparams["precision"] == "fp16" and torch.device(device).type != "cuda":  # no scaling of the loss
             raise ConfigError("precision fp16 needs a GPU with CUDA: use --precision bf16 or --precision fp32")
         configure_model(model, hparams, device)

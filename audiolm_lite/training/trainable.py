@@ -18,6 +18,9 @@ LEAST_SIMILARITY = 0.3  # of a suggested name: a pattern differs from the names 
 def select_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Make the parameters that match a pattern trainable, and freeze all others.
 
+    A module may have a list `never_trained` of names of its parameters that are fixed, or get no gradient: these are
+    frozen too, whatever matches.
+
     Returns
     -------
     list of str
@@ -26,7 +29,7 @@ def select_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises
     ------
     ConfigError
-        A pattern matches nothing, or it matches a quantised weight, which cannot have a gradient.
+        A pattern matches nothing, or nothing that can train, or a quantised weight, which cannot have a gradient.
 
     Examples
     --------
@@ -42,8 +45,19 @@ def select_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
                 f"trainable: pattern {pattern!r} matches no parameter"
                 + did_you_mean(pattern, parameters, LEAST_SIMILARITY)
             )
+    fixed = {
+        f"{where}.{name}".lstrip(".")
+        for where, module in model.named_modules()
+        for name in getattr(module, "never_trained", ())
+    }
+    for pattern in patterns:
+        if fixed.issuperset(matching := _matching(parameters, pattern)):
+            raise ConfigError(
+                f"trainable: pattern {pattern!r} matches only parameters that are fixed or get no gradient, such as "
+                f"{matching[0]}: remove it"
+            )
     for name, parameter in parameters.items():
-        train = any(fnmatchcase(name, pattern) for pattern in patterns)
+        train = name not in fixed and any(fnmatchcase(name, pattern) for pattern in patterns)
         if train and not parameter.is_floating_point():
             raise ConfigError(f"trainable: {name} is stored as {parameter.dtype} and cannot train; train a LoRA on it")
         parameter.requires_grad_(train)

@@ -1,13 +1,16 @@
 """What is written into a model folder."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from audiolm_lite.decoding.options import GenerationError
 from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
@@ -39,17 +42,92 @@ def test_saving_again_replaces_the_older_model(saved, make_model):
     assert not (folder / "lora").exists() and load_model(folder).identity != before
 
 
-def test_interrupted_save_leaves_a_folder_that_does_not_load(saved, make_model, monkeypatch):
+class Killed(BaseException):
+    """A process that is killed removes nothing that it has written."""
+
+
+@pytest.mark.parametrize("bundle", [False, True])
+def test_a_save_that_is_killed_at_any_moment_leaves_the_old_model_or_the_new_one(
+    sources, make_experiment, make_model, monkeypatch, tmp_path, bundle
+):
+    """Old: LoRA and trained LLM. New: another adapter, a trained encoder. Each change of the disk is the last one."""
+    old, new = make_experiment(lora=True), make_experiment(lora=False)
+    first, second = make_model(old), make_model(new)
+    second.encoder.model.conv1.weight.data += 1
+    save_model(first, old, tmp_path / "old", trained=["llm.base_model.model.lm_head.weight"], bundle=bundle)
+    trained = ["encoder.model.conv1.weight"]
+    save_model(second, new, tmp_path / "new", trained=trained)
+    identities = [load_model(tmp_path / name).identity for name in ("old", "new")]
+    files = {path.relative_to(tmp_path / "new") for path in (tmp_path / "new").rglob("*")}
+
+    def killed_at(last):
+        count = 0
+
+        def counted(function):
+            def run(*arguments, **options):
+                nonlocal count
+                count += 1
+                if count > last:
+                    raise Killed
+                return function(*arguments, **options)
+
+            return run
+
+        with monkeypatch.context() as patch:
+            for module, name in ((os, "replace"), (os, "unlink"), (os, "mkdir"), (os, "rmdir"), (shutil, "rmtree")):
+                patch.setattr(module, name, counted(getattr(module, name)))
+            patch.setattr("audiolm_lite.hub.save.save_file", counted(save_file))
+            try:
+                save_model(second, new, folder, trained=trained)
+            except Killed:
+                return True
+        return False
+
+    seen, last = [], 0
+    while True:
+        folder = tmp_path / str(last)
+        shutil.copytree(tmp_path / "old", folder)
+        (folder / "log.txt").write_text("of the stage")
+        if not killed_at(last):
+            break
+        seen.append(identities.index(load_model(folder).identity))
+        last += 1
+    assert seen == sorted(seen) and set(seen) == {0, 1}  # the old one, then the new one
+    assert {path.relative_to(folder) for path in folder.rglob("*")} >= files
+    assert load_model(folder).identity == identities[1] and (folder / "log.txt").read_text() == "of the stage"
+    assert not (folder / "lora").exists() and not (folder / ".new_model").exists()
+
+
+def test_a_save_that_fails_leaves_the_old_model(saved, make_experiment, make_model, sources):
     folder, experiment, model = saved
+    before = load_model(folder).identity
+    with pytest.raises(GenerationError):
+        save_model(model, {**experiment, "generation": {"beamz": 2}}, folder)
+    (sources / "llama" / "pytorch_model.bin").write_bytes(b"")
+    (sources / "llama" / "LICENSE").symlink_to("/etc/passwd")
+    with pytest.raises(ModelFolderError, match="symbolic link"):
+        save_model(model, experiment, folder, bundle=True)
+    (sources / "llama" / "LICENSE").unlink()
+    assert load_model(folder).identity == before and not (folder / ".new_model").exists()
 
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("audiolm_lite.hub.save.save_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_model(model, experiment, folder)
-    with pytest.raises(ModelFolderError, match="saving was interrupted"):
-        load_model(folder)
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "log.txt", "lora/../../outside", "checkpoints/x", "link/x", "llm/link/x", 3]
+)
+def test_a_list_of_new_files_names_nothing_else(saved, name, tmp_path):
+    folder = saved[0]
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    (outside / "x").write_text("mine")
+    (folder / "llm").mkdir()
+    for link in (folder / "link", folder / "llm" / "link"):
+        link.symlink_to(outside)
+    (folder / ".new_model").mkdir()
+    for entry in ({"files": [name], "copies": []}, {"files": [], "copies": [name]}, {"files": [name]}):
+        (folder / ".new_model" / "files.json").write_text(json.dumps(entry))
+        with pytest.raises(ModelFolderError, match="not a list of the files of a model"):
+            load_model(folder)
+    assert (outside / "x").read_text() == "mine"
 
 
 def test_bundling_needs_safetensors_files(sources, make_experiment, make_model):

@@ -11,6 +11,7 @@ from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import collate
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.losses import (
+    HALF_SCALE,
     check_loss_kernel,
     chunk_positions,
     chunked_loss,
@@ -73,6 +74,36 @@ def test_autocast_runs_the_head_in_its_precision():
     for in_chunks, at_once in zip(*results):
         torch.testing.assert_close(in_chunks, at_once, rtol=1e-2, atol=1e-2)
     assert results[0][0].dtype == torch.float32
+
+
+def float16_gradients(states, weights, loss_scale, chunk):
+    """Gradients of hidden states and output layer, with the loss scale of training removed."""
+    head, hidden = nn.Linear(*weights.T.shape, bias=False), states.clone().requires_grad_()
+    head.weight.data = weights.clone()
+    with torch.autocast("cpu", torch.float16):
+        total, _ = chunked_loss(cross_entropy, head, hidden, [torch.zeros(len(states), dtype=torch.int64)], chunk)
+    (loss_scale * total).backward()
+    return hidden.grad / loss_scale, head.weight.grad / loss_scale
+
+
+def test_float16_keeps_small_gradients():
+    """Without a factor, float16 has 0 for the probability exp(-20). That of the target is 1 in float32, too."""
+    weights, states = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, -1.0]]), torch.tensor([[0.0, 10.0]]).repeat(6, 1)
+    probability = torch.tensor(-20.0).exp()
+    expected = torch.stack([probability, -2 * probability]).expand(6, 2)
+    for chunk in (2, 6):
+        gradient, of_head = float16_gradients(states, weights, 2.0**16, chunk)
+        torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=0)
+        torch.testing.assert_close(of_head[1:, 1], (60 * probability).expand(2), rtol=1e-2, atol=0)
+
+
+def test_float16_gradients_that_the_factor_would_make_infinite_are_finite():
+    torch.manual_seed(0)
+    states, weights = torch.randn(6, 3) / 30, 60 * torch.randn(5, 3)
+    in_two, in_one = (float16_gradients(states, weights, 1.0, chunk) for chunk in (2, 6))
+    assert in_one[0].abs().max() * HALF_SCALE > torch.finfo(torch.float16).max
+    for in_chunks, at_once in zip(in_two, in_one):
+        torch.testing.assert_close(in_chunks, at_once, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(("vocabulary", "chunk", "positions"), [(131072, 0, 512), (2**30, 0, 1), (100, 7, 7)])

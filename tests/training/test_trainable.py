@@ -8,8 +8,10 @@ from torch import nn
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.keys import OPTIMIZERS
+from audiolm_lite.config.registry import build
 from audiolm_lite.training.optimizer import build_optimizer, set_learning_rates
 from audiolm_lite.training.trainable import parameter_groups, parameter_table, select_trainable
+from tests import tiny
 
 DEFAULTS = {"weight_decay": 0.0, "schedule": "linear", "warmup_steps": 10}
 
@@ -33,6 +35,34 @@ def test_a_pattern_that_matches_nothing_is_an_error(model):
         ConfigError, match=r"'adapter.projektion.weight' matches no parameter; did you mean 'adapter.projection"
     ):
         select_trainable(model, ["adapter.projektion.weight"])
+
+
+ENCODERS = [
+    {"type": "whisper", "source": tiny.WHISPER},
+    *({"type": "ssl", "source": {**tiny.SSL, "model_type": name}} for name in ("wav2vec2", "hubert", "wavlm")),
+    {"type": "ssl", "source": {**tiny.SSL, "model_type": "wavlm", "do_stable_layer_norm": False}},
+    {"type": "beats", "source": tiny.BEATS},
+]
+
+
+@pytest.mark.parametrize("layers", [None, [0], [-1]])
+@pytest.mark.parametrize("config", [*ENCODERS, {"type": "speaker", "source": None, **tiny.SPEAKER}])
+def test_all_of_an_encoder_trains_that_gets_a_gradient(config, layers):
+    """Fixed positions do not, nor a norm after the last block, of which only earlier blocks are used."""
+    own = {} if config["type"] == "speaker" else {"layers": layers}
+    fused = {"type": "fused", "encoders": {"own": {**config, **own}, "other": ENCODERS[0]}, "align": "nearest"}
+    model = nn.ModuleDict({"encoder": build("encoders", fused)})
+    trained = select_trainable(model, ["encoder.*"])
+    features, _ = model["encoder"](torch.randn(2, 16000), torch.tensor([16000, 12000]))
+    features.square().sum().backward()
+    assert trained == [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert not any("embed_positions" in name for name in trained) and any("own" in name for name in trained)
+
+
+def test_a_pattern_of_fixed_parameters_alone_is_an_error():
+    model = nn.ModuleDict({"encoder": build("encoders", ENCODERS[0])})
+    with pytest.raises(ConfigError, match=r"'encoder.\*positions.\*' matches only parameters that are fixed"):
+        select_trainable(model, ["encoder.*", "encoder.*positions.*"])
 
 
 def test_a_quantised_weight_cannot_train(model):
