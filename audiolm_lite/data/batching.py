@@ -1,6 +1,6 @@
 """Batches of audio-text items: length buckets with a token budget, and padding that never changes a result."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,6 +162,8 @@ class LengthBucketSampler:
         Chooses the items of each epoch.
     packed : bool
         Batches are packed (see `pack`).
+    name : callable
+        Name of an item for messages, from its index: the id of its row.
 
     Raises
     ------
@@ -183,6 +185,7 @@ class LengthBucketSampler:
         world_size: int = 1,
         mixture: Mixture | None = None,
         packed: bool = False,
+        name: Callable[[int], object] = int,
     ):
         self.lengths = np.asarray(lengths, dtype=np.int64)
         if len(self.lengths) == 0:
@@ -190,7 +193,7 @@ class LengthBucketSampler:
         longest = int(self.lengths.argmax())
         if self.lengths[longest] > batch_tokens:
             raise ConfigError(
-                f"item {longest} has {self.lengths[longest]} tokens, more than batch_tokens {batch_tokens}: "
+                f"item {name(longest)} has {self.lengths[longest]} tokens, more than batch_tokens {batch_tokens}: "
                 "raise batch_tokens or leave the item out of the manifest."
             )
         self.batch_tokens, self.world_size, self.packed = batch_tokens, world_size, packed

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.audio.reading import read_audio
+from audiolm_lite.config.errors import UserError
 from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.batching import Item
 from audiolm_lite.data.clip_sources import ClipSource
@@ -141,8 +142,27 @@ class AudioTextDataset(Dataset[Item]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Item:
-        """Read one item; raises AudioError if its audio cannot be read."""
+        """Read one item.
+
+        Raises
+        ------
+        AudioError
+            Its audio cannot be read.
+        DatasetError
+            Its audio has another length than its manifest says, which the encoder does not take. Both messages name
+            the row.
+        """
         row = self.rows[index]
+        try:
+            return self._item(index, row)
+        except AudioError as error:
+            raise AudioError(error.path, f'{error.reason} (row "{row["id"]}")') from error
+        except UserError:
+            raise
+        except ValueError as error:
+            raise DatasetError(f'row "{row["id"]}", {row["audio"]}: {error}') from error
+
+    def _item(self, index: int, row: dict[str, Any]) -> Item:
         excess = self._excess.get(index, 0)
         clips = self._read_clips(index, row)
         if self._exchange is not None and TRANSCRIPT in self.prompt.template.slots:

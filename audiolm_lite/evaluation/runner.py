@@ -288,7 +288,8 @@ def _answer_batches(
         yield rows, [Answered(row[TRANSCRIPT], None) for row in rows]
         return
     lengths = [dataset.lengths[i] for i in indices]
-    batches = LengthBucketSampler(lengths, batch_tokens, shuffle=False).batches(0)
+    sampler = LengthBucketSampler(lengths, batch_tokens, shuffle=False, name=lambda i: dataset.rows[indices[i]]["id"])
+    batches = sampler.batches(0)
     readable = _Readable(dataset, indices)
     loader = DataLoader(readable, batch_sampler=batches, collate_fn=list, num_workers=num_workers)
     with tqdm(total=len(indices), desc=f"answers, audio {control}", unit="item") as progress:

@@ -229,7 +229,8 @@ class AnswerValidation:
         """Texts of all chosen items, gathered from all processes."""
         rank, size = (0, 1) if self.sharded else (processes.rank(), processes.world_size())
         lengths = [self.prompts.lengths[index] for index in self.chosen]
-        batches = LengthBucketSampler(lengths, self.batch_tokens, shuffle=False).batches(0)
+        sampler = LengthBucketSampler(lengths, self.batch_tokens, shuffle=False, name=lambda i: self.rows[i]["id"])
+        batches = sampler.batches(0)
         mine, rounds = batches[rank::size], -(-len(batches) // size)
         loader = DataLoader(
             Subset(self.prompts, self.chosen),

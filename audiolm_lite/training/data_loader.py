@@ -69,6 +69,7 @@ class WindowLoader:
             world_size=ranks,
             mixture=dataset.mixture if shuffle else None,
             packed=packed,
+            name=lambda index: dataset.rows[index]["id"],
         )
 
     def windows(self, epoch: int) -> list[list[list[int]]]:

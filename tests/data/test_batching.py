@@ -75,6 +75,8 @@ def test_ranks_compute_batches_of_similar_length_in_a_step():
 def test_messages_name_the_item_and_the_remedy():
     with pytest.raises(ValueError, match="item 1 has 90 tokens.*raise batch_tokens"):
         LengthBucketSampler([5, 90], 60)
+    with pytest.raises(ValueError, match="item dog-1 has 90 tokens"):
+        LengthBucketSampler([5, 90], 60, name=lambda index: f"dog-{index}")
     with pytest.raises(ValueError, match="no items"):
         LengthBucketSampler([], 60)
     with pytest.raises(ValueError, match="3 items.*2 processes"):

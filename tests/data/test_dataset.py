@@ -11,6 +11,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
+from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.data.batching import LengthBucketSampler, collate
 from audiolm_lite.data.clip_sources import FeatureSource, WaveformSource
 from audiolm_lite.data.dataset import AudioTextDataset
@@ -235,6 +236,24 @@ def test_a_start_past_the_end_and_a_length_the_encoder_refuses_name_their_row(tm
         write_manifest(tmp_path / "m.jsonl", [row("fine", 0, duration=0.5), bad])
         with pytest.raises(DatasetError, match=message):
             live_dataset(num_frames)
+
+
+def test_audio_that_has_changed_since_names_its_row(tmp_path, live_dataset):
+    def num_frames(samples):
+        if samples > 8000:
+            raise ValueError("longer than 0.5 s")
+        return samples // 320
+
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio/0.wav", np.full(8000, 0.1), 16000)
+    write_manifest(tmp_path / "m.jsonl", [row("grown", 0)])
+    data = live_dataset(num_frames)
+    soundfile.write(tmp_path / "audio/0.wav", np.full(16000, 0.1), 16000)
+    with pytest.raises(DatasetError, match='row "grown", audio/0.wav: longer than 0.5 s'):
+        data[0]
+    (tmp_path / "audio/0.wav").write_bytes(b"damaged")
+    with pytest.raises(AudioError, match='0.wav: .*row "grown"'):
+        data[0]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from audiolm_lite.config.errors import UserError, errors_about, run_command
-from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
+from audiolm_lite.evaluation.metrics.family import Column, ItemError, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
 from audiolm_lite.evaluation.metrics.normalisers import has_word_spaces
 from audiolm_lite.storage.atomic import atomic_path, link_or_copy
@@ -121,7 +121,7 @@ def score_captioning(
     check_lengths("score_captioning", targets, answers)
     empty = [i for i, group in enumerate(targets) if not any(text.strip() for text in group)]
     if empty:
-        raise ValueError(f"score_captioning: items {empty[:5]} have no reference caption")
+        raise ItemError("score_captioning", empty[0], f"it has no reference caption, as {len(empty) - 1} others")
     result: dict[str, Any] = {"items": len(answers), "interval": {}, "per_item": [{} for _ in answers]}
     names = [name for score in scores for name in _output_names(score)]
     if unspaced := [group[0] for group in targets if not has_word_spaces(group, "")]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from audiolm_lite.evaluation.metrics.choices import named_choice, offered_choices
-from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
+from audiolm_lite.evaluation.metrics.family import Column, ItemError, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import bootstrap, proportion_interval
 from audiolm_lite.evaluation.metrics.label_units import stems, units
 
@@ -151,9 +151,10 @@ def score_classification(
         labels = sorted(set(targets))
     same_for_all = isinstance(labels, Mapping) or isinstance(labels[0], str)
     groups: list[Any] = [labels] * len(targets) if same_for_all else list(labels)
-    for target, group in zip(targets, groups, strict=True):
+    for item, (target, group) in enumerate(zip(targets, groups, strict=True)):
         if target not in group:
-            raise ValueError(f"score_classification: target {target!r} is not among its labels {list(group)[:20]}")
+            problem = f"target {target!r} is not among its labels {list(group)[:20]}"
+            raise ItemError("score_classification", item, problem)
     asked = questions or [""] * len(targets)
     named = [match_label(answer, group, question) for answer, group, question in zip(answers, groups, asked)]
     return score_labels(named, targets)

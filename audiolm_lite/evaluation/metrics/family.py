@@ -59,3 +59,26 @@ def check_lengths(function: str, targets: Sequence, answers: Sequence) -> None:
         raise ValueError(
             f"{function}: {len(targets)} targets and {len(answers)} answers; give one answer per target, at least one"
         )
+
+
+class ItemError(ValueError):
+    """An item that cannot be scored; `score_task` reports it by the id of its row.
+
+    Parameters
+    ----------
+    function : str
+        Name of the scoring function.
+    item : int
+        Number of the item.
+    problem : str
+        What is wrong with it.
+
+    Examples
+    --------
+    >>> print(ItemError("score_slots", 3, "target 'latte' has no pair"))
+    score_slots: item 3: target 'latte' has no pair
+    """
+
+    def __init__(self, function: str, item: int, problem: str):
+        super().__init__(f"{function}: item {item}: {problem}")
+        self.item, self.problem = item, problem

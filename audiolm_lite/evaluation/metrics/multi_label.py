@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from audiolm_lite.evaluation.metrics.classification import Labels, labels_named, score_classes, wordings_of
-from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
+from audiolm_lite.evaluation.metrics.family import Column, ItemError, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import proportion_interval, rate_interval
 from audiolm_lite.evaluation.metrics.label_units import units
 
@@ -57,7 +57,7 @@ def score_multi_label(
     if unknown := [label for label in classes if label not in labels]:
         raise ValueError(f"score_multi_label: target {unknown[0]!r} is not among the labels {list(labels)[:20]}")
     if not all(targets):
-        raise ValueError(f"score_multi_label: item {list(map(bool, targets)).index(False)} has no label")
+        raise ItemError("score_multi_label", list(map(bool, targets)).index(False), "it has no label")
     wordings = wordings_of(labels)
     named: list[set[str]] = [
         set().union(*(labels_named(units(phrase), wordings) for phrase in answer.split(";"))) for answer in answers

@@ -15,7 +15,7 @@ from audiolm_lite.evaluation.metrics import (
     regression,
     slots,
 )
-from audiolm_lite.evaluation.metrics.family import MetricFamily
+from audiolm_lite.evaluation.metrics.family import ItemError, MetricFamily
 
 FAMILIES: dict[str, MetricFamily] = {
     "asr": asr.FAMILY,
@@ -60,7 +60,12 @@ def score_task(rows: Sequence[dict], answers: Sequence[str], entry: Mapping[str,
     """
     options = {name: value for name, value in entry.items() if name != "type"}
     with errors_about(f"metrics, task {rows[0].get('task')!r}, type {entry['type']}"):
-        return {"type": entry["type"], **FAMILIES[entry["type"]].score_rows(rows, answers, **options)}
+        try:
+            return {"type": entry["type"], **FAMILIES[entry["type"]].score_rows(rows, answers, **options)}
+        except ItemError as error:
+            raise ConfigError(
+                f'metrics, task {rows[0].get("task")!r}, row "{rows[error.item].get("id")}": {error.problem}'
+            ) from error
 
 
 def check_metrics(metrics: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
+from audiolm_lite.evaluation.metrics.family import Column, ItemError, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import ratio_interval
 from audiolm_lite.evaluation.metrics.normalisers import base_language
 
@@ -109,7 +109,8 @@ def score_regression(
     codes = languages or ["en"] * len(targets)
     truth = [parse_number(str(target), code) for target, code in zip(targets, codes)]
     if None in truth:
-        raise ValueError(f"score_regression: target {targets[truth.index(None)]!r} does not name one number")
+        item = truth.index(None)
+        raise ItemError("score_regression", item, f"target {targets[item]!r} does not name one number")
     correct = np.array(truth, dtype=np.float64)
     parsed = [parse_number(answer, code) for answer, code in zip(answers, codes)]
     errors = np.array([penalty if p is None else abs(p - t) for p, t in zip(parsed, correct)])

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from audiolm_lite.evaluation.metrics.family import Column, MetricFamily, check_lengths
+from audiolm_lite.evaluation.metrics.family import Column, ItemError, MetricFamily, check_lengths
 from audiolm_lite.evaluation.metrics.intervals import proportion_interval, rate_interval
 from audiolm_lite.evaluation.metrics.label_units import normalise
 
@@ -61,7 +61,8 @@ def score_slots(targets: Sequence[str], answers: Sequence[str]) -> dict[str, Any
     check_lengths("score_slots", targets, answers)
     truth = [parse_slots(target) for target in targets]
     if {} in truth:
-        raise ValueError(f'score_slots: target {targets[truth.index({})]!r} has no "name: value"')
+        item = truth.index({})
+        raise ItemError("score_slots", item, f'target {targets[item]!r} has no "name: value"')
     named = [parse_slots(answer) for answer in answers]
     correct, sizes, target_sizes = (
         np.array([len(group) for group in groups], np.float64)

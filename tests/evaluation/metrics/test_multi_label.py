@@ -30,7 +30,7 @@ def test_scores_of_a_manually_counted_case():
 
 @pytest.mark.parametrize(
     ("targets", "labels", "message"),
-    [([[]], None, "item 0 has no label"), ([["cow"]], ["dog"], "'cow' is not among"), ([], None, "0 targets")],
+    [([[]], None, "item 0: it has no label"), ([["cow"]], ["dog"], "'cow' is not among"), ([], None, "0 targets")],
 )
 def test_input_that_cannot_be_scored_is_refused(targets, labels, message):
     with pytest.raises(ValueError, match=message):

@@ -3,7 +3,7 @@
 import pytest
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.evaluation.metrics.registry import FAMILIES, check_metrics
+from audiolm_lite.evaluation.metrics.registry import FAMILIES, check_metrics, score_task
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,22 @@ def test_every_family_has_columns_for_reports(name):
     columns = FAMILIES[name].columns
     assert columns and all(column.better in "↑↓" for column in columns)
     assert len({column.name for column in columns}) == len(columns)
+
+
+@pytest.mark.parametrize(
+    ("entry", "fields", "problem"),
+    [
+        ({"type": "regression"}, {"target": "old"}, "target 'old' does not name one number"),
+        ({"type": "multi_label"}, {"sounds": []}, "it has no label"),
+        ({"type": "slots"}, {"target": "latte"}, "target 'latte' has no \"name: value\""),
+        ({"type": "classification", "labels": ["dog", "cat"]}, {"target": "cow"}, "target 'cow' is not among"),
+        ({"type": "captioning", "scores": ["bleu"]}, {"references": [" "]}, "it has no reference caption"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_named_by_their_ids(entry, fields, problem):
+    targets = {"regression": "31", "slots": "drink: mocha"}
+    good = {"target": targets.get(entry["type"], "dog"), "sounds": ["dog"], "references": ["a dog"], "language": None}
+    good |= {"instruction": ""}
+    rows = [{"id": "first", **good}, {"id": "second", **good, **fields}]
+    with pytest.raises(ConfigError, match=f'row "second": {problem}'):
+        score_task(rows, ["dog", "dog"], entry)
