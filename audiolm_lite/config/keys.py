@@ -181,6 +181,21 @@ TRAINING_KEYS = {
         False,
     ),
     "cpu_offload": Key("With fsdp: keep shards that are not in use in host memory.", bool, False, False),
+    "max_bad_audio": Key(
+        "Most audio files that may be unreadable where training reads audio; their rows are set aside and listed in "
+        "bad_audio.jsonl.",
+        int,
+        10,
+        result=False,
+        least=0,
+    ),
+    "accept_changed_data": Key(
+        "Continue a run although manifests, question files or audio files have changed; rows that were set aside are "
+        "tried again.",
+        bool,
+        False,
+        result=False,
+    ),
     "nonfinite_patience": Key(
         "Steps with a non-finite loss or gradient skipped in an epoch before stopping.", int, 3, False, least=0
     ),

@@ -72,7 +72,9 @@ class FeatureSource:
         """Return a value that is equal for rows of the same clip: its key in the store."""
         return feature_key(clip)
 
-    def frames_of_rows(self, rows: SelectedRows, faults: dict[int, tuple[str, str]] | None = None) -> np.ndarray:
+    def frames_of_rows(
+        self, rows: SelectedRows, faults: dict[int, tuple[str, str]] | None = None, audio_only: bool = False
+    ) -> np.ndarray:
         """Return the frames [N] int64 of the first clip of each row, -1 where the extraction rejected its audio.
 
         Parameters
@@ -80,6 +82,8 @@ class FeatureSource:
         rows : SelectedRows
         faults : dict, optional
             Receives `LeftOut.kind` and `LeftOut.reason` of each rejected row, by its index.
+        audio_only : bool
+            Of audio files, which are not read here.
 
         Raises
         ------
@@ -154,7 +158,9 @@ class WaveformSource:
         """Return a value that is equal for rows of the same clip: path, start and duration."""
         return audio_path(manifest, clip), clip["start"], clip["duration"]
 
-    def frames_of_rows(self, rows: SelectedRows, faults: dict[int, tuple[str, str]] | None = None) -> np.ndarray:
+    def frames_of_rows(
+        self, rows: SelectedRows, faults: dict[int, tuple[str, str]] | None = None, audio_only: bool = False
+    ) -> np.ndarray:
         """Return the frames [N] int64 of the first clip of each row, from durations in the manifests or in the files.
 
         Parameters
@@ -163,6 +169,8 @@ class WaveformSource:
         faults : dict, optional
             Receives `LeftOut.kind` and `LeftOut.reason` of each row whose clip cannot be used, by its index; its frames
             are -1. If None, the first such clip raises.
+        audio_only : bool
+            Only files that cannot be read are added to `faults`; what is wrong with a row raises.
 
         Raises
         ------
@@ -176,7 +184,7 @@ class WaveformSource:
             try:
                 samples[index] = round(_seconds(manifest, clip, files) * SAMPLE_RATE)
             except (AudioError, DatasetError) as error:
-                if faults is None:
+                if faults is None or (audio_only and not isinstance(error, AudioError)):
                     if isinstance(error, AudioError):
                         raise
                     raise DatasetError(f'dataset: row "{rows[index]["id"]}": {error}') from error
@@ -187,7 +195,7 @@ class WaveformSource:
                 return self.frames(count) if count >= 0 else -1
             except ValueError as error:
                 same = np.flatnonzero(samples == count).tolist()
-                if faults is None:
+                if faults is None or audio_only:
                     row = rows[same[0]]
                     raise DatasetError(f'dataset: row "{row["id"]}", {row["audio"]}: {error}') from error
                 faults.update(dict.fromkeys(same, ("length", str(error))))

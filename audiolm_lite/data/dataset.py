@@ -29,6 +29,8 @@ from audiolm_lite.features.store import FeatureStoreError
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = "unreadable"  # a kind of `LeftOut`
+
 
 class LeftOut(NamedTuple):
     """A row that a dataset does not use.
@@ -71,9 +73,9 @@ class AudioTextDataset(Dataset[Item]):
         Most tokens of an item, and how longer items are shortened.
     augmentation : Augmentation, optional
         Changes each clip that is read, and with its length the prompt; `lengths` remain those of the unchanged clips.
-    leave_out : bool
-        Rows whose audio cannot be used (unreadable, too long for the encoder, too short for one audio token) are left
-        out. False: the first of them is an error.
+    leave_out : bool or str
+        True: rows whose audio cannot be used (unreadable, too long for the encoder, too short for one audio token) are
+        left out. "unreadable": only those whose file cannot be read. Otherwise, the first of them is an error.
 
     Attributes
     ----------
@@ -105,7 +107,7 @@ class AudioTextDataset(Dataset[Item]):
         seed: int = 0,
         limit: LengthLimit = NO_LIMIT,
         augmentation: Augmentation | None = None,
-        leave_out: bool = False,
+        leave_out: bool | str = False,
     ):
         if control not in CONTROLS:
             raise DatasetError(f'dataset: control is {control!r}, it must be "normal", "zeros" or "shuffled".')
@@ -238,12 +240,16 @@ class AudioTextDataset(Dataset[Item]):
         """Audio tokens of a clip that has been read."""
         return self.prompt.num_tokens(self.source.frames(clip.shape[self.source.time_dim]))
 
-    def _with_audio(self, rows: SelectedRows, leave_out: bool) -> tuple[SelectedRows, np.ndarray]:
+    def _with_audio(self, rows: SelectedRows, leave_out: bool | str) -> tuple[SelectedRows, np.ndarray]:
         """Rows without those whose audio cannot be used, and the frames [N] int64 of their first clips."""
         faults: dict[int, tuple[str, str]] = {}
         stored = self.source.kind == "features"  # the extraction has decided which clips are left out
-        frames = self.source.frames_of_rows(rows, faults if stored or leave_out else None)
-        if leave_out:
+        audio_only = leave_out == UNREADABLE
+        frames = self.source.frames_of_rows(rows, faults if stored or leave_out else None, audio_only)
+        if audio_only:
+            further = {} if stored else self._faults_of_further_clips(rows)
+            faults |= {index: fault for index, fault in further.items() if fault[0] == UNREADABLE}
+        elif leave_out:
             tokens = map_distinct(lambda count: self.prompt.num_tokens(count) if count >= 0 else 1, frames)
             for index in np.flatnonzero(tokens < 1).tolist():
                 faults[index] = ("too short", f"{frames[index]} frames are too few for one audio token")
@@ -287,7 +293,7 @@ class AudioTextDataset(Dataset[Item]):
                 try:
                     self.source.frames(self.source.length(rows.manifest_of(index), clip))
                 except (FeatureStoreError, AudioError) as error:
-                    faults[index] = ("no features" if self.source.kind == "features" else "unreadable", str(error))
+                    faults[index] = ("no features" if self.source.kind == "features" else UNREADABLE, str(error))
                 except ValueError as error:
                     faults[index] = ("length", str(error))
         return faults

@@ -5,7 +5,7 @@ that users get.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Subset
 
 from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.data.batching import LengthBucketSampler
+from audiolm_lite.data.batching import Item, LengthBucketSampler
 from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.readable import ReadableItems, Unreadable
 from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.decoding.options import read_options, replace_options
 from audiolm_lite.distributed import processes
@@ -168,6 +169,8 @@ class AnswerValidation:
     ----------
     every : int
         Epochs from one such validation to the next.
+    unreadable : list of Unreadable
+        Items of the last `run` that have no answer, since their audio cannot be read; the same in every process.
 
     Raises
     ------
@@ -194,15 +197,20 @@ class AnswerValidation:
         self.rows = [dataset.rows[index] for index in self.chosen]
         self.sharded, self.attention = sharded, hparams["attention"]
         self.batch_tokens, self.num_workers = hparams["batch_tokens"], hparams["num_workers"]
+        self.unreadable: list[Unreadable] = []
         self._waveforms: dict[int, Tensor | None] = {}
 
-    def run(self, after_batch: Callable[[], Any]) -> tuple[dict[str, float], list[Sample]]:
+    def run(
+        self, after_batch: Callable[[], Any], known: Mapping[int, Unreadable] | None = None
+    ) -> tuple[dict[str, float], list[Sample]]:
         """Answer and score. Collective: every process must call it.
 
         Parameters
         ----------
         after_batch : callable
             Called after each batch, the same number of times in every process.
+        known : mapping, optional
+            Index in the validation set -> item that is not tried, since its audio cannot be read.
 
         Returns
         -------
@@ -214,44 +222,51 @@ class AnswerValidation:
         self.bundle = replace(self.bundle)  # its CTC head has copies of the word embeddings, which may be trained
         self.bundle.model.eval()
         with self._ready_to_generate():
-            texts = self._answers(after_batch)
+            texts = self._answers(after_batch, known or {})
         scores: dict[str, float] = {}
-        for task in sorted({row["task"] for row in self.rows}):
-            indices = [i for i, row in enumerate(self.rows) if row["task"] == task]
+        for task in sorted({self.rows[i]["task"] for i in texts}):
+            indices = [i for i in texts if self.rows[i]["task"] == task]
             result = score_task([self.rows[i] for i in indices], [texts[i] for i in indices], self.metrics[task])
             computed, missing = _columns(result)
             for name, reason in missing.items():
                 logger.warning("validation, task %s: %s is missing: %s", task, name, reason)
             scores |= {f"{task}/{name}": value for name, value in computed.items()}
-        return scores, [Sample(self.rows[i], texts[i], self._waveform(i)) for i in range(len(texts))[:LOGGED_SAMPLES]]
+        return scores, [Sample(self.rows[i], texts[i], self._waveform(i)) for i in list(texts)[:LOGGED_SAMPLES]]
 
-    def _answers(self, after_batch: Callable[[], Any]) -> list[str]:
-        """Texts of all chosen items, gathered from all processes."""
+    def _answers(self, after_batch: Callable[[], Any], known: Mapping[int, Unreadable]) -> dict[int, str]:
+        """Texts of the chosen items that can be read, by their number and in order, gathered from all processes."""
         rank, size = (0, 1) if self.sharded else (processes.rank(), processes.world_size())
         lengths = [self.prompts.lengths[index] for index in self.chosen]
         sampler = LengthBucketSampler(lengths, self.batch_tokens, shuffle=False, name=lambda i: self.rows[i]["id"])
         batches = sampler.batches(0)
         mine, rounds = batches[rank::size], -(-len(batches) // size)
         loader = DataLoader(
-            Subset(self.prompts, self.chosen),
+            Subset(ReadableItems(self.prompts, known), self.chosen),
             batch_sampler=mine,
             collate_fn=list,
             num_workers=self.num_workers,
             generator=torch.Generator(),  # its own, so that training's random numbers do not change
         )
         items = iter(loader)
-        texts: dict[int, str] = {}
+        texts: dict[int, str | Unreadable] = {}
         for number in range(rounds):
             error = None
             try:
                 if number < len(mine):
-                    texts |= dict(zip(mine[number], self.bundle.answer(next(items))))
+                    texts |= self._answer(mine[number], next(items))
             except Exception as raised:
                 error = raised
             processes.any_rank(error)
             after_batch()
-        gathered = {index: text for answered in processes.gather(texts) for index, text in answered.items()}
-        return [gathered[index] for index in range(len(self.chosen))]
+        gathered = {number: text for answered in processes.gather(texts) for number, text in answered.items()}
+        self.unreadable = [text for text in gathered.values() if isinstance(text, Unreadable)]
+        return {number: text for number, text in sorted(gathered.items()) if isinstance(text, str)}
+
+    def _answer(self, numbers: Sequence[int], read: Sequence[Item | Unreadable]) -> dict[int, str | Unreadable]:
+        """Answers to the items of a batch; in place of one that cannot be read, what is wrong with it."""
+        items = {number: item for number, item in zip(numbers, read) if isinstance(item, Item)}
+        faults = {number: item for number, item in zip(numbers, read) if isinstance(item, Unreadable)}
+        return faults | dict(zip(items, self.bundle.answer(list(items.values())) if items else []))
 
     @contextmanager
     def _ready_to_generate(self) -> Iterator[None]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.config.errors import ConfigError
-from audiolm_lite.data.batching import collate
+from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.data.clip_sources import FeatureSource
 from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.readable import ReadableItems, Unreadable
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.build import frame_seconds
 from audiolm_lite.training.soft_text import soft_text
@@ -80,9 +81,14 @@ def align_projection(
     token_seconds = frame_seconds(source) * _MANY_FRAMES / adapter.num_tokens(_MANY_FRAMES)
     device = next(adapter.parameters()).device
     table = model.embedding.weight.detach().cpu().double()
+    readable = ReadableItems(dataset)
     inputs, targets = [], []
     for start in range(0, len(chosen), 32):
-        items = [dataset[i] for i in chosen[start : start + 32]]
+        read = [readable[i] for i in chosen[start : start + 32]]
+        brain.bad_audio.add("alignment_init", [item for item in read if isinstance(item, Unreadable)])
+        items = [item for item in read if isinstance(item, Item)]
+        if not items:
+            continue
         batch = collate(items).to(device)
         features: Any = batch.features
         frames: Any = batch.frames

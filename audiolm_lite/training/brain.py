@@ -19,16 +19,19 @@ from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError, errors_about
 from audiolm_lite.config.precision import training_precision
-from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.dataset import UNREADABLE, AudioTextDataset
+from audiolm_lite.data.readable import Unreadable
+from audiolm_lite.data.selected_rows import DatasetError
 from audiolm_lite.distributed import processes
 from audiolm_lite.evaluation.validation import AnswerValidation, check_validation
 from audiolm_lite.hub.save import save_model
 from audiolm_lite.modeling.audio_language_model import Loss
 from audiolm_lite.modeling.batch import Batch
 from audiolm_lite.training import handover
+from audiolm_lite.training.bad_audio import BadAudio
 from audiolm_lite.training.build import configure_model
 from audiolm_lite.training.checkpoint import DamagedCheckpointError, copy_tensors
-from audiolm_lite.training.data_loader import WindowLoader, raise_in_all_processes
+from audiolm_lite.training.data_loader import WindowLoader, read_in_all_processes
 from audiolm_lite.training.distillation import Distillation, require_frozen_llm
 from audiolm_lite.training.engines import sharding
 from audiolm_lite.training.engines.torch_engine import TorchEngine
@@ -38,7 +41,7 @@ from audiolm_lite.training.optimizer import build_optimizer, require_peak, set_l
 from audiolm_lite.training.optimizer_step import count_step, report_skipped_step, step_record, sum_window
 from audiolm_lite.training.progress import Progress
 from audiolm_lite.training.run_identity import run_settings
-from audiolm_lite.training.run_state import RunState
+from audiolm_lite.training.run_state import ACCEPTED, RunState
 from audiolm_lite.training.signals import Stopped, StopSignals
 from audiolm_lite.training.task_weights import TaskWeights
 from audiolm_lite.training.trainable import parameter_groups, parameter_table
@@ -68,6 +71,8 @@ class AudioLMBrain(sb.Brain):
         Position of the run.
     total_steps : int
         Optimiser steps of the stage, over which the learning rates decay.
+    bad_audio : BadAudio
+        Rows that are set aside because their audio cannot be read, the same in all processes.
     ctc_head : mapping or None
         Tensors of the CTC head of this stage's or an earlier one's `ctc_start`, which the exported model keeps.
     summary : dict
@@ -103,6 +108,7 @@ class AudioLMBrain(sb.Brain):
         self.progress, self.total_steps = Progress(), 1
         self.folder = Path(hparams["output_folder"])
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.bad_audio = BadAudio(hparams["max_bad_audio"], self.folder)
         self.signals = StopSignals()
         self.state: RunState
         self.objective: Distillation | TaskWeights | None = None
@@ -121,6 +127,8 @@ class AudioLMBrain(sb.Brain):
             The output folder contains checkpoints of a run with other settings.
         NonFiniteError
             Too many steps of an epoch were skipped.
+        BadAudioError
+            More audio files than `max_bad_audio` cannot be read.
         Stopped
             The process has received a signal (see `signals`); a checkpoint is saved.
         """
@@ -133,7 +141,8 @@ class AudioLMBrain(sb.Brain):
                 self.on_stage_start(sb.Stage.TRAIN, epoch)
                 log.start_epoch()
                 self.modules.train()
-                for window in raise_in_all_processes(loader.batches(epoch, first=self.progress.window)):
+                first = self.progress.window
+                for window in read_in_all_processes(loader, epoch, first, where="train", bad_audio=self.bad_audio):
                     log.step(self.fit_batch(window))
                     self._save_if_needed(due=self.state.is_due())
                 self.on_stage_end(sb.Stage.TRAIN, self.progress.mean_loss, epoch)
@@ -173,7 +182,7 @@ class AudioLMBrain(sb.Brain):
         sums = torch.stack(batch_sums)  # [W, 2] float32
         result = self.engine.step(sum_window(sums, window))
         count_step(self.progress, result)
-        if not result.finite and not result.overflow:
+        if result.tokens and not result.finite and not result.overflow:
             report_skipped_step(self.progress, window, sums[:, 0].tolist(), self.nonfinite_patience)
         return step_record(self.progress, result, self.optimizer.param_groups)
 
@@ -199,7 +208,7 @@ class AudioLMBrain(sb.Brain):
         windows = len(loader.windows(epoch=0))
         sums = []
         with progress_bar(windows, 0, "validation", self.noprogressbar or not processes.is_main(), leave=False) as bar:
-            for window in raise_in_all_processes(loader.batches(epoch=0)):
+            for window in read_in_all_processes(loader, epoch=0, where="valid", bad_audio=self.bad_audio):
                 for batch in window:
                     batch = batch.to(self.device)
                     with self.evaluation_ctx:
@@ -209,10 +218,11 @@ class AudioLMBrain(sb.Brain):
                 bar.update()
                 self._save_if_needed()
         # Summed on the host in double precision, which not every device has.
-        own = [math.fsum(column) for column in zip(*torch.stack(sums).tolist())]
-        if processes.world_size() > 1:
-            own = processes.sum_over_processes(torch.tensor(own, dtype=torch.float64, device="cpu")).tolist()
-        total, tokens, correct = own
+        own = torch.stack(sums).tolist() if sums else [[0.0] * 3]
+        totals = torch.tensor([math.fsum(column) for column in zip(*own)], dtype=torch.float64, device="cpu")
+        total, tokens, correct = processes.sum_over_processes(totals).tolist()
+        if not tokens:
+            raise DatasetError("dataset: no row of the validation set has audio that can be read")
         return {"loss": total / tokens, "accuracy": correct / tokens}
 
     # --- before and after ---------------------------------------------------------------------------------------------
@@ -288,14 +298,20 @@ class AudioLMBrain(sb.Brain):
             self.folder,
             settings=self._settings(),
             items=len(train),
+            lengths=train.lengths,
             metric=hparams.valid_metric,
             interval_minutes=self.ckpt_interval_minutes,
+            bad_audio=self.bad_audio,
+            accept_data=hparams.accept_changed_data,
         )
         loader = self._loader(train, training=True)
         self.total_steps = sum(len(loader.windows(epoch)) for epoch in range(1, epochs + 1))
         if not self.debug:
             require_peak(self.optimizer.param_groups, self.total_steps)
         self.progress = self.state.restore(hparams.seed)
+        for where, dataset in (("train", train), ("valid", valid)):
+            left_out = [row for row in getattr(dataset, "omitted", ()) if row.kind == UNREADABLE]
+            self.bad_audio.add(where, [Unreadable(-1, row.id, row.reason, row.reason) for row in left_out])
         self.modules["model"] = self.engine.module
         if self.progress.step:
             logger.info("Continuing from step %s of %s", self.progress.step, self.total_steps)
@@ -351,7 +367,8 @@ class AudioLMBrain(sb.Brain):
             raise Stopped
 
     def _score_answers(self, answers: AnswerValidation, log: TrainingLog) -> dict[str, float]:
-        scores, samples = answers.run(self._save_if_needed)
+        scores, samples = answers.run(self._save_if_needed, self.bad_audio.known("valid"))
+        self.bad_audio.add("valid", answers.unreadable)  # the same in all processes
         log.samples(self.progress.step, samples)
         return scores
 
@@ -378,4 +395,6 @@ class AudioLMBrain(sb.Brain):
         copy_tensors(self.model, best.tensors, self.state.checkpoints.folder)
         self.summary = {name: best.info[name] for name in ("step", "metrics")}
         self.summary["seconds"] = round(time.monotonic() - began, 1)
+        self.summary["bad_audio"] = self.bad_audio.files
+        self.summary[ACCEPTED] = self.state.info.get(ACCEPTED, [])
         logger.info("Best checkpoint: step %s of %s, %s", best.info["step"], self.total_steps, best.info["metrics"])

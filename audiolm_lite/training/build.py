@@ -13,7 +13,7 @@ from audiolm_lite.config.manifest_entries import split_entries
 from audiolm_lite.config.registry import build, check_arguments, with_defaults
 from audiolm_lite.data.augmentation import Augmentation
 from audiolm_lite.data.clip_sources import FeatureSource, WaveformSource
-from audiolm_lite.data.dataset import AudioTextDataset
+from audiolm_lite.data.dataset import UNREADABLE, AudioTextDataset
 from audiolm_lite.data.length_limit import LengthLimit
 from audiolm_lite.data.mixing import temperature_weights
 from audiolm_lite.data.prompt_builder import PromptBuilder
@@ -181,6 +181,7 @@ def build_dataset(
         PromptBuilder(PromptTemplate(hparams["template"]), tokenizer, model.adapter.num_tokens),
         limit=LengthLimit(hparams["max_tokens"], hparams["shorten"]),
         augmentation=augmentation,
+        leave_out=UNREADABLE,  # `max_bad_audio` limits them
     )
     if temperature is not None:
         weights = temperature_weights(dataset.rows.sizes, temperature)

@@ -23,6 +23,7 @@ from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.batching import Item, LengthBucketSampler, collate
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.lengths import map_distinct
+from audiolm_lite.data.readable import ReadableItems, Unreadable
 from audiolm_lite.evaluation.metrics.registry import score_task
 from audiolm_lite.features.keys import clips_of
 from audiolm_lite.language.pieces import pieces_inside
@@ -34,7 +35,7 @@ from audiolm_lite.training.build import build_datasets
 from audiolm_lite.training.checkpoint import random_state, seed_process, set_random_state
 from audiolm_lite.training.logging.training_log import progress_bar
 from audiolm_lite.training.optimizer import set_learning_rates
-from audiolm_lite.training.run_identity import difference, run_settings
+from audiolm_lite.training.run_identity import refused_changes, run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def ctc_start(
     model, seed = brain.model, int(brain.experiment["seed"])
     assert isinstance(model, AudioLanguageModel)
     run = {**run_settings(brain.experiment), "debug": bool(brain.debug), "items": len(datasets["train"])}
-    state = _read_state(brain.folder / STATE, run)
+    state = _read_state(brain.folder / STATE, run, brain.experiment["accept_changed_data"])
     if state is not None and state["finished"]:
         model.adapter.load_state_dict(state["adapter"])
         brain.ctc_head = state["head"]
@@ -142,8 +143,9 @@ def ctc_start(
             seed_process(seed, number)
             datasets["train"].set_epoch(number + 1)
             batches = _read(datasets["train"], clips, plan[number], brain.experiment["num_workers"])
-            for batch, items in zip(plan[number], batches):
-                trainer.step(items, [targets[index] for index in batch])
+            for batch, read in zip(plan[number], batches):
+                items, spelled = _readable(brain, "ctc_start", read, [targets[index] for index in batch])
+                trainer.step(items, spelled)
                 alive()
             trainer.passes += 1
             trainer.save(brain.folder / STATE, run, finished=False)
@@ -192,7 +194,14 @@ class _Trainer:
         self.bf16 = brain.experiment["precision"] == "bf16"
 
     def step(self, items: Sequence[Item], targets: Sequence[Tensor]) -> None:
-        """Take one optimiser step on the mean loss per piece; it is skipped where the gradient is not finite."""
+        """Take one optimiser step on the mean loss per piece.
+
+        It is skipped where the gradient is not finite, or no item can be read.
+        """
+        if not items:
+            self.steps, self.skipped = self.steps + 1, self.skipped + 1
+            self.bar.update()
+            return
         self.brain.model.adapter.train()
         set_learning_rates(self.optimizer.param_groups, self.steps, self.total)
         with torch.autocast(self.head.blank.device.type, torch.bfloat16, enabled=self.bf16):
@@ -229,7 +238,7 @@ class _Trainer:
         logger.info("CTC start: continuing after pass %d", self.passes)
 
 
-def _read_state(path: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read_state(path: Path, run: Mapping[str, Any], accept_data: bool) -> dict[str, Any] | None:
     """State of an earlier CTC start of the same settings, None without one."""
     if not path.is_file():
         return None
@@ -239,9 +248,9 @@ def _read_state(path: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     except Exception as error:  # torch reports damage by errors of many types
         logger.warning("%s is damaged (%s): the CTC start begins again", path, error)
         return None
-    if different := difference(saved, run):
+    if different := refused_changes(saved, run, accept_data):
         raise ConfigError(
-            f"{path} is of an unfinished run with other settings: {'; '.join(different)}. "
+            f"{path} is of an unfinished run with other settings: {different}. "
             f"Use the same settings, delete {path.parent} to start from scratch, or choose another --output_folder"
         )
     return state
@@ -282,10 +291,21 @@ def _clips_that_fit(dataset: AudioTextDataset, tokenizer: PreTrainedTokenizerBas
     return Clips([clips.items[k] for k in fitting], clips.tokens[fitting]), [transcripts[k] for k in fitting]
 
 
-def _read(dataset: AudioTextDataset, clips: Clips, batches: list[list[int]], num_workers: int) -> Iterator[list[Item]]:
+def _readable(
+    brain: AudioLMBrain, where: str, read: Sequence[Item | Unreadable], targets: Sequence[Any]
+) -> tuple[list[Item], list[Any]]:
+    """Items that could be read, and their targets; the others are set aside."""
+    brain.bad_audio.add(where, [item for item in read if isinstance(item, Unreadable)])
+    pairs = [(item, target) for item, target in zip(read, targets) if isinstance(item, Item)]
+    return [item for item, _ in pairs], [target for _, target in pairs]
+
+
+def _read(
+    dataset: AudioTextDataset, clips: Clips, batches: list[list[int]], num_workers: int
+) -> Iterator[list[Item | Unreadable]]:
     return iter(
         DataLoader(
-            Subset(dataset, clips.items),
+            Subset(ReadableItems(dataset), clips.items),
             batch_sampler=batches,
             collate_fn=list,
             num_workers=num_workers,
@@ -324,11 +344,13 @@ def _score(
         batches = batches[: brain.debug_batches]
     brain.model.adapter.eval()
     rows, answers = [], []
-    for items in _read(dataset, clips, batches, brain.experiment["num_workers"]):
+    for read in _read(dataset, clips, batches, brain.experiment["num_workers"]):
+        items, _ = _readable(brain, "ctc_start of valid", read, read)
         rows += [item.row for item in items]
-        answers += head.transcribe(*_audio_tokens(brain.model, items, head.blank.device), tokenizer)
+        if items:
+            answers += head.transcribe(*_audio_tokens(brain.model, items, head.blank.device), tokenizer)
         alive()
-    return score_task(rows, answers, entry)
+    return score_task(rows, answers, entry) if rows else None
 
 
 def _describe(scores: Mapping[str, Any] | None) -> str:

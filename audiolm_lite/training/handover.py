@@ -33,6 +33,7 @@ from audiolm_lite.training.run_identity import (
     json_values,
     previous_folder,
     read_finished,
+    refused_changes,
     run_settings,
 )
 from audiolm_lite.training.trainable import trainable_names
@@ -260,15 +261,16 @@ def is_finished(hparams: Mapping[str, Any], run_opts: Mapping[str, Any]) -> bool
     if finished is None:
         return False
     saved = {**finished["settings"], "debug": finished["debug"]}
-    different = difference(saved, {**run_settings(hparams), "debug": bool(run_opts.get("debug"))})
+    current = {**run_settings(hparams), "debug": bool(run_opts.get("debug"))}
+    different = refused_changes(saved, current, bool(hparams.get("accept_changed_data")))
     previous = previous_folder(hparams)
     earlier = read_finished(previous) if previous else None
     again = f"{previous} was trained again since"
-    if earlier and earlier["sha256"] != finished["previous_sha256"] and again not in different:
-        different.append(again)
+    if earlier and earlier["sha256"] != finished["previous_sha256"] and again not in (different or ""):
+        different = f"{different}; {again}" if different else again
     if different:
         raise ConfigError(
-            f"{folder} contains a stage with other settings: {'; '.join(different)}. "
+            f"{folder} contains a stage with other settings: {different}. "
             "Delete the folder to train again, or choose another --output_folder"
         )
     logger.info(

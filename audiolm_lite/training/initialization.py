@@ -58,6 +58,7 @@ def initialize_adapter(
 
         line = processes.run_in_main(work)
         processes.copy_from_main(brain.model.adapter.state_dict().values())
+        brain.bad_audio.synchronise()
         if line is not None:
             logger.info("%s", line)
 

@@ -36,7 +36,7 @@ class StepResult(NamedTuple):
     group_norms : list of float
         Norm of the gradients of each pattern of `learning_rates`; empty where the engine reports only that of all.
     finite : bool
-        Whether loss and gradient are finite. Otherwise the step is skipped.
+        Whether loss and gradient are finite, and there are answer tokens. Otherwise the step is skipped.
     overflow : bool
         Whether the gradient is not finite because of float16's loss scale. The scaler skips such a step, too, and
         lowers its scale; it is no sign of bad data.
@@ -106,8 +106,9 @@ def read_result(totals: Tensor, norms: Tensor, loss_scale: float = 1.0) -> StepR
     (12.0, 8.0, False, True)
     """
     loss, tokens, samples, seconds, inputs, positions, norm, *group_norms = torch.cat([totals, norms]).tolist()
-    finite = math.isfinite(loss) and math.isfinite(norm)
-    overflow = not finite and math.isfinite(loss) and loss_scale > 1
+    # A window without answers, all of whose audio cannot be read, has no gradient: it is skipped, and no overflow.
+    finite = tokens > 0 and math.isfinite(loss) and math.isfinite(norm)
+    overflow = not finite and tokens > 0 and math.isfinite(loss) and loss_scale > 1
     return StepResult(loss, tokens, samples, seconds, inputs, positions, norm, group_norms, finite, overflow)
 
 
@@ -207,6 +208,6 @@ def step_record(progress: Progress, result: StepResult, groups: Sequence[Mapping
         "samples": int(result.samples),
         "audio_seconds": round(result.audio_seconds, 2),
         "input_tokens": int(result.input_tokens),
-        "padding": round(1 - result.input_tokens / result.positions, 4),
+        "padding": round(1 - result.input_tokens / max(1.0, result.positions), 4),
         "groups": {pattern: {"lr": rate, **norm} for (pattern, rate), norm in zip(rates.items(), norms)},
     }

@@ -29,6 +29,8 @@ INPUTS = "inputs"  # entry of the settings with the identities of data and weigh
 _BLOCKS = ("encoder", "llm")
 _STORE_ENTRIES = ("fingerprint", "dtype", "long_audio")
 _SHOWN = 12  # digits of a digest in messages
+# Entries of the settings of checkpoints that follow from the data: the number of items, and a digest of their lengths.
+_OF_DATA = ("items", "lengths")
 
 
 def run_settings(hparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,10 +96,52 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+def refused_changes(saved: Mapping[str, Any], current: Mapping[str, Any], accept_data: bool) -> str | None:
+    """Describe why a run with settings `current` cannot go on with what one with settings `saved` has left.
+
+    Parameters
+    ----------
+    saved, current : mapping
+        As in `difference`.
+    accept_data : bool
+        Value of `accept_changed_data`: changed rows and audio files are logged and do not count.
+
+    Returns
+    -------
+    str or None
+        For a message; None if the run can go on.
+
+    Examples
+    --------
+    >>> refused_changes({"epochs": 1, "items": 9}, {"epochs": 1, "items": 8}, accept_data=True)
+    >>> refused_changes({"epochs": 1, "items": 9}, {"epochs": 1, "items": 8}, accept_data=False)
+    'items was 9, is now 8 (if the data were changed on purpose, --accept_changed_data true goes on with them)'
+    """
+    different, of_data = difference(saved, current), data_changes(saved, current)
+    if accept_data and of_data:
+        logger.warning("Going on with changed data, as accept_changed_data is true: %s", "; ".join(of_data))
+        different, of_data = [line for line in different if line not in of_data], []
+    hint = " (if the data were changed on purpose, --accept_changed_data true goes on with them)" if of_data else ""
+    return "; ".join(different) + hint if different else None
+
+
+def data_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Describe the differences of two settings that come from changed rows and audio files.
+
+    Examples
+    --------
+    >>> data_changes({"epochs": 1, "items": 9}, {"epochs": 2, "items": 8})
+    ['items was 9, is now 8']
+    """
+    others = difference(saved, current, data=False)
+    return [line for line in difference(saved, current) if line not in others]
+
+
+def difference(saved: Mapping[str, Any], current: Mapping[str, Any], data: bool = True) -> list[str]:
     """Describe the entries in which two settings differ; a key that `saved` lacks had its default.
 
-    Settings of an earlier version have no `inputs`; these are then not compared, which is logged.
+    Settings of an earlier version have no `inputs`; these are then not compared, which is logged. With `data` False,
+    the content of manifests and question files is not compared, nor what follows from it.
 
     Examples
     --------
@@ -110,20 +154,25 @@ def difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
     before, now = saved.pop(INPUTS, None), current.pop(INPUTS, None)
     different = []
     if before is not None and now is not None:
-        different = input_difference(before, now)
+        different = input_difference(before, now, data)
         saved, current = comparable_sources(saved, before, now), comparable_sources(current, before, now)
     elif now is not None:
         logger.warning("Saved by an earlier version: whether data and weights are still the same is not known")
+    lengths = [values.pop("lengths", None) for values in (saved, current)]
+    if data and None not in lengths and len(set(lengths)) > 1:
+        different.append("the lengths of its rows have changed (audio files, or the tokenizer)")
     names = [*current, *(name for name in saved if name not in current)]
     return [
         f"{name} was {saved.get(name)}, is now {current.get(name)}"
         for name in names
-        if saved.get(name) != current.get(name)
+        if saved.get(name) != current.get(name) and (data or name not in _OF_DATA)
     ] + different
 
 
-def input_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def input_difference(before: Mapping[str, Any], now: Mapping[str, Any], data: bool = True) -> list[str]:
     """Describe how the entries `inputs` of two settings differ, where both know the identity.
+
+    With `data` False, the content of manifests and question files is not compared.
 
     Examples
     --------
@@ -143,7 +192,7 @@ def input_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         different += [
             f"the content of {path} ({key}) has changed"
             for (_, saved), (path, content) in zip(old, new)
-            if None not in (saved, content) and saved != content
+            if data and None not in (saved, content) and saved != content
         ]
     if before["features"] and now["features"]:
         old, new = (flatten({name: side["features"][name] for name in _STORE_ENTRIES}) for side in (before, now))

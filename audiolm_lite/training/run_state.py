@@ -4,17 +4,20 @@ Besides the trained tensors it consists of the optimiser, the position in the da
 each process.
 """
 
+import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.distributed import processes
+from audiolm_lite.training.bad_audio import BadAudio
 from audiolm_lite.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -27,9 +30,11 @@ from audiolm_lite.training.engines import sharding
 from audiolm_lite.training.engines.torch_engine import TorchEngine
 from audiolm_lite.training.engines.zero import ZeroEngine, require_layout
 from audiolm_lite.training.progress import Progress
-from audiolm_lite.training.run_identity import difference
+from audiolm_lite.training.run_identity import data_changes, refused_changes
 
 logger = logging.getLogger(__name__)
+
+ACCEPTED = "accepted_changes"  # entry of checkpoint.json: changes of the data with which the run went on
 
 
 class RunState:
@@ -46,10 +51,16 @@ class RunState:
         Settings of the run. A run with other settings cannot continue from its checkpoints.
     items : int
         Size of the training set, which has to be the same, too.
+    lengths : sequence of int
+        Tokens of its items, which have to be the same: the batches follow from them.
     metric : str
         See `CheckpointFolder`.
     interval_minutes : float
         Time between two checkpoints within an epoch; 0: none.
+    bad_audio : BadAudio, optional
+        Rows that are set aside, which checkpoints store.
+    accept_data : bool
+        Continue with other manifests, question files and audio files, and try rows that were set aside again.
 
     Attributes
     ----------
@@ -74,12 +85,21 @@ class RunState:
         folder: Path,
         settings: Mapping[str, Any],
         items: int,
+        lengths: Sequence[int] | np.ndarray,
         metric: str,
         interval_minutes: float,
+        bad_audio: BadAudio | None = None,
+        accept_data: bool = False,
     ):
         self.model, self.engine, self.interval = model, engine, interval_minutes * 60
-        self.info = {"items": items, "settings": settings}
-        self.checkpoints, self._newest = open_checkpoints(folder, metric, {**settings, "items": items})
+        self.bad_audio, self.accept_data = bad_audio, accept_data
+        digest = hashlib.blake2b(np.asarray(lengths, np.int64).tobytes(), digest_size=16).hexdigest()
+        self.info: dict[str, Any] = {"items": items, "lengths": digest, "settings": settings}
+        run = {**settings, "items": items, "lengths": digest}
+        self.checkpoints, self._newest = open_checkpoints(folder, metric, run, accept_data)
+        if self._newest:
+            earlier = self._newest.info.get(ACCEPTED, [])
+            self.info[ACCEPTED] = [*earlier, *data_changes(_saved_run(self._newest), run)]
         self.metric = self.checkpoints.metric
         self.ranks = self._newest.state["ranks"] if self._newest else processes.world_size()
         self.saved_step, self._saved_at = 0, time.monotonic()
@@ -102,6 +122,8 @@ class RunState:
         if checkpoint:
             copy_tensors(self.model, checkpoint.tensors, self.checkpoints.folder)
             progress = Progress(**checkpoint.state["progress"])
+            if self.bad_audio is not None and not self.accept_data:
+                self.bad_audio.load(checkpoint.state.get("bad_audio", []))
             self.saved_step = progress.step
         self.engine.distribute()
         if checkpoint:
@@ -132,6 +154,7 @@ class RunState:
             **self.engine.save(self.checkpoints.shards(progress.step)),
             "progress": asdict(progress),
             "ranks": self.ranks,
+            "bad_audio": [] if self.bad_audio is None else self.bad_audio.state(),
             "random": processes.gather(random_state()),
         }
         info = {"step": progress.step, "epoch": progress.epoch, "metrics": metrics, **self.info}
@@ -147,7 +170,7 @@ class RunState:
 
 
 def open_checkpoints(
-    folder: Path, metric: str, settings: Mapping[str, Any]
+    folder: Path, metric: str, settings: Mapping[str, Any], accept_data: bool = False
 ) -> tuple[CheckpointFolder, Checkpoint | None]:
     """Open the checkpoints of a run and read the newest one; the main process first removes what is incomplete.
 
@@ -158,7 +181,9 @@ def open_checkpoints(
     metric : str
         See `CheckpointFolder`.
     settings : mapping
-        Settings of this run and the number of `items` in its training set.
+        Settings of this run, the number of `items` in its training set and the digest of their `lengths`.
+    accept_data : bool
+        See `refused_changes`.
 
     Raises
     ------
@@ -182,14 +207,17 @@ def open_checkpoints(
         processes.any_rank()
     if len(set(processes.gather(checkpoint and checkpoint.info["step"]))) > 1:
         raise ConfigError(f"{folder} differs between the processes: set output_folder to a folder on a shared disk")
-    if checkpoint is not None:
-        saved = {**checkpoint.info["settings"], "items": checkpoint.info["items"]}
-        if different := difference(saved, settings):
-            raise ConfigError(
-                f"{checkpoints.folder} contains an unfinished run with other settings: {'; '.join(different)}. "
-                f"Use the same settings, delete {folder} to start from scratch, or choose another --output_folder"
-            )
+    if checkpoint is not None and (different := refused_changes(_saved_run(checkpoint), settings, accept_data)):
+        raise ConfigError(
+            f"{checkpoints.folder} contains an unfinished run with other settings: {different}. "
+            f"Use the same settings, delete {folder} to start from scratch, or choose another --output_folder"
+        )
     return checkpoints, checkpoint
+
+
+def _saved_run(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Settings, number of items and digest of their lengths of the run that saved a checkpoint."""
+    return {**checkpoint.info["settings"], **{name: checkpoint.info.get(name) for name in ("items", "lengths")}}
 
 
 def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:

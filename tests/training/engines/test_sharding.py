@@ -174,6 +174,20 @@ def test_an_item_that_one_process_cannot_read_ends_both(root):
     assert "failed, so all stop: ValueError: item-7 cannot be read" in results["PeerError"]
 
 
+def test_audio_that_one_process_cannot_read_is_set_aside_by_both(root):
+    results = json.loads((root / "results.json").read_text())
+    names = sorted(f"item-{index}" for index in range(5, 13))
+    assert results["damaged"] == [[8, names]] * 2
+    first, second = results["too many damaged"]
+    assert first == second and "8 audio files cannot be read, more than max_bad_audio 7" in first
+    assert sum(record["samples"] for record in records(root / "damaged") if record["epoch"] == 1) == 12
+
+
+def test_steps_exchange_numbers_and_no_pickles(root):
+    steps, exchanges = json.loads((root / "results.json").read_text())["pickles"]
+    assert steps > 3 and exchanges == 0
+
+
 def test_a_bad_step_of_one_process_is_skipped_by_both(root):
     (first, message), second = json.loads((root / "results.json").read_text())["nonfinite"]
     assert first == "NonFiniteError" and second == [first, message]

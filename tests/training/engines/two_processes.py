@@ -12,11 +12,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate import init_empty_weights
 
+from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.distributed import processes
+from audiolm_lite.training.bad_audio import BadAudioError
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.signals import Stopped
 from audiolm_lite.training.stages import stage_commands
@@ -71,6 +74,46 @@ class Unreadable(ToyData):
         if index == 7:
             raise ValueError("item-7 cannot be read")
         return super().__getitem__(index)
+
+
+class Damaged(ToyData):
+    """Items 5 to 12 have no audio that can be read; a batch may have none that can."""
+
+    @property
+    def rows(self):
+        return [{**item.row, "audio": f"{index}.wav"} for index, item in enumerate(self.items)]
+
+    def __getitem__(self, index):
+        if 5 <= index <= 12:
+            raise AudioError(f"{index}.wav", "damaged")
+        return super().__getitem__(index)
+
+
+class Pickles(AudioLMBrain):
+    """Counts the exchanges of pickled objects from the first to the last step of an epoch."""
+
+    exchanges = 0
+
+    def fit_batch(self, window):
+        if self.progress.step == 0:
+            exchange = torch.distributed.all_gather_object
+            self.patch = patch.object(torch.distributed, "all_gather_object", side_effect=exchange)
+            self.mock = self.patch.start()
+        self.exchanges = self.mock.call_count  # before the last step, so without the checkpoint at the end
+        return super().fit_batch(window)
+
+    def validate(self, dataset):
+        self.patch.stop()
+        return super().validate(dataset)
+
+
+def damaged(root, **changes):
+    """What both processes have set aside, or the errors with which they end."""
+    try:
+        brain = run(root, data=Damaged(20), **changes)
+    except BadAudioError as error:
+        return processes.gather(str(error))
+    return processes.gather([brain.bad_audio.files, sorted(name for _, name in brain.bad_audio.rows)])
 
 
 def run(root, kind=AudioLMBrain, model=None, data=None, **changes):
@@ -170,6 +213,10 @@ def run_all(root):
     for index in (3, 4, 5):
         bad.items[index].features[:] = torch.nan
     results["nonfinite"] = failure(root / "nonfinite", bad, parallel="fsdp", nonfinite_patience=0)
+    results["damaged"] = damaged(root / "damaged")
+    results["too many damaged"] = damaged(root / "too many damaged", max_bad_audio=7)
+    brain = run(root / "pickles", Pickles, epochs=1)
+    results["pickles"] = [brain.progress.step, brain.exchanges]
     results["few"] = failure(root / "few", ToyData(1))
     if processes.is_main():
         (root / "results.json").write_text(json.dumps(results))
