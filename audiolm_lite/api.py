@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiolm_lite.audio.level import level_dbfs
 from audiolm_lite.audio.reading import SAMPLE_RATE, read_audio
 from audiolm_lite.data.batching import Item
 from audiolm_lite.decoding.backend import Backend
@@ -43,7 +44,8 @@ class AudioLM:
     bundle : ModelBundle
         The model; a LoRA of its LLM has been merged into the weights.
     stopped : list of (str or None)
-        For each answer of the last call, what stopped it: "loop", "limit" (of tokens), or None if it ended by itself.
+        For each answer of the last call, what stopped it: "loop", "limit" (of tokens), "silence" (the clip is below
+        `silence_level`, and the model was not asked), or None if it ended by itself.
     transcripts : list of (str or None)
         For each answer of the last call, the transcript that was part of its prompt.
 
@@ -152,8 +154,10 @@ class AudioLM:
         **generation
             `max_new_tokens`; for sampling `temperature`, `top_k`, `top_p` and `seed`; for beam search `beams` and
             `length_penalty`; without these, decoding is greedy. `ctc_weight` decodes answers to the question of
-            `transcribe` jointly with the CTC of the model's adapter. `decoding.options` lists all, with the guards
-            against runaway answers. Defaults are in the model folder.
+            `transcribe` jointly with the CTC of the model's adapter. `silence_level` (dB, -60) is the level below which
+            a clip is answered without the model: its transcript is empty, another answer is `silence_answer`; None
+            turns this off. `tokens_per_second` limits answers by the duration. `decoding.options` lists all, with the
+            guards against runaway answers. Defaults are in the model folder.
 
         Returns
         -------
@@ -205,7 +209,9 @@ class AudioLM:
             rows = [{"instruction": text, **self._task(text), **row} for text in questions[batch]]
             items = self._items(clips[batch], rows, recognize)
             answers += self.bundle.answers(items, generation, self._backend)
-            self.transcripts += [item.row.get("transcript") for item in items]
+            heard = [item.row.get("transcript") for item in items]
+            silent = [answer.stopped == "silence" for answer in answers[start:]]
+            self.transcripts += ["" if quiet and text else text for quiet, text in zip(silent, heard)]
         self.stopped = [answer.stopped for answer in answers]
         for clip, answer in zip(clips, answers):
             if answer.stopped == "loop":
@@ -269,8 +275,8 @@ class AudioLM:
             raise ValueError(f"{row['id']}: {seconds:.3f} s is too short for one audio token; give more audio")
         ids, labels = self.bundle.template.encode(row, self.bundle.tokenizer, tokens, with_answer=False)
         own: dict[str, Any] = {"waveform": clips[0]} if clips is waveforms else {"features": clips[0]}
-        seconds = sum(map(len, waveforms)) / SAMPLE_RATE
-        return Item(row, ids, labels, further=tuple(clips[1:]), seconds=seconds, **own)
+        seconds, level = sum(map(len, waveforms)) / SAMPLE_RATE, max(map(level_dbfs, waveforms))
+        return Item(row, ids, labels, further=tuple(clips[1:]), seconds=seconds, level=level, **own)
 
     @staticmethod
     def _waveform(clip: Clip) -> Tensor:

@@ -195,6 +195,24 @@ def test_beams_are_a_generation_setting(folder):
         model.ask(files, "what dog", beams=3, temperature=0.5)
 
 
+@pytest.mark.parametrize("quiet", [np.zeros(8000), 3e-4 * np.sin(np.arange(8000) / 5) + 0.1])
+def test_silence_is_answered_without_the_model(folder, monkeypatch, quiet):
+    """Its neighbours have the answers that they have alone; two clips are silent only if both are."""
+    soundfile.write(folder / "quiet.wav", quiet, 16000, subtype="FLOAT")
+    model = AudioLM.from_pretrained(folder / "model", device="cpu", batch_size=2)
+    files = [str(folder / name) for name in ("quiet.wav", "0.wav", "quiet.wav", "1.wav")]
+    assert model.ask(files, "what dog")[1::2] == [model.ask(file, "what dog") for file in files[1::2]]
+    assert model.ask(files, "what dog")[::2] == ["nothing is said"] * 2
+    assert model.stopped[::2] == ["silence"] * 2 and "silence" not in model.stopped[1::2]
+    assert model.ask(files, "what dog", silence_level=-10)[1] == "nothing is said"
+    assert model.ask((files[0], files[1]), "what dog") != "nothing is said"
+    monkeypatch.setattr("audiolm_lite.decoding.bundle.eager_backend", None)  # the LLM is not run
+    assert model.transcribe(files[0]) == "" and model.transcribe([files[0]] * 3) == [""] * 3
+    assert model.caption(files[0], silence_answer="silence") == "silence"
+    with pytest.raises(TypeError):
+        model.transcribe(files[0], silence_level=None)
+
+
 def test_backend_gets_the_merged_llm_and_batches_of_its_size(folder, monkeypatch):
     """Compilation is tested in tests/deploy; here a backend with a fixed cache replaces it."""
     made = []

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from audiolm_lite.api import AudioLM
 
 SKIPPED = 3  # exit status, see `cli.main`
+UNSET = object()  # an option that is not given: the model folder decides
 
 
 def make_parser(name: str, description: str | None, *, transcript: bool) -> argparse.ArgumentParser:
@@ -47,6 +48,10 @@ def make_parser(name: str, description: str | None, *, transcript: bool) -> argp
     parser.add_argument("--json", action="store_true", help="print one JSON object per file, with times and transcript")
     text = "recordings, or windows of long ones, that are answered together (default: %(default)s)"
     parser.add_argument("--batch_size", type=int, default=2, metavar="N", help=text)
+    text = "level of audio, relative to full scale, below which the model is not asked; none: it is always asked"
+    parser.add_argument("--silence_level", type=_number, default=UNSET, metavar="DB", help=f"{text} (default: -60)")
+    text = "most tokens of an answer per second of audio, besides a fixed allowance; none: no such limit"
+    parser.add_argument("--tokens_per_second", type=_number, default=UNSET, metavar="N", help=f"{text} (default: 25)")
     parser.add_argument("--device", help="for example cpu, cuda:0 or mps; default: a GPU if there is one")
     return parser
 
@@ -64,7 +69,9 @@ def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], s
         Join the answers about the windows of a long recording. Otherwise each window has its own line.
     """
     model = _load(options)
-    answers = answer_files(model, options.files, question(model), transcript=options.transcript)
+    given = {name: getattr(options, name) for name in ("silence_level", "tokens_per_second")}
+    generation = {name: value for name, value in given.items() if value is not UNSET}
+    answers = answer_files(model, options.files, question(model), transcript=options.transcript, **generation)
     several, status = len(options.files) > 1, 0
     # None: a bar only on a terminal
     for file in tqdm(answers, total=len(options.files), unit="file", disable=None if several else True):
@@ -76,10 +83,18 @@ def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], s
             if part.stopped == "loop":
                 where = f"{file.audio}, {part.start:.1f} s"
                 tqdm.write(f"{where}: the answer repeated itself; the repeats are cut", file=sys.stderr)
+        if silent := sum(part.stopped == "silence" for part in file.parts):
+            text = f"{silent} of {len(file.parts)} parts below silence_level; the model was not asked about them"
+            tqdm.write(f"{file.audio}: {text}", file=sys.stderr)
         for line in [json.dumps(_entries(file), ensure_ascii=False)] if options.json else _lines(file, several, joined):
             tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
     return status
+
+
+def _number(text: str) -> float | None:
+    """A number, or None for "none"."""
+    return None if text.lower() in ("none", "null") else float(text)
 
 
 def _load(options: argparse.Namespace) -> "AudioLM":

@@ -15,7 +15,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from audiolm_lite.config.command_line import Replacement, help_text, parse_arguments
 from audiolm_lite.config.errors import ConfigError, describe, did_you_mean
-from audiolm_lite.config.keys import OPTIONAL_ENTRIES, REQUIRED, RUN_OPTIONS, TRAINING_KEYS, Key
+from audiolm_lite.config.keys import NULLABLE, OPTIONAL_ENTRIES, REQUIRED, RUN_OPTIONS, TRAINING_KEYS, Key
 from audiolm_lite.config.launch import accelerate_options
 from audiolm_lite.config.start import check_device
 
@@ -143,7 +143,8 @@ def _checked(path: Path, hparams: dict, keys: Mapping[str, Key]) -> dict:
         if value is None and key.default is None:
             continue
         if name in OPTIONAL_ENTRIES and isinstance(value, Mapping):
-            checked[name] = value = {entry: kept for entry, kept in value.items() if kept is not None}
+            values = NULLABLE if name == "generation" else ()
+            checked[name] = value = {k: v for k, v in value.items() if v is not None or k in values}
         if isinstance(key.kind, tuple):
             if value not in key.kind:
                 raise ConfigError(f"{path}: {name} is {value!r}; choose one of {', '.join(key.kind)}")

@@ -268,6 +268,8 @@ EVALUATION_KEYS = {
 
 # Mappings whose entries are optional, so that null removes one that the file has.
 OPTIONAL_ENTRIES = ("learning_rates", "metrics", "generation")
+# Options of generation of which null is a value: it turns them off.
+NULLABLE = ("tokens_per_second", "silence_level")
 
 RUN_OPTIONS = {
     "device": ("DEVICE", "Device, e.g. cpu, cuda:0 or mps (default: a GPU if there is one)."),

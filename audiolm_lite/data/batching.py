@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiolm_lite.audio.level import level_dbfs
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.data.mixing import Mixture
 from audiolm_lite.modeling.batch import IGNORE, Batch
@@ -34,6 +35,8 @@ class Item:
         Duration of all clips.
     without_audio : bool
         The clips only have their length: they are zeros, and so are their features (see `controls`).
+    level : float or None
+        Level of the loudest clip (see `audio.level`), if features are all that is left of the audio; None: unknown.
     """
 
     row: dict[str, Any]
@@ -44,6 +47,14 @@ class Item:
     further: tuple[Tensor, ...] = ()
     seconds: float = 0.0
     without_audio: bool = False
+    level: float | None = None
+
+    @property
+    def loudest(self) -> float | None:
+        """Level of the loudest clip in dB relative to full scale; None where it is not known, or there is no audio."""
+        if self.without_audio or self.features is not None:
+            return None if self.without_audio else self.level
+        return max(map(level_dbfs, self.clips), default=None)
 
     @property
     def clips(self) -> list[Tensor]:

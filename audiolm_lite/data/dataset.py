@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from audiolm_lite.audio.errors import AudioError
+from audiolm_lite.audio.level import level_dbfs
 from audiolm_lite.audio.reading import read_audio
 from audiolm_lite.config.errors import UserError
 from audiolm_lite.data.augmentation import Augmentation
@@ -192,6 +194,19 @@ class AudioTextDataset(Dataset[Item]):
         row = self.rows[index]
         return read_audio(audio_path(self.rows.manifest_of(index), row), row["start"], row["duration"])
 
+    def level(self, index: int) -> float | None:
+        """Level of the loudest clip that an item has, from its audio files; None if they cannot be read, or no clip is.
+
+        For stored features, which do not have it.
+        """
+        if self.control == "zeros":
+            return None
+        try:
+            clips = self._clip_files(index, self.rows[index])
+            return max(level_dbfs(read_audio(audio_path(m, c), c["start"], c["duration"])) for m, c in clips)
+        except AudioError:
+            return None
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of drawn questions and of augmentation; to be called before a DataLoader's workers start."""
         if self.augmentation is not None:
@@ -221,12 +236,8 @@ class AudioTextDataset(Dataset[Item]):
 
     def _read_clips(self, index: int, row: dict[str, Any]) -> list[Tensor]:
         """Read the clips of an item, features [L, T, D] or samples [S], after control and augmentation."""
-        clips = [(self.rows.manifest_of(index), clip) for clip in clips_of(row)]
-        if self._exchange is not None:
-            others = self._exchange.items(index, len(clips))
-            clips = [(self.rows.manifest_of(other), self.rows[other]) for other in others]
         read = []
-        for number, (manifest, clip) in enumerate(clips):
+        for number, (manifest, clip) in enumerate(self._clip_files(index, row)):
             if self.control == "zeros":
                 read.append(self.source.zeros(manifest, clip))
                 continue
@@ -235,6 +246,14 @@ class AudioTextDataset(Dataset[Item]):
                 tensor = self.augmentation(tensor, f"{row['id']}/{number}")
             read.append(tensor)
         return read
+
+    def _clip_files(self, index: int, row: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+        """Manifest and entries of each clip of an item, after control."""
+        clips = [(self.rows.manifest_of(index), clip) for clip in clips_of(row)]
+        if self._exchange is None:
+            return clips
+        others = self._exchange.items(index, len(clips))
+        return [(self.rows.manifest_of(other), self.rows[other]) for other in others]
 
     def _tokens_of(self, clip: Tensor) -> int:
         """Audio tokens of a clip that has been read."""

@@ -30,7 +30,8 @@ class Answer(NamedTuple):
     text : str
         Without special tokens and surrounding spaces.
     stopped : str or None
-        "loop": it repeated itself, and the repeats were cut. "limit": it reached its limit of tokens. None: it ended.
+        "loop": it repeated itself, and the repeats were cut. "limit": it reached its limit of tokens. "silence": the
+        clip is below `silence_level`, and the model was not asked. None: it ended.
     """
 
     text: str
@@ -151,6 +152,14 @@ class ModelBundle:
             A batch that does not fit the backend's cache.
         """
         options = self.options(generation)
+        silent = [options.is_silent(item.loudest) for item in items]
+        if any(silent):
+            asked = [item for item, quiet in zip(items, silent) if not quiet]
+            answers = iter(self.answers(asked, {**(generation or {}), "silence_level": None}, backend) if asked else [])
+            return [
+                Answer("" if _wants_transcript(item) else options.silence_answer, "silence") if quiet else next(answers)
+                for item, quiet in zip(items, silent)
+            ]
         limits = [options.limit(item.seconds) for item in items]
         search = {
             "max_new_tokens": limits,
@@ -208,6 +217,11 @@ class ModelBundle:
         texts = self._head.transcribe(*self.model.audio_tokens(batch), self.tokenizer)
         clips = iter(texts)
         return [" ".join(next(clips) for _ in item.clips) for item in items]
+
+
+def _wants_transcript(item: Item) -> bool:
+    task = str(item.row.get("task"))
+    return task.startswith("asr") or task == "no_speech"
 
 
 def _is_transcription(item: Item) -> bool:

@@ -4,6 +4,9 @@
 max_new_tokens        limit of an answer's tokens
 tokens_per_second     further limit: so many tokens per second of the item's own audio, plus `token_allowance`; null:
 token_allowance       none. The defaults, 25 and 64, are above what speech needs in any language or tokenizer.
+silence_level         clips whose loudest 20 ms are below this level, in dB relative to full scale, are not given to the
+                      model: a transcript of them is empty, the answer to another question is `silence_answer`. The
+                      default, -60, is below speech; null: the model answers.
 stop_loops            end answers that repeat themselves (`decoding.repetition`), and cut the repeats; on by default
 repetition_penalty    above 1: tokens that the answer already has become less likely
 no_repeat_ngram_size  n: no n-gram occurs twice in an answer; 0: off
@@ -16,7 +19,7 @@ do_sample             true: sampling, by default with temperature 1; false: none
 top_k, top_p, seed    of sampling; they have no effect without it.
 ====================  =================================================================================================
 
-An entry that is null counts as not given, except for `tokens_per_second`.
+An entry that is null counts as not given, except for `tokens_per_second` and `silence_level`.
 """
 
 import math
@@ -26,11 +29,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from audiolm_lite.config.errors import UserError, did_you_mean
+from audiolm_lite.config.keys import NULLABLE
 from audiolm_lite.decoding.generate import Sampling
 
 DRAWING = ("temperature", "top_k", "top_p", "seed")
 ALIASES = {"num_beams": "beams"}
-NULLABLE = ("tokens_per_second",)  # options of which null is a value
 
 
 class GenerationError(UserError, ValueError):
@@ -50,6 +53,8 @@ class Options:
     max_new_tokens: int = 200
     tokens_per_second: float | None = 25.0
     token_allowance: int = 64
+    silence_level: float | None = -60.0
+    silence_answer: str = "nothing is said"
     stop_loops: bool = True
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -70,6 +75,16 @@ class Options:
         if self.tokens_per_second is None or not seconds:
             return self.max_new_tokens
         return min(self.max_new_tokens, max(1, self.token_allowance + math.ceil(self.tokens_per_second * seconds)))
+
+    def is_silent(self, level: float | None) -> bool:
+        """Whether audio of this level (dB relative to full scale; None: unknown) is not given to the model.
+
+        Examples
+        --------
+        >>> Options().is_silent(-75.0), Options().is_silent(-40.0), Options(silence_level=None).is_silent(-75.0)
+        (True, False, False)
+        """
+        return level is not None and self.silence_level is not None and level < self.silence_level
 
     def search(self, ids: Sequence[str]) -> dict[str, Any]:
         """Return the further arguments of `generate` or `beam_search` for the items with these ids.
@@ -141,6 +156,11 @@ def read_options(generation: Mapping[str, Any]) -> Options:
     rate = options.tokens_per_second
     if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
         raise GenerationError(f"generation: tokens_per_second is {rate!r}; write a number of at least 0, or null")
+    quiet = options.silence_level
+    if quiet is not None and not (type(quiet) in (int, float) and quiet <= 0):
+        raise GenerationError(f"generation: silence_level is {quiet!r}; write decibels of at most 0, or null")
+    if not isinstance(options.silence_answer, str):
+        raise GenerationError(f"generation: silence_answer is {options.silence_answer!r}; write a text")
     if type(options.stop_loops) is not bool:
         raise GenerationError(f"generation: stop_loops is {options.stop_loops!r}; write true or false")
     if not isinstance(options.repetition_penalty, (int, float)) or options.repetition_penalty <= 0:

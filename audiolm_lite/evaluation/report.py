@@ -105,7 +105,7 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
 
 
 def stopped_answers(metrics: Mapping[str, Any]) -> list[str]:
-    """Return a line per control about answers that a guard of generation has stopped, if there are any.
+    """Return lines per control about answers that a guard of generation has stopped or given, if there are any.
 
     Examples
     --------
@@ -123,6 +123,14 @@ def stopped_answers(metrics: Mapping[str, Any]) -> list[str]:
                 counts.append(f"{task} {loop + limit} of {items} ({loop} looped, {limit} at their limit of tokens)")
         if counts:
             lines.append(f"Stopped answers, {CONTROLS.get(control, control)}: {'; '.join(counts)}.")
+        silent = [
+            f"{task} {result['silent']} of {result.get('items', result.get('utterances'))}"
+            for task, result in tasks.items()
+            if result.get("silent")
+        ]
+        if silent:
+            names = CONTROLS.get(control, control)
+            lines.append(f"Answered without the model, clips below silence_level, {names}: {'; '.join(silent)}.")
     return lines
 
 

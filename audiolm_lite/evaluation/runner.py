@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from audiolm_lite.data.controls import DEFINITIONS, TRANSCRIPT
 from audiolm_lite.data.dataset import AudioTextDataset, LeftOut
 from audiolm_lite.decoding.backend import Backend
 from audiolm_lite.decoding.bundle import ModelBundle
-from audiolm_lite.decoding.options import read_options, replace_options
+from audiolm_lite.decoding.options import Options, read_options, replace_options
 from audiolm_lite.evaluation.metrics.registry import check_metrics, score_task
 from audiolm_lite.storage.atomic import write_json, write_text
 
@@ -35,7 +35,7 @@ _USUAL_SLOTS = {"bos", "eos", "audio", "instruction", "answer"}
 
 
 # `Answer.stopped` -> `finish_reason` in predictions.jsonl.
-FINISH_REASONS = {None: "end_token", "limit": "length_limit", "loop": "loop"}
+FINISH_REASONS = {None: "end_token", "limit": "length_limit", "loop": "loop", "silence": "silence"}
 # Fields of a row that predictions.jsonl repeats.
 _FIELDS = ("audio", "start", "language", "task", "dataset", "instruction", "target", "references")
 
@@ -105,8 +105,9 @@ def evaluate(
     folder : path
         Receives `predictions.jsonl`, `metrics.json` and `evaluation.json`. A line of `predictions.jsonl` has the fields
         id, audio, start, language, task, dataset, instruction, target, references and duration (s) of the row, control,
-        prediction, `finish_reason` ("end_token"; "length_limit" or "loop": the answer was cut; null: not generated),
-        seconds, time and encoder (see `Answered`), and `scores`, those of this answer.
+        prediction, `finish_reason` ("end_token"; "length_limit" or "loop": the answer was cut; "silence": the clip is
+        below `silence_level`, and the model was not asked; null: not generated), seconds, time and encoder (see
+        `Answered`), and `scores`, those of this answer.
     batch_tokens : int
         Padded prompt tokens per batch.
     generation : mapping, optional
@@ -121,13 +122,14 @@ def evaluate(
     Returns
     -------
     dict
-        Content of `metrics.json`: `controls` {control: {task: scores, `type`, `stopped`, `left_out` and `speed`}},
-        `definitions` {control: what the model receives}, `left_out` {control: {count, kinds: {kind: count}, rows: {id:
-        reason}}}, `items`, `prompt_fields` {field of the template, such as transcript: {with, without}: rows with and
-        without text in it}, `generation`, `backend`, `model`, `dtype`, `rows`, and the entries of `inputs`. `stopped`
-        {loop, limit} counts the answers that did not end themselves, `left_out` the rows that could not be answered.
-        `speed` has `audio_seconds`, `answer_seconds` and `rtfx`, their ratio, or why it is missing; it is empty if no
-        answer was timed. A task with rows of several datasets also has scores per dataset, under "task, dataset".
+        Content of `metrics.json`: `controls` {control: {task: scores, `type`, `stopped`, `silent`, `left_out` and
+        `speed`}}, `definitions` {control: what the model receives}, `left_out` {control: {count, kinds: {kind: count},
+        rows: {id: reason}}}, `items`, `prompt_fields` {field of the template, such as transcript: {with, without}: rows
+        with and without text in it}, `generation`, `backend`, `model`, `dtype`, `rows`, and the entries of `inputs`.
+        `stopped` {loop, limit} counts the answers that did not end themselves, `silent` the clips below
+        `silence_level`, about which the model was not asked, `left_out` the rows that could not be answered. `speed`
+        has `audio_seconds`, `answer_seconds` and `rtfx`, their ratio, or why it is missing; it is empty if no answer
+        was timed. A task with rows of several datasets also has scores per dataset, under "task, dataset".
 
     Raises
     ------
@@ -144,7 +146,7 @@ def evaluate(
     settings = {
         "model": bundle.identity,
         "dtype": bundle.dtype,
-        "generation": asdict(read_options(replace_options(bundle.generation, generation or {}))),  # today's defaults
+        "generation": asdict(_options(bundle, generation)),  # today's defaults
         "backend": backend.name if backend else "eager",
         "rows": {control: _rows_hash(dataset.rows) for control, dataset in datasets.items()},
         **(inputs or {}),
@@ -209,6 +211,7 @@ def _score(
         result = score_task(group, [answer.text for answer in given], metrics[group[0]["task"]])
         per_item |= dict(zip((row["id"] for row in group), result.pop("per_item")))
         result["stopped"] = {reason: reasons[FINISH_REASONS[reason]] for reason in ("loop", "limit")}
+        result["silent"] = reasons[FINISH_REASONS["silence"]]
         scores[name] = {**result, "speed": _speed(given)}
     for task in tasks:
         if task in scores or missing[task]:
@@ -290,7 +293,8 @@ def _answer_batches(
     lengths = [dataset.lengths[i] for i in indices]
     sampler = LengthBucketSampler(lengths, batch_tokens, shuffle=False, name=lambda i: dataset.rows[indices[i]]["id"])
     batches = sampler.batches(0)
-    readable = _Readable(dataset, indices)
+    gated = control != ADAPTER_ALONE and _options(bundle, generation).silence_level is not None
+    readable = _Readable(dataset, indices, gated)
     loader = DataLoader(readable, batch_sampler=batches, collate_fn=list, num_workers=num_workers)
     with tqdm(total=len(indices), desc=f"answers, audio {control}", unit="item") as progress:
         for read in loader:
@@ -315,10 +319,13 @@ def _answer_batches(
 
 
 class _Readable(Dataset):
-    """Chosen items of a dataset; for one whose audio cannot be read, its row and the fault."""
+    """Chosen items of a dataset; for one whose audio cannot be read, its row and the fault.
 
-    def __init__(self, dataset: AudioTextDataset, indices: Sequence[int]):
-        self.dataset, self.indices = dataset, indices
+    With `levels`, items of stored features have the level of their audio files.
+    """
+
+    def __init__(self, dataset: AudioTextDataset, indices: Sequence[int], levels: bool = False):
+        self.dataset, self.indices, self.levels = dataset, indices, levels
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -326,10 +333,16 @@ class _Readable(Dataset):
     def __getitem__(self, position: int) -> Item | tuple[dict, LeftOut]:
         index = self.indices[position]
         try:
-            return self.dataset[index]
+            item = self.dataset[index]
+            stored = self.levels and item.features is not None
+            return replace(item, level=self.dataset.level(index)) if stored else item
         except AudioError as error:
             row = self.dataset.rows[index]
             return row, LeftOut(row["id"], row["task"], "unreadable", str(error))
+
+
+def _options(bundle: ModelBundle, generation: Mapping[str, Any] | None) -> Options:
+    return read_options(replace_options(bundle.generation, generation or {}))
 
 
 def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, str], Answered]:
@@ -337,7 +350,9 @@ def _earlier_answers(folder: Path, settings: dict[str, Any]) -> dict[tuple[str, 
     path = folder / SETTINGS
     if path.exists():
         before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
-        # What an earlier version did not record is not compared.
+        # What an earlier version did not record is not compared, nor an option of generation that it did not have.
+        if "generation" in before:
+            before["generation"] = {**now["generation"], **before["generation"]}
         if different := [name for name in now if name in before and before[name] != now[name]]:
             raise EvaluationError(
                 f"{folder} has the answers of another evaluation ({', '.join(different)} differ); "

@@ -51,6 +51,20 @@ def test_files_that_cannot_be_read_are_skipped(capsys):
         assert capsys.readouterr().out == text + "\n"
 
 
+def test_silence_is_not_given_to_the_model(capsys):
+    soundfile.write("quiet.wav", np.zeros(16000), 16000)
+    assert transcribe.main(["quiet.wav"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "\n" and "quiet.wav: 1 of 1 parts below silence_level" in err
+    assert ask.main(["what dog", "quiet.wav", "--json"]) == 0
+    (part,) = json.loads(capsys.readouterr().out)["parts"]
+    assert part["text"] == "nothing is said" and part["stopped"] == "silence"
+    assert ask.main(["what dog", "a.wav", "--silence_level", "-5", "--tokens_per_second", "3"]) == 0
+    assert capsys.readouterr().out == "nothing is said\n"
+    assert ask.main(["what dog", "quiet.wav", "--silence_level", "none"]) == 0
+    assert "below silence_level" not in capsys.readouterr().err
+
+
 def test_a_long_recording_is_joined_or_answered_in_parts(capsys):
     model = AudioLM.from_pretrained("tiny", "cpu")
     windows = list(audio_windows("long.ogg", model.bundle.model.encoder.max_seconds))

@@ -60,6 +60,23 @@ def evaluation(sources, make_experiment, make_model, capsys):
     return run
 
 
+def test_silence_is_answered_without_the_model_and_counted(evaluation, sources):
+    """With stored features too; the control without audio shows what the model says."""
+    soundfile.write(sources / "quiet.wav", np.full(16000, 1e-4), 16000)
+    quiet = {"id": "quiet", "audio": "quiet.wav", "duration": 1.0, "target": "", "references": [""]}
+    for stored in (True, False):
+        _, metrics, lines, printed = evaluation(f"stored_{stored}", stored, further=[quiet], controls="normal, zeros")
+        given = {(line["control"], line["id"]): line for line in lines}
+        assert given["normal", "quiet"]["prediction"] == "" and given["normal", "quiet"]["finish_reason"] == "silence"
+        assert given["zeros", "quiet"]["finish_reason"] != "silence"
+        assert [metrics["controls"][control]["asr"]["silent"] for control in ("normal", "zeros")] == [1, 0]
+        assert metrics["generation"]["silence_level"] == -60
+        assert "clips below silence_level, with audio: asr 1 of" in printed
+    off = ["--generation.silence_level", "null", "--generation.tokens_per_second", "null"]
+    _, metrics, _, _ = evaluation("off", False, *off, further=[quiet])
+    assert metrics["controls"]["normal"]["asr"]["silent"] == 0 and metrics["generation"]["tokens_per_second"] is None
+
+
 def test_the_control_without_audio_is_the_same_with_stored_and_live_features(evaluation, sources, capsys):
     given = {}
     for stored in (True, False):

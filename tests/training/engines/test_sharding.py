@@ -185,7 +185,7 @@ def test_audio_that_one_process_cannot_read_is_set_aside_by_both(root):
 
 def test_steps_exchange_numbers_and_no_pickles(root):
     steps, exchanges = json.loads((root / "results.json").read_text())["pickles"]
-    assert steps > 3 and exchanges == 0
+    assert steps >= 3 and exchanges == 0
 
 
 def test_a_bad_step_of_one_process_is_skipped_by_both(root):
