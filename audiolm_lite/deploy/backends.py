@@ -138,7 +138,7 @@ def make_backend(
     if is_quantized(llm):  # torch.export cannot trace bitsandbytes' layers
         raise BackendError(f"make_backend: {name} cannot compile a quantised LLM; use eager, or load it in bfloat16")
     if hasattr(llm, "merge_and_unload"):
-        logger.info("backend %s: the LoRA of the LLM is not merged, but compiled as products of its own", name)
+        logger.info("backend %s: the LoRA is not merged, but compiled as products of its own", name)
     started = time.perf_counter()
     state = DecodeState.allocate(llm, batch_size, max_length)
     with torch.no_grad():
@@ -159,14 +159,11 @@ def make_backend(
 
 def _fastest(llm: nn.Module, batch_size: int, max_length: int, cache_folder: str | Path | None) -> Backend:
     """Make every backend that works here, time it, log the figures, and return the fastest."""
-    reasons = available_backends(_device(llm).type)
     made: list[tuple[float, Backend]] = []
     for name in ("eager", "aoti", "inductor"):
         if name == "inductor" and _device(llm).type == "cpu" and any(other.name == "aoti" for _, other in made):
             continue
         try:
-            if reasons[name]:
-                raise BackendError(f"{name} is not available: {reasons[name]}")
             backend = make_backend(name, llm, batch_size, max_length, cache_folder)
         except BackendError as error:
             logger.info("backend best: %s", error)

@@ -34,7 +34,10 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One clip before it is rendered; `speaker` and `text` are None without speech, `sound` is None without sound."""
+    """One clip before it is rendered; `speaker` and `text` are None without speech, `sound` is None without sound.
+
+    A clip with neither is noise of `seconds`.
+    """
 
     name: str
     split: str
@@ -44,12 +47,13 @@ class Plan:
     spoken: str | None = None
     emotion: str | None = None
     sound: SoundEvent | None = None
+    seconds: float | None = None
 
     @property
     def kind(self) -> str:
-        """``speech``, ``sound`` or ``mixture``."""
+        """``speech``, ``sound``, ``mixture`` or ``noise``."""
         if self.speaker is None:
-            return "sound"
+            return "noise" if self.sound is None else "sound"
         return "speech" if self.sound is None else "mixture"
 
 
@@ -63,7 +67,7 @@ class Clip:
     phonemes: list[tuple[str, float, float]]
 
 
-def make_plans(seed: int, split: str, speech: int, sound: int, mixture: int) -> list[Plan]:
+def make_plans(seed: int, split: str, speech: int, sound: int, mixture: int, noise: int = 0) -> list[Plan]:
     """Draw the clips of a split.
 
     Parameters
@@ -72,13 +76,13 @@ def make_plans(seed: int, split: str, speech: int, sound: int, mixture: int) -> 
         Corpora with different seeds have the same speakers and grammar, but independent clips.
     split : str
         No speaker and no sentence is in two splits.
-    speech, sound, mixture : int
+    speech, sound, mixture, noise : int
         Number of clips of each kind.
 
     Returns
     -------
     list of Plan
-        Speech first, then sounds, then mixtures.
+        Speech first, then sounds, mixtures and noise.
 
     Examples
     --------
@@ -89,19 +93,21 @@ def make_plans(seed: int, split: str, speech: int, sound: int, mixture: int) -> 
     ('please give him their long chair', 'rain')
     """
     speakers = make_speakers(split)
-    kinds = ["speech"] * speech + ["sound"] * sound + ["mixture"] * mixture
+    kinds = ["speech"] * speech + ["sound"] * sound + ["mixture"] * mixture + ["noise"] * noise
     plans, labels = [], list(SOUNDS)
     for index, kind in enumerate(kinds):
         rng = np.random.default_rng([seed, len(split), index])
         fields: dict[str, Any] = {}
-        if kind != "sound":
+        if kind == "noise":
+            fields["seconds"] = float(np.round(rng.uniform(1.0, 4.0), 2))
+        elif kind != "sound":
             text, spoken = make_sentence(rng)
             while split_of(text) != split:
                 text, spoken = make_sentence(rng)
             emotion = list(STYLES)[int(rng.integers(len(STYLES)))]
             fields |= {"speaker": speakers[int(rng.integers(len(speakers)))]}
             fields |= {"text": text, "spoken": spoken, "emotion": emotion}
-        if kind != "speech":
+        if kind in ("sound", "mixture"):
             # Cycling through the classes keeps every split balanced.
             label, trend = labels[index % len(labels)], TREND[int(rng.integers(len(TREND)))]
             seconds = float(np.round(rng.uniform(2.0, 4.0), 2))
@@ -157,6 +163,11 @@ def render_shard(plans: list[Plan]) -> list[Clip]:
 def _render_one(plan: Plan, espeak: Espeak | None) -> Clip:
     rng = np.random.default_rng([*plan.seed, 7])
     words, phonemes = [], []
+    if plan.kind == "noise":
+        samples = coloured_noise(rng, int(plan.seconds * RATE), rng.uniform(0, 1))
+        # From silence to loud: below about -70 dB, the tone of a quiet room is a few steps of 16 bit.
+        samples = samples / np.abs(samples).max() * 10 ** rng.uniform(-4.0, -0.1)
+        return Clip(plan, np.round(samples * 32767).astype(np.int16), words, phonemes)
     if plan.speaker is None:
         samples = synthesise(plan.sound, rng).astype(np.float64)
     else:

@@ -30,10 +30,15 @@ from data_prep.miniasqa.questions import rows_for, spoken_labels
 from data_prep.miniasqa.voices import SPEAKERS
 
 KINDS = ("speech", "sound", "mixture")
+OPTIONAL_KINDS = ("noise",)
 KEYS = {
     "seed": Key("Seed of the corpus; the same seed gives the same bytes.", int),
     "data_folder": Key("Folder for audio, manifests and features.", str),
-    "clips": Key("Clips per split: {train: {speech, sound, mixture}, valid: ..., test: ...}.", dict),
+    "clips": Key(
+        "Clips per split: {train: {speech, sound, mixture, noise}, valid: ..., test: ...}. Noise may be left out; with "
+        "it, sounds are asked for their transcript too, which is empty.",
+        dict,
+    ),
     "processes": Key("Rendering processes.", int, 2),
     "shard": Key("I/N: render only the I-th of N parts of the clips.", str, None),
     "encoder": Key("Audio encoder block.", dict),
@@ -50,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
     partition = parse_partition(hparams["shard"]) if hparams["shard"] else Partition(0, 1, finishes=True)
     rows = []
     for split, counts in hparams["clips"].items():
-        if split not in SPEAKERS or not isinstance(counts, dict) or set(counts) != set(KINDS):
+        kinds = set(counts) if isinstance(counts, dict) else set()
+        if split not in SPEAKERS or kinds - {*OPTIONAL_KINDS} != set(KINDS):
             raise ConfigError(
                 f"clips: {{{split}: {counts}}} must be one of {', '.join(SPEAKERS)} with a number of clips for each of "
                 f"{', '.join(KINDS)}, as in train: {{speech: 100, sound: 50, mixture: 0}}"
@@ -91,11 +97,16 @@ def render_split(
     seed : int
         Seed of the corpus.
     counts : dict
-        Number of clips of each kind: speech, sound, mixture.
+        Number of clips of each kind: speech, sound, mixture and, optionally, noise.
     processes : int
         Number of rendering processes.
     partition : Partition
         The shards to render.
+
+    Raises
+    ------
+    ConfigError
+        The folder has shards of other numbers of clips.
     """
     plans = make_plans(seed, split, **counts)
     shards = [plans[i : i + SHARD] for i in range(0, len(plans), SHARD)][partition.rank :: partition.world_size]
@@ -104,12 +115,22 @@ def render_split(
     missing = [plan for shard, table in zip(shards, tables, strict=True) if not table.exists() for plan in shard]
     count = sum(map(len, shards))
     with tqdm(total=count, initial=count - len(missing), unit="clip", desc=f"audio {split}") as progress:
-        for done in render(missing, partial(_save_shard, folder=folder, seed=seed), processes):
+        finish = partial(_save_shard, folder=folder, seed=seed, no_speech=bool(counts.get("noise")))
+        for done in render(missing, finish, processes):
             progress.update(done)
-    return [json.loads(line) for table in tables for line in table.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for table in tables for line in table.read_text(encoding="utf-8").splitlines()]
+    audio = {f"audio/{split}/{plan.name}.wav" for shard in shards for plan in shard}
+    unasked = any(counts.get("noise") and row["kind"] == "sound" for row in rows) and not any(
+        row["task"] == "no_speech" and row["kind"] == "sound" for row in rows
+    )
+    if unasked or {row["audio"] for row in rows} != audio:
+        raise ConfigError(
+            f"{folder / 'audio' / split} was made with other numbers of clips; delete it, or choose another data_folder"
+        )
+    return rows
 
 
-def _save_shard(clips: list[Clip], folder: Path, seed: int) -> int:
+def _save_shard(clips: list[Clip], folder: Path, seed: int, no_speech: bool) -> int:
     """Write a shard's WAV files and then its table of manifest rows, which marks the shard as finished."""
     rows = []
     for clip in clips:
@@ -118,7 +139,7 @@ def _save_shard(clips: list[Clip], folder: Path, seed: int) -> int:
         soundfile.write(folder / audio, clip.samples, RATE, subtype="PCM_16")
         # One question about the voice per training clip: more clips are a better use of the quick start's minutes.
         voice_questions = 1 if plan.split == "train" else 3
-        questions = rows_for(plan, np.random.default_rng([*plan.seed, 11]), voice_questions)
+        questions = rows_for(plan, np.random.default_rng([*plan.seed, 11]), voice_questions, no_speech)
         for number, question in enumerate(questions):
             row = {"id": f"{plan.name}-{number}-{question['task']}", "audio": audio, "start": 0.0}
             row |= {"duration": len(clip.samples) / RATE} | question

@@ -131,10 +131,11 @@ _TREND = {
 }
 
 
-def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3) -> list[dict]:
+def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3, no_speech: bool = False) -> list[dict]:
     """Questions about a clip: fields task, instruction, target, references and, for closed questions, label.
 
-    `voice_questions` of the three about the voice (gender, emotion, age) are drawn at random.
+    `voice_questions` of the three about the voice (gender, emotion, age) are drawn at random. Noise is asked for its
+    transcript, which is empty (task no_speech); so is a sound with `no_speech`.
 
     Examples
     --------
@@ -146,6 +147,8 @@ def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3) -> 
     caption - describe this recording in one sentence. - somewhere a dog barks quickly steadily
     """
     rows = []
+    if plan.kind == "noise":
+        return [_no_speech(rng)]
     if plan.text is not None:
         rows.append(_row("asr", ASR[int(rng.integers(len(ASR)))], plan.text))
         voice = [
@@ -162,6 +165,8 @@ def rows_for(plan: Plan, rng: np.random.Generator, voice_questions: int = 3) -> 
     references = captions(plan)
     instruction = CAPTION[int(rng.integers(len(CAPTION)))]
     rows.append(_row("caption", instruction, references[int(rng.integers(5))]) | {"references": references})
+    if no_speech and plan.kind == "sound":
+        rows.append(_no_speech(rng))
     return rows
 
 
@@ -213,6 +218,10 @@ def captions(plan: Plan) -> list[str]:
     tempo = _TEMPO.get(plan.sound.label, ("slowly", "quickly"))[plan.sound.fast]
     trends = _TREND[plan.sound.trend]
     return [" ".join(f"{phrase} {tempo} {trend}".split()) for phrase, trend in zip(phrases, trends, strict=True)]
+
+
+def _no_speech(rng: np.random.Generator) -> dict:
+    return _row("no_speech", ASR[int(rng.integers(len(ASR)))], "")
 
 
 def _row(task: str, instruction: str, target: str) -> dict:

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from audiolm_lite.audio.level import level_dbfs
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.distributed.partition import Partition
 from data_prep.miniasqa import corpus, prepare
-from data_prep.miniasqa.corpus import RATE, STYLES, make_plans, render
+from data_prep.miniasqa.corpus import RATE, STYLES, make_plans, render, render_shard
 from data_prep.miniasqa.espeak import Espeak
 from data_prep.miniasqa.questions import PHRASES, captions, rows_for, spoken_labels
 from data_prep.miniasqa.sentences import make_sentence, split_of, vocabulary
@@ -140,6 +142,34 @@ def test_every_clip_has_its_questions_and_five_different_captions():
             if "label" in row:
                 assert row["label"] in row["target"]
         assert len(spoken_labels(plan)) >= 2
+
+
+def test_clips_without_speech_have_an_empty_transcript():
+    """From below the level at which the model is asked to loud; other clips do not depend on how many there are."""
+    counts = {"speech": 2, "sound": 14, "mixture": 2}
+    plans = make_plans(1, "test", **counts, noise=40)
+    assert plans[:18] == make_plans(1, "test", **counts)
+    noise = [plan for plan in plans if plan.kind == "noise"]
+    assert len(noise) == 40 and not any(spoken_labels(plan) for plan in noise)
+    clips = render_shard(noise)
+    levels = [level_dbfs(torch.from_numpy(clip.samples / 32768)) for clip in clips]
+    assert min(levels) < -65 and max(levels) > -25 and all(not clip.words for clip in clips)
+    assert all(len(clip.samples) == int(clip.plan.seconds * RATE) for clip in clips)
+    for plan in plans:
+        rows = rows_for(plan, np.random.default_rng(1), no_speech=True)
+        silent = [row for row in rows if row["task"] == "no_speech"]
+        assert len(silent) == (plan.kind in ("sound", "noise")) and all(row["target"] == "" for row in silent)
+        if plan.kind != "noise":
+            assert [row for row in rows if row["task"] != "no_speech"] == rows_for(plan, np.random.default_rng(1))
+
+
+def test_a_folder_with_other_numbers_of_clips_is_refused(tmp_path):
+    sounds, alone = {"speech": 0, "sound": 3, "mixture": 0}, Partition(0, 1, finishes=True)
+    rows = prepare.render_split(tmp_path, "valid", 1, sounds, 1, alone)
+    assert prepare.render_split(tmp_path, "valid", 1, sounds, 1, alone) == rows
+    for other in ({**sounds, "sound": 4}, {**sounds, "noise": 2}):
+        with pytest.raises(ConfigError, match="other numbers of clips"):
+            prepare.render_split(tmp_path, "valid", 1, other, 1, alone)
 
 
 def test_every_sound_has_five_phrases():
