@@ -43,7 +43,7 @@ def decode_with_ffmpeg(source: Path | BinaryIO, kind: str) -> soundfile.SoundFil
         # `file:` and the whitelist: neither a file's name nor a playlist in it may make ffmpeg open anything else.
         options = ["-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file"]
         conversion = ["-i", f"file:{encoded}", "-map", "0:a:0", "-c:a", "pcm_f32le", f"file:{decoded}"]
-        done = subprocess.run([program, *options, *conversion], capture_output=True, text=True, errors="replace")
+        done = subprocess.run([program, *options, *conversion], capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode or not decoded.exists():
             message = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise AudioError(source, f"is {kind}, and ffmpeg cannot decode it ({message}); download the file again")

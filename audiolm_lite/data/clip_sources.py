@@ -6,6 +6,7 @@ whose dimension `time_dim` is its time.
 
 import json
 import logging
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -248,4 +249,4 @@ def _require_distinct_files(rows: SelectedRows, store: Path) -> None:
 
 def _relative_audio(table: ManifestTable) -> Iterator[str]:
     clips = table.clips(np.arange(len(table), dtype=np.int32))
-    return (audio for audio, _, _ in clips if not audio.startswith("/"))
+    return (audio for audio, _, _ in clips if not os.path.isabs(audio))

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -120,7 +121,7 @@ def configure_model(model: AudioLanguageModel, hparams: Mapping[str, Any], devic
     Raises
     ------
     ConfigError
-        A pattern of `trainable` is wrong, or the LLM does not support the attention.
+        A pattern of `trainable` is wrong, the LLM does not support the attention, or the device does not compile.
 
     Examples
     --------
@@ -132,6 +133,8 @@ def configure_model(model: AudioLanguageModel, hparams: Mapping[str, Any], devic
     >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ['adapter.weight', 'adapter.bias']
     """
+    if hparams["compile"] and torch.device(device).type not in ("cpu", "cuda"):
+        raise ConfigError(f"compile is for the CPU and CUDA, not for {device}: set it to false")
     select_trainable(model, hparams["trainable"])
     attention = hparams["attention"]
     if attention is None and prefers_matmul(model.llm, device, hparams["precision"]):

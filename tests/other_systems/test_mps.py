@@ -15,8 +15,9 @@ from audiolm_lite.decoding import joint_ctc
 from audiolm_lite.deploy.backends import available_backends
 from audiolm_lite.encoders.fused import Fused
 from audiolm_lite.modeling import ctc
+from audiolm_lite.training.build import configure_model
 from tests.other_systems.pipeline import run
-from tests.training.toy import make_brain
+from tests.training.toy import make_brain, make_hparams, make_model
 
 # Chosen on the CPU in place of an operation that MPS has.
 OF_THE_CPU = "_scaled_dot_product_flash_attention_for_cpu"
@@ -147,3 +148,6 @@ def test_what_mps_cannot_do_is_refused_with_the_remedy(tmp_path):
     assert reasons["eager"] is None and "use eager" in reasons["inductor"] and "use eager" in reasons["aoti"]
     with pytest.raises(ConfigError, match="fp16 needs a GPU with CUDA: use --precision bf16"):
         make_brain(tmp_path, precision="fp16")
+    hparams = make_hparams(tmp_path, compile=True)
+    with pytest.raises(ConfigError, match="compile is for the CPU and CUDA, not for mps: set it to false"):
+        configure_model(make_model(), hparams, "mps")
