@@ -84,8 +84,15 @@ def derived_file(source: Path, suffix: str, is_valid: Callable[[Path], bool], ma
         lock = file_lock(f"{derived}.lock")
         try:
             derived.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            with lock:
+                if not is_valid(derived):
+                    for abandoned in derived.parent.glob(f".{escape(derived.name)}.*.tmp"):  # by a process now killed
+                        abandoned.unlink(missing_ok=True)
+                    with atomic_path(derived) as unfinished:
+                        make(unfinished)
+            break
         except OSError as error:
+            # Not only a read-only folder: Windows replaces no file that another process has mapped.
             if derived == fallback or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             log.warning(
@@ -95,16 +102,6 @@ def derived_file(source: Path, suffix: str, is_valid: Callable[[Path], bool], ma
                 adjacent.name,
                 fallback,
             )
-            continue
-        try:
-            if not is_valid(derived):
-                for abandoned in derived.parent.glob(f".{escape(derived.name)}.*.tmp"):  # by a process that was killed
-                    abandoned.unlink(missing_ok=True)
-                with atomic_path(derived) as unfinished:
-                    make(unfinished)
-            break
-        finally:
-            lock.release()
     return derived
 
 
