@@ -38,7 +38,7 @@ _READING = threading.Lock()
 
 
 def read_at(file: BinaryIO, size: int, offset: int) -> bytes:
-    """Read bytes of an open file, which threads may share; fewer only at the end of the file.
+    """Read bytes of an open file, which threads may share; fewer only at the end of the file. Its position stays.
 
     Examples
     --------
@@ -51,8 +51,11 @@ def read_at(file: BinaryIO, size: int, offset: int) -> bytes:
     if hasattr(os, "pread"):
         return os.pread(file.fileno(), size, offset)
     with _READING:  # Windows: threads share the position in the file
+        before = file.tell()
         file.seek(offset)
-        return file.read(size)
+        data = file.read(size)
+        file.seek(before)
+    return data
 
 
 def read_arrays(data: bytes | mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:

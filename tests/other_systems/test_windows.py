@@ -93,7 +93,9 @@ def test_bytes_are_read_at_an_offset_without_pread(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(bytes(range(100)))
     monkeypatch.delattr(os, "pread")
     with (tmp_path / "a").open("rb") as file:
+        assert file.read(2) == bytes([0, 1])
         assert mapped_arrays.read_at(file, 3, 50) == bytes([50, 51, 52]) and mapped_arrays.read_at(file, 9, 98) == b"bc"
+        assert file.read(2) == bytes([2, 3])
 
 
 @pytest.mark.parametrize("redirected", [True, False])
