@@ -2,7 +2,7 @@
 
 import math
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from audiolm_lite.audio.reading import SAMPLE_RATE
@@ -26,15 +26,17 @@ def level_dbfs(samples: Tensor) -> float:
 
     Examples
     --------
+    >>> import torch
     >>> tone = torch.sin(torch.arange(3200) / 4)
     >>> round(level_dbfs(tone), 1), round(level_dbfs(0.001 * tone + 0.25), 1), level_dbfs(torch.zeros(400))
     (-3.0, -63.0, -inf)
     """
     if samples.numel() == 0:
         return -math.inf
-    centred = samples.double() - samples.double().mean()
+    double = samples.cpu().numpy().astype(np.float64)  # on the CPU: not every device has float64
+    centred = double - double.mean()
     # The last frame ends with the clip, so that all have the same length.
     begins = range(0, max(1, len(centred) - _FRAME + 1), _FRAME)
     frames = [centred[begin : begin + _FRAME] for begin in begins] + [centred[-_FRAME:]]
-    loudest = float(torch.stack(frames).square().mean(dim=1).max())
+    loudest = float(np.square(np.stack(frames)).mean(axis=1).max())
     return 10 * math.log10(loudest) if loudest > 0 else -math.inf

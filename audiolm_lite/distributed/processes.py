@@ -6,7 +6,7 @@ A launcher such as torchrun describes the processes in environment variables, wh
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -245,6 +245,19 @@ def copy_from_main(tensors: Iterable[Tensor]) -> None:
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
+
+
+def sum_numbers(numbers: Sequence[float]) -> list[float]:
+    """Sums of numbers over all processes, in double precision.
+
+    Examples
+    --------
+    >>> sum_numbers([2.0, 5.0])  # one process
+    [2.0, 5.0]
+    """
+    if world_size() == 1:
+        return list(numbers)
+    return sum_over_processes(torch.tensor(numbers, dtype=torch.float64, device="cpu")).tolist()
 
 
 def sum_over_processes(sums: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ last and atomically: without it, the new files do not count. With it, they are m
 reads the folder next. So a process that is killed at any moment leaves the old model or the new one.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from typing import Any
 from audiolm_lite.backbones.untrusted import is_inside, read_json
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.hub.contents import PRETRAINED_FOLDERS, TENSOR_FILES
-from audiolm_lite.storage.atomic import write_json
+from audiolm_lite.storage.atomic import move, write_json
 
 PENDING, LIST = ".new_model", "files.json"
 
@@ -92,7 +91,7 @@ def finish_replacement(folder: Path, config_file: str) -> None:
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # moved already, by a process that was killed
-                os.replace(pending / name, folder / name)
+                move(pending / name, folder / name)
         with suppress(OSError):  # not empty, or there is none
             (folder / "lora").rmdir()
         _remove(pending)

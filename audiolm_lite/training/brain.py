@@ -219,8 +219,7 @@ class AudioLMBrain(sb.Brain):
                 self._save_if_needed()
         # Summed on the host in double precision, which not every device has.
         own = torch.stack(sums).tolist() if sums else [[0.0] * 3]
-        totals = torch.tensor([math.fsum(column) for column in zip(*own)], dtype=torch.float64, device="cpu")
-        total, tokens, correct = processes.sum_over_processes(totals).tolist()
+        total, tokens, correct = processes.sum_numbers([math.fsum(column) for column in zip(*own)])
         if not tokens:
             raise DatasetError("dataset: no row of the validation set has audio that can be read")
         return {"loss": total / tokens, "accuracy": correct / tokens}
