@@ -180,7 +180,7 @@ def any_rank(error: Exception | None = None, **flags: bool) -> dict[str, bool]:
             raise error
         return flags
     # Called at every optimiser step, so numbers are exchanged; objects, which are pickled, only if there is an error.
-    failed, *votes = sum_over_processes(torch.tensor([error is not None, *flags.values()], dtype=torch.int32)).tolist()
+    failed, *votes = sum_numbers([int(error is not None), *map(int, flags.values())])
     if failed:
         messages = gather(error and f"{type(error).__name__}: {error}")
         if error is not None:
@@ -257,7 +257,9 @@ def sum_numbers(numbers: Sequence[float]) -> list[float]:
     """
     if world_size() == 1:
         return list(numbers)
-    return sum_over_processes(torch.tensor(numbers, dtype=torch.float64, device="cpu")).tolist()
+    on_cpu = "cpu:" in dist.get_backend_config()  # else a group for GPUs only, which a launcher may have started
+    device = "cpu" if on_cpu else torch.cuda.current_device()
+    return sum_over_processes(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
 
 
 def sum_over_processes(sums: Tensor) -> Tensor:

@@ -93,8 +93,8 @@ class ZeroEngine:
 
     def start_window(self, window: Sequence[Batch]) -> None:
         """Count the answer tokens of a window in all processes, over which the gradients are averaged."""
-        own = torch.tensor(sum(int(supervised_positions(batch).sum()) for batch in window))
-        self._tokens = int(processes.sum_over_processes(own))
+        own = sum(int(supervised_positions(batch).sum()) for batch in window)
+        self._tokens = int(processes.sum_numbers([own])[0])
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
