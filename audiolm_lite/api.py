@@ -1,24 +1,27 @@
 """The interface for users: `AudioLM.from_pretrained(...)`, then `.transcribe`, `.caption` and `.ask`."""
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from audiolm_lite.audio.asked import AskedAudio, AskedClip, Channel
 from audiolm_lite.audio.level import level_dbfs
-from audiolm_lite.audio.reading import SAMPLE_RATE, read_audio
+from audiolm_lite.audio.long_audio import LongAudioWarning
+from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration, read_audio
+from audiolm_lite.audio.windows import Window, audio_windows, window_limits
 from audiolm_lite.data.batching import Item
 from audiolm_lite.decoding.backend import Backend
-from audiolm_lite.decoding.bundle import Answer, ModelBundle
+from audiolm_lite.decoding.bundle import ModelBundle
+from audiolm_lite.decoding.recordings import Part, Recording, answer_recordings
 from audiolm_lite.deploy.backends import make_backend
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.language.prompt import AUDIO_MARK, PromptError
-
-Clip = str | Path | Tensor
-Audio = Clip | tuple[Clip, ...]
 
 
 class AudioLM:
@@ -48,6 +51,9 @@ class AudioLM:
         `silence_level`, and the model was not asked), or None if it ended by itself.
     transcripts : list of (str or None)
         For each answer of the last call, the transcript that was part of its prompt.
+    parts : list of list of Part
+        For each answer of the last call, the parts of the audio that it is about, each with `start`, `seconds` and
+        `text`: the segments of a transcript, or what a question about a long clip looked at.
 
     Examples
     --------
@@ -72,6 +78,7 @@ class AudioLM:
         self.batch_size = batch_size
         self.stopped: list[str | None] = []
         self.transcripts: list[str | None] = []
+        self.parts: list[list[Part]] = []
         bundle.prepare(dtype)
         self._backend: Backend | None = None
         if backend != "eager":
@@ -103,46 +110,93 @@ class AudioLM:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(load_model(path_or_repo, device, merge=True), **options)
 
-    def transcribe(self, audio: Audio | Sequence[Audio], **generation: Any) -> str | list[str]:
-        """Transcribe speech; parameters and result are those of `ask`.
+    def transcribe(
+        self, audio: Any, *, sampling_rate: int | None = None, channel: Channel = None, **options: Any
+    ) -> str | list[Any]:
+        """Transcribe speech of any length.
+
+        A recording that is longer than the encoder accepts is divided where it is quiet (see `audio.windows`). The
+        transcripts of its segments are joined by spaces, and `parts` has them with their times. Files are read piece
+        by piece, so memory does not grow with their length.
+
+        Parameters
+        ----------
+        audio, sampling_rate, channel, **options
+            As in `ask`, without a question.
+
+        Returns
+        -------
+        str or list
+            As in `ask`.
+
+        Raises
+        ------
+        AudioError, GenerationError
+            As in `ask`.
 
         Examples
         --------
         >>> model.transcribe(["a.wav", "b.flac"], beams=4)  # doctest: +SKIP
         ['good morning', 'thank you']
+        >>> model.transcribe("call.wav", channel="each")  # doctest: +SKIP
+        ['hello this is anna', 'hello anna']
         """
-        return self.ask(audio, self.bundle.instructions["transcribe"], **generation)
+        asked = AskedAudio(audio, sampling_rate, channel)
+        question = self.bundle.instructions["transcribe"]
+        if any(len(group) > 1 for group in asked.groups):  # several clips in one question are not segments
+            return self.ask(audio, question, sampling_rate=sampling_rate, channel=channel, **options)
 
-    def caption(self, audio: Audio | Sequence[Audio], **generation: Any) -> str | list[str]:
-        """Describe sounds; parameters and result are those of `ask`.
+        def ask(windows: list[tuple[str, Window]]) -> list[Part]:
+            clips = [AskedClip(window.samples, label=_window_name(name, window)) for name, window in windows]
+            parts = self._answer(clips, [question] * len(clips), **options)
+            return [replace(part, start=window.start) for part, (_, window) in zip(parts, windows)]
+
+        self._check_questions([question])
+        found = []
+        for recording in answer_recordings(self._recordings(asked), ask, self.batch_size):
+            if recording.fault is not None:
+                raise recording.fault
+            found.append(recording)
+        self._remember([recording.parts for recording in found], [recording.audio for recording in found])
+        return asked.shape([recording.text for recording in found])
+
+    def caption(self, audio: Any, **options: Any) -> str | list[Any]:
+        """Describe sounds; parameters and result are those of `ask`, without a question.
 
         Examples
         --------
         >>> model.caption("clip.wav")  # doctest: +SKIP
         'a dog barks while rain falls'
         """
-        return self.ask(audio, self.bundle.instructions["caption"], **generation)
+        return self.ask(audio, self.bundle.instructions["caption"], **options)
 
-    @torch.no_grad()
     def ask(
         self,
-        audio: Audio | Sequence[Audio],
+        audio: Any,
         question: str | Sequence[str],
         *,
+        sampling_rate: int | None = None,
+        channel: Channel = None,
         fields: dict[str, str] | None = None,
         history: Sequence[tuple[str, str]] = (),
         transcript: bool = True,
         **generation: Any,
-    ) -> str | list[str]:
+    ) -> str | list[Any]:
         """Answer a question about audio.
 
         Parameters
         ----------
-        audio : path, Tensor or sequence of them
-            Audio files in any format that libsndfile reads, or waveforms [S] float, mono at 16 kHz. A tuple is several
-            clips in one question, which marks their positions: "is <audio> louder than <audio>?".
+        audio : clip, or sequence of clips
+            A clip is a path, a URL (http, https, file), the bytes of a file, an open binary file, an array or tensor
+            of samples, (samples, rate), or a dict or decoder of the library datasets; `audio.inputs.as_source`
+            describes each. A tuple of clips is several clips in one question, which marks their positions: "is <audio>
+            louder than <audio>?".
         question : str or sequence of str
             One for all clips, or one per clip.
+        sampling_rate : int, optional
+            Rate in Hz of arrays that have none of their own; None: 16000.
+        channel : int or "each", optional
+            The channel to read, counted from 0. "each": every channel is a clip on its own. None: their mean.
         fields : dict, optional
             Further fields of the model's prompt template, for example {"transcript": ...}.
         history : sequence of (str, str), optional
@@ -161,21 +215,24 @@ class AudioLM:
 
         Returns
         -------
-        str or list of str
-            A string for one clip, a list for a sequence.
+        str or list
+            A string for one clip, a list for a sequence; with channel="each", a list of its channels for each clip.
 
         Raises
         ------
         AudioError
-            A file cannot be read.
+            A file or URL cannot be read, a value is no form of audio (InputError), or there is no such channel.
         PromptError
             The model's prompt has no question, or needs a field that is missing.
         ValueError
-            Unknown options, a waveform of another shape, differing numbers of questions and clips, a clip that is too
-            short, or longer than the encoder accepts.
+            Unknown options, differing numbers of questions and clips, or a clip that is too short.
 
         Warns
         -----
+        LongAudioWarning
+            A clip is longer than the encoder accepts, and the answer is about its beginning; `parts` has the seconds.
+        ChannelWarning
+            The channels of a clip cancel or differ, so that their mean loses or mixes sounds.
         UserWarning
             The model's tokenizer drops characters of the question, or an answer repeated itself and was cut.
 
@@ -186,11 +243,83 @@ class AudioLM:
         >>> model.ask(("a.wav", "b.wav"), "Is <audio> louder than <audio>?")  # doctest: +SKIP
         'yes'
         """
-        single = isinstance(audio, (str, Path, Tensor, tuple))
-        clips: list[Audio] = [audio] if single else list(audio)  # type: ignore[list-item,arg-type]
-        questions = [question] * len(clips) if isinstance(question, str) else list(question)
-        if len(questions) != len(clips):
-            raise ValueError(f"ask: {len(questions)} questions for {len(clips)} clips; give one, or one per clip")
+        asked = AskedAudio(audio, sampling_rate, channel)
+        questions = [question] * asked.given if isinstance(question, str) else list(question)
+        if len(questions) != asked.given:
+            raise ValueError(f"ask: {len(questions)} questions for {asked.given} clips; give one, or one per clip")
+        self._check_questions(questions)
+        questions = asked.repeat(questions)
+        options: dict[str, Any] = {"fields": fields, "history": history, "transcript": transcript, **generation}
+        parts: list[Part] = []
+        for start in range(0, len(asked.groups), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            parts += self._answer(asked.groups[batch], questions[batch], **options)
+        names = [" ".join(clip.name for clip in group) for group in asked.groups]
+        self._remember([[part] for part in parts], names)
+        return asked.shape([part.text for part in parts])
+
+    @torch.no_grad()
+    def _answer(
+        self,
+        audios: Sequence[Any],
+        questions: Sequence[str],
+        *,
+        fields: dict[str, str] | None = None,
+        history: Sequence[tuple[str, str]] = (),
+        transcript: bool = True,
+        **generation: Any,
+    ) -> list[Part]:
+        """Answer a batch of questions, each about one clip or several; the parameters are those of `ask`."""
+        turns = [{"instruction": earlier, "target": answer} for earlier, answer in history]
+        row = {**({"history": turns} if turns else {}), **(fields or {})}
+        recognize = transcript and "transcript" not in row and self._recognizes
+        rows = [{"instruction": text, **self._task(text), **row} for text in questions]
+        items = self._items(audios, rows, recognize)
+        answers = self.bundle.answers(items, generation, self._backend)
+        heard = [item.row.get("transcript") for item in items]
+        return [
+            Part(0.0, item.seconds, answer.text, text and ("" if answer.stopped == "silence" else text), answer.stopped)
+            for item, answer, text in zip(items, answers, heard)
+        ]
+
+    def _remember(self, parts: list[list[Part]], names: Iterable[str]) -> None:
+        """Set the attributes that describe the answers of a call, and warn of answers that were cut."""
+        recordings = [Recording(name, answer) for name, answer in zip(names, parts, strict=True)]
+        self.parts = parts
+        self.stopped = [recording.stopped for recording in recordings]
+        self.transcripts = [recording.transcript for recording in recordings]
+        for recording in recordings:
+            for part in recording.parts:
+                if part.stopped == "loop":
+                    where = f"{recording.audio}, {part.start:.1f} s" if part.start else recording.audio
+                    warnings.warn(f"the answer about {where} repeated itself; the repeats are cut", stacklevel=3)
+
+    def _recordings(self, asked: AskedAudio) -> Iterator[tuple[str, Iterator[Window]]]:
+        """Name and windows of each clip."""
+        limits = window_limits(self.bundle.model.encoder)
+
+        def windows(clip: AskedClip) -> Iterator[Window]:
+            yield from audio_windows(clip.source, *limits, channel=clip.channel)
+
+        for (clip,) in asked.groups:
+            yield clip.name, windows(clip)
+
+    def _hear(self, clip: AskedClip) -> Tensor:
+        """Read samples [S] of a clip or, if it is longer than the encoder accepts, of its beginning, with a warning."""
+        source, longest = clip.source, getattr(self.bundle.model.encoder, "max_seconds", math.inf)
+        seconds = 0.0 if math.isinf(longest) else audio_duration(source)
+        if seconds <= longest:
+            return read_audio(source, channel=clip.channel)
+        warnings.warn(
+            f"{clip.name}: the answer is about its first {longest:g} s of {seconds:.1f} s, which is what the encoder "
+            "accepts; ask about parts of it, or use transcribe for speech",
+            LongAudioWarning,
+            stacklevel=6,
+        )
+        samples = read_audio(source, 0.0, longest, channel=clip.channel)
+        return samples[: int(longest * SAMPLE_RATE)]  # resampling may have added a sample
+
+    def _check_questions(self, questions: Sequence[str]) -> None:
         template = self.bundle.template
         if not template.asks and (unknown := set(questions) - set(self.bundle.instructions.values())):
             raise PromptError(
@@ -199,26 +328,6 @@ class AudioLM:
             )
         for text in dict.fromkeys(questions):
             self._warn_of_dropped_characters(text.replace(AUDIO_MARK, ""))
-        turns = [{"instruction": earlier, "target": answer} for earlier, answer in history]
-        row = {**({"history": turns} if turns else {}), **(fields or {})}
-        recognize = transcript and "transcript" not in row and self._recognizes
-        answers: list[Answer] = []
-        self.transcripts = []
-        for start in range(0, len(clips), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            rows = [{"instruction": text, **self._task(text), **row} for text in questions[batch]]
-            items = self._items(clips[batch], rows, recognize)
-            answers += self.bundle.answers(items, generation, self._backend)
-            heard = [item.row.get("transcript") for item in items]
-            silent = [answer.stopped == "silence" for answer in answers[start:]]
-            self.transcripts += ["" if quiet and text else text for quiet, text in zip(silent, heard)]
-        self.stopped = [answer.stopped for answer in answers]
-        for clip, answer in zip(clips, answers):
-            if answer.stopped == "loop":
-                name = "a waveform" if isinstance(clip, Tensor) else clip
-                warnings.warn(f"the answer about {name} repeated itself; the repeats are cut", stacklevel=2)
-        texts = [answer.text for answer in answers]
-        return texts[0] if single else texts
 
     def _task(self, question: str) -> dict[str, str]:
         """Field `task` of a row with this question, where it is known: answers with that of `transcribe` are "asr"."""
@@ -232,7 +341,7 @@ class AudioLM:
             warnings.warn(
                 f"the model's tokenizer reads the question {text!r} as {decoded!r}, because its vocabulary lacks some "
                 "characters; try lower case or other words",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     @property
@@ -241,12 +350,11 @@ class AudioLM:
         decoder = getattr(self.bundle.model.encoder, "decoder", None)
         return decoder is not None and "transcript" in self.bundle.template.slots
 
-    def _items(self, audios: Sequence[Audio], rows: Sequence[dict[str, Any]], recognize: bool = False) -> list[Item]:
+    def _items(self, audios: Sequence[Any], rows: Sequence[dict[str, Any]], recognize: bool = False) -> list[Item]:
         """Prompts with waveforms or, with `recognize`, with transcripts and the features of the same pass."""
-        groups = [audio if isinstance(audio, tuple) else (audio,) for audio in audios]
-        names = [" ".join("waveform" if isinstance(clip, Tensor) else str(clip) for clip in group) for group in groups]
-        rows = [{"id": name, **row} for name, row in zip(names, rows)]
-        waveforms = clips = [[self._waveform(clip) for clip in group] for group in groups]
+        groups = AskedAudio(list(audios)).groups
+        rows = [{"id": " ".join(clip.name for clip in group), **row} for group, row in zip(groups, rows)]
+        waveforms = clips = [[self._hear(clip) for clip in group] for group in groups]
         if recognize:
             clips, texts = self._recognize(waveforms)
             rows = [{**row, "transcript": text} for row, text in zip(rows, texts)]
@@ -278,15 +386,6 @@ class AudioLM:
         seconds, level = sum(map(len, waveforms)) / SAMPLE_RATE, max(map(level_dbfs, waveforms))
         return Item(row, ids, labels, further=tuple(clips[1:]), seconds=seconds, level=level, **own)
 
-    @staticmethod
-    def _waveform(clip: Clip) -> Tensor:
-        if not isinstance(clip, Tensor):
-            return read_audio(clip)
-        if clip.dim() != 1 or not clip.is_floating_point():
-            raise ValueError(
-                f"a waveform must be one-dimensional float at 16 kHz, not {clip.dtype} {list(clip.shape)}; "
-                "average its channels and resample it"
-            )
-        if not clip.isfinite().all():
-            raise ValueError("the waveform has NaN or infinite samples; check how it was made")
-        return clip.float().cpu()
+
+def _window_name(name: str, window: Window) -> str:
+    return f"{name}, {window.start:.1f} s" if window.start else name

@@ -11,6 +11,7 @@ import torch
 
 import audiolm_lite
 from audiolm_lite.api import AudioLM
+from audiolm_lite.audio.inputs import InputError
 from audiolm_lite.audio.reading import AudioError
 from audiolm_lite.data.clip_sources import WaveformSource
 from audiolm_lite.data.controls import CONTROLS
@@ -289,14 +290,12 @@ def test_unusable_audio_is_refused(folder):
     model = AudioLM.from_pretrained(folder / "model", device="cpu")
     with pytest.raises(AudioError, match="no such file"):
         model.transcribe(folder / "none.wav")
-    with pytest.raises(ValueError, match="one-dimensional float"):
-        model.transcribe(torch.zeros(2, 16000))
+    with pytest.raises(InputError, match=r"array of shape \[9, 16000\] has 9 channels; several clips are a list"):
+        model.transcribe(torch.zeros(9, 16000))
     with pytest.raises(ValueError, match="NaN"):
         model.transcribe(torch.full((16000,), torch.nan))
     with pytest.raises(ValueError, match="2 questions for 1 clips"):
         model.ask([folder / "0.wav"], ["what", "dog"])
-    with pytest.raises(ValueError, match="longer than"):
-        model.transcribe(torch.zeros(16000 * 5))
 
 
 def test_evaluation_gives_the_answers_of_the_api(folder):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from audiolm_lite.answering.files import FileAnswer, answer_files
+from audiolm_lite.answering.files import answer_files
+from audiolm_lite.decoding.recordings import Recording
 
 if TYPE_CHECKING:
     from audiolm_lite.api import AudioLM
@@ -109,7 +110,7 @@ def _load(options: argparse.Namespace) -> "AudioLM":
     return AudioLM.from_pretrained(options.model, options.device, batch_size=max(1, options.batch_size))
 
 
-def _lines(file: FileAnswer, named: bool, joined: bool) -> list[str]:
+def _lines(file: Recording, named: bool, joined: bool) -> list[str]:
     name = f"{file.audio}\t" if named else ""
     if joined or len(file.parts) == 1:
         return [name + _one_line(file.text)]
@@ -121,6 +122,6 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _entries(file: FileAnswer) -> dict[str, object]:
+def _entries(file: Recording) -> dict[str, object]:
     seconds = file.parts[-1].start + file.parts[-1].seconds
     return {"audio": file.audio, "text": file.text, "seconds": seconds, "parts": [asdict(part) for part in file.parts]}

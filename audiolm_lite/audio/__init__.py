@@ -4,8 +4,11 @@ How a file is read, and the module of each step:
 
     path -> bytes of a tar member, if the path leads into a tar file        tar_members
          -> checked and opened with libsndfile (lengths of MP3 files)       opening, mp3
-         -> or converted by ffmpeg, where libsndfile has no decoder         ffmpeg
-         -> blocks of the segment -> mean of the channels -> 16 kHz         reading
+         -> or with FFmpeg's libraries, where libsndfile has no decoder     containers
+         -> blocks of the segment -> one channel -> 16 kHz                  reading, channels
+
+`inputs` makes sources of other forms than paths (`download`: of URLs; `samples`: of arrays), `asked` takes those of a
+call of `AudioLM`. `windows` divides recordings of any length.
 
 Every fault is an `errors.AudioError`. `long_audio` divides clips that are longer than an encoder accepts.
 """

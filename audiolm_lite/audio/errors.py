@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from audiolm_lite.audio.samples import SampleArray
 from audiolm_lite.config.errors import UserError
 
-# A file by its path, or an open binary file with `name`, `read` and `seek`.
-AudioSource: TypeAlias = str | Path | BinaryIO
+# A file by its path, an open binary file with `name`, `read` and `seek`, or audio in memory.
+AudioSource: TypeAlias = str | Path | BinaryIO | SampleArray
 
 
 class AudioError(UserError, ValueError):
@@ -29,7 +30,7 @@ class AudioError(UserError, ValueError):
 
 
 def source_name(source: AudioSource) -> str:
-    """Path of a file, or the name of an open one.
+    """Path of a file, or the name of an open one or of audio in memory.
 
     Examples
     --------

@@ -16,6 +16,10 @@ from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration, read_audio
 LONG_AUDIO = ("reject", "crop", "random_crop", "chunk")
 
 
+class LongAudioWarning(UserWarning):
+    """An answer is about a part of a clip, because the clip is longer than the encoder accepts."""
+
+
 class Segment(NamedTuple):
     """A part of an audio file, in seconds; to the end of the file where `duration` is None."""
 

@@ -1,18 +1,21 @@
-"""Opening an audio file: checked where libsndfile would accept a damaged file, converted where it has no decoder."""
+"""Opening an audio file: checked where libsndfile would accept a damaged file, by PyAV where it has no decoder."""
 
 import os
 import re
 import stat
 import unicodedata
 from contextlib import nullcontext
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import soundfile
 
+from audiolm_lite.audio.containers import ContainerAudio
 from audiolm_lite.audio.errors import AudioError, AudioSource
-from audiolm_lite.audio.ffmpeg import decode_with_ffmpeg
 from audiolm_lite.audio.mp3 import FRAME_SAMPLES, count_samples
+from audiolm_lite.audio.samples import SampleArray
 from audiolm_lite.audio.tar_members import open_member
 
 # Samples without a header, as Korean corpora publish them (KsponSpeech): the file does not contain its format.
@@ -23,20 +26,28 @@ _HEADERLESS: dict[str, Any] = {
     "subtype": "PCM_16",
     "endian": "LITTLE",
 }
-# (offset, bytes at that offset) of formats without a decoder in libsndfile, which might mistake AAC for MP3.
+# (offset, bytes at that offset) of formats without a decoder in libsndfile, which might mistake AAC for MP3: FFmpeg's
+# name of the container, and what it is.
 _FOREIGN = {
-    (4, b"ftyp"): "MPEG-4 audio (m4a, mp4)",
-    (0, b"\xff\xf1"): "AAC",
-    (0, b"\xff\xf9"): "AAC",
-    (0, b"\x1aE\xdf\xa3"): "WebM or Matroska",
-    (0, b"0&\xb2u\x8ef\xcf\x11"): "Windows Media",
-    (0, b"#!AMR"): "AMR",
-    (0, b"wvpk"): "WavPack",
-    (0, b"MAC "): "Monkey's Audio",
-    (0, b"ajkg"): "Shorten",
-    (0, b"\x0b\x77"): "AC-3",
-    (0, b".RMF"): "RealMedia",
+    (4, b"ftyp"): ("mov", "MPEG-4 audio (m4a, mp4)"),
+    (4, b"moov"): ("mov", "a QuickTime file"),
+    (0, b"\xff\xf0"): ("aac", "AAC"),
+    (0, b"\xff\xf1"): ("aac", "AAC"),
+    (0, b"\xff\xf8"): ("aac", "AAC"),
+    (0, b"\xff\xf9"): ("aac", "AAC"),
+    (0, b"\x1aE\xdf\xa3"): ("matroska", "WebM or Matroska"),
+    (0, b"0&\xb2u\x8ef\xcf\x11"): ("asf", "Windows Media"),
+    (0, b"#!AMR"): ("amr", "AMR"),
+    (0, b"wvpk"): ("wv", "WavPack"),
+    (0, b"MAC "): ("ape", "Monkey's Audio"),
+    (0, b"ajkg"): ("shn", "Shorten"),
+    (0, b"\x0b\x77"): ("ac3", "AC-3"),
+    (0, b".RMF"): ("rm", "RealMedia"),
+    (0, b"FLV\x01"): ("flv", "Flash Video"),
+    (8, b"AVI "): ("avi", "AVI"),
 }
+# Containers that libsndfile opens, and FFmpeg's names of them, for codecs in them that libsndfile lacks.
+_SHARED = {b"OggS": "ogg", b"RIFF": "wav", b"caff": "caf"}
 _HEAD_BYTES = 1024
 # Sizes, up to the length of the header, that programs write before they know how long the audio will be.
 _UNKNOWN_SIZES = (0x7FFFF000, 0x80000000, 0x100000000)
@@ -50,18 +61,18 @@ class _SoundFile(soundfile.SoundFile):
         return self.format != "MP3" and super().seekable()
 
 
-def open_audio(source: AudioSource) -> soundfile.SoundFile:
+def open_audio(source: AudioSource) -> soundfile.SoundFile | ContainerAudio | SampleArray:
     """Open a file and check that its header agrees with its content.
 
     Parameters
     ----------
-    source : str, Path or binary file
+    source : str, Path, binary file or SampleArray
         The file, which may be in a tar file (`shard.tar/clip.flac`); a file object needs `name`, `read` and `seek`.
 
     Returns
     -------
-    SoundFile
-        At its first sample. The program ffmpeg, where it is installed, converts formats that libsndfile cannot decode.
+    SoundFile, ContainerAudio or SampleArray
+        At its first sample. What libsndfile cannot decode is decoded by FFmpeg's libraries, see `audio.containers`.
 
     Raises
     ------
@@ -76,15 +87,22 @@ def open_audio(source: AudioSource) -> soundfile.SoundFile:
     ...     file.samplerate, file.frames, file.channels
     (16000, 8000, 1)
     """
+    if isinstance(source, SampleArray):
+        source.seek(0)
+        return source
     if isinstance(source, str | Path):
         source = _open_member(Path(source)) or Path(source)
     head, size = _read_head(source)
     if size == 0:
         raise AudioError(source, "not readable as audio: it is empty (0 bytes); download the file again")
-    for (offset, pattern), name in _FOREIGN.items():
-        if head[offset:].startswith(pattern):
-            return decode_with_ffmpeg(source, f"{name}, which libsndfile does not decode")
-    file = _open_with_libsndfile(source, head)
+    headerless = _is_headerless(source, head)
+    for (offset, mark), (demuxer, kind) in _FOREIGN.items():
+        if not headerless and head[offset:].startswith(mark):
+            return ContainerAudio(source, demuxer, kind)
+    try:
+        file = _open_with_libsndfile(source, headerless)
+    except AudioError as error:
+        return _open_other_codec(source, head, error)
     try:
         _check_header(source, file, head)
         wrong_length = _wrong_length(source, file)
@@ -93,8 +111,28 @@ def open_audio(source: AudioSource) -> soundfile.SoundFile:
         raise
     if wrong_length is not None:
         file.close()
-        return decode_with_ffmpeg(source, wrong_length)
+        return ContainerAudio(source, file.format.lower(), wrong_length)
     return file
+
+
+def _is_headerless(source: Path | BinaryIO, head: bytes) -> bool:
+    """Whether a file is samples without a header, by its ending: samples may equal the mark of any other format.
+
+    A .pcm with a header is a WAV file under that name; samples that begin with these eight bytes are not found by
+    chance.
+    """
+    return Path(source.name).suffix.lower() == ".pcm" and (head[:4], head[8:12]) != (b"RIFF", b"WAVE")
+
+
+def _open_other_codec(source: Path | BinaryIO, head: bytes, error: AudioError) -> ContainerAudio:
+    """Open a container that libsndfile knows, with a codec that it lacks; raises `error` for any other file."""
+    demuxer = _SHARED.get(head[:4])
+    if demuxer is None or find_spec("av") is None or not isinstance(error.__cause__, soundfile.LibsndfileError):
+        raise error
+    try:
+        return ContainerAudio(source, demuxer, f"{demuxer} audio")
+    except AudioError:
+        raise error from None
 
 
 def _open_member(path: Path) -> BinaryIO | None:
@@ -108,6 +146,7 @@ def _read_head(source: Path | BinaryIO) -> tuple[bytes, int]:
     """Return the first bytes of a file and its size; an open file is then at its beginning."""
     try:
         with _open_regular_file(source) if isinstance(source, Path) else nullcontext(source) as stream:
+            stream.seek(0)
             head = stream.read(_HEAD_BYTES)
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
@@ -143,16 +182,15 @@ def _why_missing(path: Path) -> str:
     return "no such file; check the path and the folder it is relative to"
 
 
-def _open_with_libsndfile(source: Path | BinaryIO, head: bytes) -> _SoundFile:
-    # A .pcm with a header is a WAV file under that name. KsponSpeech has .pcm files with an odd number of bytes; the
-    # last byte, half a sample, is not read.
-    headerless = Path(source.name).suffix.lower() == ".pcm" and not head.startswith(b"RIFF")
+def _open_with_libsndfile(source: Path | BinaryIO, headerless: bool) -> _SoundFile:
+    # KsponSpeech has .pcm files with an odd number of bytes; the last byte, half a sample, is not read.
     try:
         file = _SoundFile(str(source) if isinstance(source, Path) else source, **(_HEADERLESS if headerless else {}))
     except UnicodeEncodeError as error:
         raise AudioError(source, "its name is not valid Unicode; rename it") from error
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw, which needs a rate
-        reason = f"not readable as audio ({error}); convert it to WAV or FLAC, or download the file again"
+        cause = getattr(error, "error_string", error)
+        reason = f"not readable as audio ({cause}); convert it to WAV or FLAC, or download the file again"
         raise AudioError(source, reason) from error
     if file.format == "RAW" and not headerless:  # libsndfile guesses from suffixes such as .au and .vox
         file.close()
@@ -190,18 +228,14 @@ def _wrong_length(source: Path | BinaryIO, file: soundfile.SoundFile) -> str | N
     samples = _count_mp3_samples(source) if file.format == "MP3" else None
     if samples is None or abs(samples - file.frames) <= 2 * FRAME_SAMPLES:
         return None
-    actual, estimated = samples / file.samplerate, file.frames / file.samplerate
-    return (
-        f"MP3 of variable bitrate without a length tag: libsndfile estimates {estimated:.2f} s, "
-        f"but it contains {actual:.2f} s"
-    )
+    return "MP3 of variable bitrate without a length tag"
 
 
 def _count_mp3_samples(source: Path | BinaryIO) -> int | None:
     try:
         if isinstance(source, Path):
-            with source.open("rb") as stream:
-                return count_samples(stream)
+            status = source.stat()
+            return _count_samples_of_file(source, status.st_size, status.st_mtime_ns)
         position = source.tell()  # libsndfile reads on from this position
         try:
             return count_samples(source)
@@ -209,3 +243,10 @@ def _count_mp3_samples(source: Path | BinaryIO) -> int | None:
             source.seek(position)
     except ValueError as error:
         raise AudioError(source, f"not readable as audio ({error}); download the file again") from error
+
+
+@lru_cache(maxsize=1 << 16)
+def _count_samples_of_file(path: Path, size: int, mtime_ns: int) -> int | None:
+    """Count the samples of an MP3 in the state of this size and time once, as segments of long files are read often."""
+    with path.open("rb") as stream:
+        return count_samples(stream)

@@ -1,7 +1,7 @@
 """Windows of a recording of any length, cut where it is quiet, so that a word is rarely cut in two."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soxr
@@ -15,6 +15,9 @@ from audiolm_lite.audio.reading import SAMPLE_RATE, audio_blocks
 _PAUSE = 0.2
 _HOP = SAMPLE_RATE // 100  # samples between the points at which a cut is possible
 _SHORTEST = 1.0  # seconds: no window is shorter, unless the recording is
+# Seconds of the windows of a recording that is too long for one: Whisper accepts 30, but few models are trained on
+# clips of that length. A recording of up to 30 s is one window, also for encoders without a limit.
+_LONGEST, _WHOLE = 25.0, 30.0
 
 
 class Window(NamedTuple):
@@ -32,7 +35,22 @@ class Window(NamedTuple):
     samples: Tensor
 
 
-def audio_windows(path: AudioSource, longest: float) -> Iterator[Window]:
+def window_limits(encoder: Any) -> tuple[float, float]:
+    """Return `longest` and `whole` of `audio_windows` for a model with this encoder.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> window_limits(SimpleNamespace(max_seconds=30.0)), window_limits(SimpleNamespace(max_seconds=10.0))
+    ((25.0, 30.0), (10.0, 10.0))
+    """
+    accepted = getattr(encoder, "max_seconds", _WHOLE)
+    return min(_LONGEST, accepted), min(_WHOLE, accepted)
+
+
+def audio_windows(
+    path: AudioSource, longest: float, whole: float = 0.0, *, channel: int | None = None
+) -> Iterator[Window]:
     """Divide a recording into consecutive windows, without gaps and overlap.
 
     A recording that is not longer than a window is one window. A longer one is cut in the second half of each window
@@ -40,10 +58,14 @@ def audio_windows(path: AudioSource, longest: float) -> Iterator[Window]:
 
     Parameters
     ----------
-    path : str, Path or binary file
+    path : str, Path, binary file or SampleArray
         As for `audio.reading.read_audio`.
     longest : float
         Largest length of a window in seconds, at least 2.
+    whole : float
+        A recording of at most so many seconds is one window, although it is longer than `longest`.
+    channel : int, optional
+        As for `read_audio`.
 
     Raises
     ------
@@ -61,13 +83,13 @@ def audio_windows(path: AudioSource, longest: float) -> Iterator[Window]:
     """
     size, least = round(longest * SAMPLE_RATE), round(_SHORTEST * SAMPLE_RATE)
     rest, position = np.zeros(0, dtype=np.float32), 0
-    for block in _blocks(path):
+    for block in _blocks(path, channel):
         rest = np.concatenate([rest, block])
-        while len(rest) > size + least:
+        while len(rest) > max(size + least, 0 if position else round(whole * SAMPLE_RATE)):
             cut = _quietest(rest, size // 2, size)
             yield Window(position / SAMPLE_RATE, torch.from_numpy(rest[:cut].copy()))
             rest, position = rest[cut:], position + cut
-    if len(rest) > size:
+    if len(rest) > max(size, 0 if position else round(whole * SAMPLE_RATE)):
         cut = _quietest(rest, size // 2, min(size, len(rest) - least))
         yield Window(position / SAMPLE_RATE, torch.from_numpy(rest[:cut].copy()))
         rest, position = rest[cut:], position + cut
@@ -90,10 +112,10 @@ def _quietest(samples: np.ndarray, first: int, last: int) -> int:
     return int(cuts[run[len(run) // 2]])
 
 
-def _blocks(path: AudioSource) -> Iterator[np.ndarray]:
+def _blocks(path: AudioSource, channel: int | None) -> Iterator[np.ndarray]:
     """Samples of a recording at 16 kHz, block by block."""
     stream = None
-    for samples, rate in audio_blocks(path):
+    for samples, rate in audio_blocks(path, channel=channel):
         if rate == SAMPLE_RATE:
             yield samples
             continue

@@ -35,7 +35,7 @@ def read_voxceleb2(data_folder: str | Path, ages: bool, valid_share: float, seed
     data_folder : str or Path
         Contains vox2_meta.csv and the audio as {dev,test}/{aac,wav}/<speaker>/<video>/<number>.m4a, or without one of
         the first two levels. vox2_meta.csv is published with commas and with tabs, and spaces around values; both are
-        read. libsndfile does not read .m4a and ffmpeg does so slowly: convert to WAV or FLAC first.
+        read. .m4a is read slowly: convert to WAV or FLAC first.
     ages : bool
         Read the speakers' ages, per video, from final_dataframe_extended.csv in the same folder.
     valid_share : float

@@ -4,9 +4,8 @@ import csv
 import io
 import os
 import pickle
-import shutil
-import stat
 import struct
+import tarfile
 import tracemalloc
 import unicodedata
 
@@ -15,7 +14,12 @@ import pytest
 import soundfile
 import torch
 
+from audiolm_lite.audio import opening
+from audiolm_lite.audio.mp3 import count_samples
 from audiolm_lite.audio.reading import AudioError, audio_duration, audio_header, read_audio
+
+# The first bytes of formats by which other files are recognised.
+MARKS = (b"fLaC", b"OggS", b"ID3\4", b"RIFF\0\0\0\0AVI ", b"\0\0\0\x20ftyp", b"\x1aE\xdf\xa3", b"#!AMR\n", b"wvpk")
 
 
 def sine(rate, seconds=1.0, frequency=440.0):
@@ -69,6 +73,18 @@ def test_headerless_pcm(tmp_path):
     soundfile.write(tmp_path / "wav.wav", sine(8000), 8000)
     (tmp_path / "wav.wav").rename(tmp_path / "wav.pcm")
     assert audio_header(tmp_path / "wav.pcm") == (8000, 8000, 1)
+
+
+@pytest.mark.parametrize("head", [b"\xff\xf1", b"\xff\xf9", b"\x0b\x77", *MARKS])
+def test_headerless_samples_may_begin_like_any_other_format(tmp_path, head):
+    """Its ending says what a .pcm file is; the samples -3585 and -1537 are marks of AAC, 30475 is that of AC-3."""
+    data = head + (sine(16000) * 32767).astype("<i2").tobytes()
+    expected = np.frombuffer(data, "<i2") / 32768
+    (tmp_path / "a.pcm").write_bytes(data)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.pcm"), expected, atol=1e-7)
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(tmp_path / "a.pcm", "a.pcm")
+    np.testing.assert_allclose(read_audio(tmp_path / "shard.tar/a.pcm"), expected, atol=1e-7)
 
 
 def test_channels_are_averaged(tmp_path):
@@ -128,8 +144,24 @@ def test_mp3_without_its_length(tmp_path):
         soundfile.write(tmp_path / f"{mode}.mp3", samples, rate, bitrate_mode=mode, compression_level=0.5)
         untagged(tmp_path / f"{mode}.mp3")
     assert len(read_audio(tmp_path / "CONSTANT.mp3")) == pytest.approx(30 * 16000, abs=2 * 1152)
-    with pytest.raises(AudioError, match=r"libsndfile estimates .* s, but it contains 30\.\d+ s;.*ffmpeg -i"):
-        read_audio(tmp_path / "VARIABLE.mp3")
+    complete = read_audio(tmp_path / "VARIABLE.mp3")
+    assert len(complete) == pytest.approx(30 * 16000, abs=2 * 1152) and audio_header(tmp_path / "VARIABLE.mp3")[2] == 1
+    segment = read_audio(tmp_path / "VARIABLE.mp3", 20.5, 1.0)
+    np.testing.assert_allclose(segment[99:-99], complete[328000:344000][99:-99], atol=1e-3)
+
+
+def test_the_samples_of_an_mp3_are_counted_once(tmp_path, monkeypatch):
+    """Until the file changes: segments of an hour are read hundreds of times."""
+    file, counted = tmp_path / "a.mp3", []
+    monkeypatch.setattr(opening, "count_samples", lambda stream, run=count_samples: counted.append(1) or run(stream))
+    soundfile.write(file, sine(16000, 4), 16000)
+    untagged(file)
+    for start in (0.0, 1.0, 2.0):
+        read_audio(file, start, 0.5)
+    assert audio_duration(file) == pytest.approx(4, abs=0.2) and len(counted) == 1
+    soundfile.write(file, sine(16000, 7), 16000)
+    untagged(file)
+    assert audio_duration(file) == pytest.approx(7, abs=0.2) and len(counted) == 2
 
 
 @pytest.mark.parametrize("kind", ["wav", "aiff", "au", "w64", "sph"])
@@ -218,56 +250,16 @@ def test_no_permission(tmp_path):
         read_audio(tmp_path / "a.wav")
 
 
-@pytest.fixture
-def m4a(tmp_path):
-    """Bytes that begin like an MPEG-4 file."""
-    file = tmp_path / "my song.m4a"
-    file.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0" + b"\0" * 100)
-    return file
-
-
-def test_foreign_formats_name_the_command(m4a, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(AudioError, match=r"MPEG-4.*install ffmpeg, or convert it: ffmpeg -i '.*my song.m4a' -ar 16000"):
-        read_audio(m4a)
-    stream = io.BytesIO(m4a.read_bytes())
-    stream.name = "shard.tar/a.m4a"
-    with pytest.raises(AudioError, match=r"shard.tar/a.m4a: is MPEG-4"):
-        read_audio(stream)
-
-
-def test_ffmpeg_is_called_without_a_shell_and_with_files_only(m4a, tmp_path, monkeypatch):
-    """A program of that name records its arguments and copies a prepared file, or prints an error."""
-    soundfile.write(tmp_path / "answer.w64", sine(44100), 44100, subtype="FLOAT")
-    program = tmp_path / "bin/ffmpeg"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\nfor out; do :; done\n'
-        f'[ -e {tmp_path}/answer.w64 ] || {{ echo "moov atom not found" >&2; exit 1; }}\n'
-        f'cp {tmp_path}/answer.w64 "${{out#file:}}"\n'
-    )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    np.testing.assert_allclose(read_audio(m4a, 0.25, 0.5)[100:-100], sine(16000)[4100:11900], atol=2e-3)
-    arguments = (tmp_path / "arguments").read_text().splitlines()
-    assert arguments[arguments.index("-i") + 1] == f"file:{m4a}"
-    assert arguments[arguments.index("-protocol_whitelist") + 1] == "file"
-    (tmp_path / "answer.w64").unlink()
-    with pytest.raises(AudioError, match=r"ffmpeg cannot decode it \(moov atom not found\)"):
-        read_audio(m4a)
-
-
 def test_real_files_of_many_formats(real_data):
-    """Rate, channels and duration are those in the table of these files, or libsndfile has no decoder."""
+    """Rate, channels and duration are those in the table of these files."""
     with (real_data / "formats/manifest.csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
     assert len(rows) == 48
     for row in rows:
         file = real_data / "formats" / row["file"]
-        if row["format"].startswith("UNREADABLE") and not shutil.which("ffmpeg"):
-            with pytest.raises(AudioError, match="MPEG-4 audio.*ffmpeg -i"):
-                read_audio(file)
-        elif not row["format"].startswith("UNREADABLE"):
+        if row["format"].startswith("UNREADABLE"):  # by libsndfile
+            assert read_audio(file).abs().max() > 0.01
+        else:
             rate, samples, channels = audio_header(file)
             assert (rate, channels) == (int(row["sample_rate"]), int(row["channels"]))
             assert samples / rate == pytest.approx(float(row["seconds"]), abs=0.001)

@@ -110,16 +110,17 @@ def damaged_files(corpus: Corpus) -> None:
             corpus.good(f"flipped.{kind}", soundfile.read(corpus.folder / f"flipped.{kind}", dtype="float32")[0])
         corpus.write(f"header.{kind}", samples, **settings)
         corpus.edit(f"header.{kind}", flip(0))
-        corpus.bad(f"header.{kind}", "without a length tag" if kind == "mp3" else "not readable as audio")
+        if kind != "mp3":  # its first frame is only the tag with its length, without which it is read
+            corpus.bad(f"header.{kind}", "not readable as audio")
     (corpus.folder / "noise.mp3").write_bytes(np.random.default_rng(0).bytes(20000))
     corpus.bad("noise.mp3", "not readable as audio")
     corpus.write("vbr.mp3", np.concatenate([tone(), np.random.default_rng(0).normal(0, 0.2, 40000)]).clip(-1, 1),
                  bitrate_mode="VARIABLE", compression_level=0.5)  # fmt: skip
     corpus.edit("vbr.mp3", lambda data: data[data.index(data[:2], 100) :])
-    corpus.bad("vbr.mp3", "without a length tag")
+    corpus.bad("vbr.mp3", "clip of 3.10 s is longer than")
     corpus.write("stream.flac", tone())
     corpus.edit("stream.flac", lambda data: data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:])
-    corpus.bad("stream.flac", "does not record its length")
+    corpus.good("stream.flac", tone())
 
 
 def odd_samples(corpus: Corpus) -> None:
@@ -162,7 +163,7 @@ def odd_samples(corpus: Corpus) -> None:
     (corpus.folder / "bare.raw").write_bytes(samples)
     corpus.bad("bare.raw", "not readable as audio")
     (corpus.folder / "song.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(99))
-    corpus.bad("song.m4a", "install ffmpeg, or convert it: ffmpeg -i")
+    corpus.bad("song.m4a", "is MPEG-4 audio (m4a, mp4) that cannot be decoded")
     with (corpus.folder / "2 hours.wav").open("wb") as file:
         file.write(header(7200 * 32000))
         file.seek(44 + 7000 * 32000)
@@ -224,8 +225,7 @@ def odd_rows(corpus: Corpus) -> None:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, monkeypatch) -> Corpus:
-    monkeypatch.setenv("PATH", "")  # no ffmpeg
+def corpus(tmp_path: Path) -> Corpus:
     corpus = Corpus(tmp_path / "corpus")
     for add in (damaged_files, odd_samples, odd_names, odd_rows):
         add(corpus)
