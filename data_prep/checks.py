@@ -74,20 +74,23 @@ class CheckedAudio:
         self._database.commit()
         self._database.close()
 
-    def check(self, path: Path, start: float, duration: float | None) -> Check:
-        """Check a file, or `duration` seconds of it from `start`; raises AudioError if it cannot be used."""
+    def check(self, path: Path, start: float, duration: float | None, channel: int | None = None) -> Check:
+        """Check a file, or `duration` seconds of it from `start`, of one channel or the mean of all.
+
+        Raises AudioError if it cannot be used.
+        """
         try:
             status = (tar_of(path) or path).stat()
         except (OSError, ValueError):  # `_inspect` reports it
             key = None
         else:
-            state = [str(path), start, duration, status.st_size, status.st_mtime_ns, self.decode, self.digest]
+            state = [str(path), start, duration, status.st_size, status.st_mtime_ns, self.decode, self.digest, channel]
             key = json.dumps(state)
             with self._lock:
                 known = self._database.execute("SELECT found FROM checks WHERE file = ?", (key,)).fetchone()
             if known:
                 return Check(**json.loads(known[0]))
-        result = self._inspect(path, start, duration)
+        result = self._inspect(path, start, duration, channel)
         if key is not None:
             with self._lock:
                 self._database.execute("INSERT OR REPLACE INTO checks VALUES (?, ?)", (key, json.dumps(asdict(result))))
@@ -96,11 +99,11 @@ class CheckedAudio:
                     self._saved = time.monotonic()
         return result
 
-    def _inspect(self, path: Path, start: float, duration: float | None) -> Check:
+    def _inspect(self, path: Path, start: float, duration: float | None, channel: int | None) -> Check:
         silence = None
         if self.decode:  # in blocks: a recording of hours does not fit in memory
             samples, levels = 0, []
-            for block, rate in audio_blocks(path, start, duration):
+            for block, rate in audio_blocks(path, start, duration, channel=channel):
                 samples += len(block)
                 levels.append(frame_levels(block, rate))
             seconds, silence = samples / rate, silence_share(np.concatenate(levels))

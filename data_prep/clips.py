@@ -64,8 +64,8 @@ class Clip:
         The split.
     group : str
         The speaker or the source recording. All recordings of a group are in the same split.
-    start, duration : float
-        Segment of the file in seconds; without a duration it ends at the end of the file.
+    start, duration, channel : float, int
+        Segment of the file in seconds, by default to its end; its channel from 0, by default the mean of all.
     language : str
         ISO 639-1 code of the speech.
     speaker : str
@@ -95,6 +95,7 @@ class Clip:
     group: str
     start: float = 0.0
     duration: float | None = None
+    channel: int | None = None
     language: str = "en"
     speaker: str = ""
     gender: str | None = None

@@ -38,7 +38,9 @@ def samples_of(clip: Clip) -> np.ndarray:
     >>> samples_of(clip).shape
     (4,)
     """
-    return clip.render() if clip.render is not None else read_audio(clip.audio, clip.start, clip.duration).numpy()
+    if clip.render is not None:
+        return clip.render()
+    return read_audio(clip.audio, clip.start, clip.duration, channel=clip.channel).numpy()
 
 
 def write_derived(clip: Clip) -> None:
@@ -341,7 +343,8 @@ def _identity(clip: Clip) -> str:
         size = clip.audio.stat().st_size
     except (OSError, ValueError):  # reading it reports the fault
         size = 0
-    return f"{clip.dataset} {clip.id} {clip.start} {clip.duration} {size}"
+    channel = "" if clip.channel is None else f" channel {clip.channel}"
+    return f"{clip.dataset} {clip.id} {clip.start} {clip.duration} {size}{channel}"
 
 
 def _derived(
@@ -350,5 +353,5 @@ def _derived(
     digest = hashlib.blake2b(repr([VERSION, kind, *key]).encode(), digest_size=8).hexdigest()
     name = f"{kind}-{digest}"
     file = folder / digest[:2] / f"{name}.flac"
-    changes = {"questions": (), "captions": (), "start": 0.0, "duration": None, **fields}
+    changes = {"questions": (), "captions": (), "start": 0.0, "duration": None, "channel": None, **fields}
     return replace(clip, id=name, audio=file, render=render, **changes)

@@ -215,7 +215,7 @@ def _check(clips: Iterable[Clip], hparams: dict[str, Any], output: Path, work: P
                 return None
             if clip.render is not None:
                 write_derived(clip)
-            return checked.check(clip.audio, clip.start, clip.duration)
+            return checked.check(clip.audio, clip.start, clip.duration, clip.channel)
 
         for clip, check in tqdm(in_threads(check_audio, clips), desc="clips", unit=" clips"):
             total += 1
@@ -258,7 +258,7 @@ def _checked_duration(clip: Clip, check: Callable[[], Check], filters: Filters, 
     if result.silence is not None:
         filters.check_silence(result.silence)
     if filters.duplicates == "drop":
-        content = json.dumps(["content", result.digest, clip.start, clip.duration, clip.text])
+        content = json.dumps(["content", result.digest, clip.start, clip.duration, clip.channel, clip.text])
         if earlier := checked.register(content, clip.id):
             raise Dropped("duplicates", f"same audio and transcript as {earlier}")
     return result.seconds
@@ -272,6 +272,7 @@ def _rows(clip: Clip, seconds: float, output: Path, hparams: dict[str, Any]) -> 
     common = {"audio": _relative(clip.audio.parent, output, clip.audio.name), "start": clip.start}
     common |= {"duration": seconds, "dataset": clip.dataset, "split": clip.split}
     common |= {"language": clip.language, "speaker": clip.speaker}
+    common |= {} if clip.channel is None else {"channel": clip.channel}
     return [{"id": f"{clip.dataset}-{clip.id}-{row.pop('name')}", **common, **row} for row in rows]
 
 

@@ -114,7 +114,7 @@ def collect(manifests: Sequence[str | Path]) -> Statistics:
             statistics.lengths[len(row["target"])] += 1
             statistics.characters.update(row["target"])
             file = audio_path(manifest, row)
-            clip = f"{file}\0{row['start']}\0{row['duration']}"
+            clip = f"{file}\0{row['start']}\0{row['duration']}\0{row.get('channel')}"
             if not (new := _is_new(clip, seen)) and not _is_new(f"{clip}\0{row['task']}", seen):
                 continue
             seconds = _seconds(row, file, statistics.faults if new else [])

@@ -152,7 +152,8 @@ def transcribe(
             for key in batch:
                 try:
                     clip = clips[key]
-                    audio[key] = read_audio(audio_path(manifest, clip), clip["start"], clip["duration"])
+                    path, channel = audio_path(manifest, clip), clip.get("channel")
+                    audio[key] = read_audio(path, clip["start"], clip["duration"], channel=channel)
                 except AudioError as error:
                     entries[key] = {"reason": str(error)}
             entries |= _texts(recognize, audio)

@@ -21,11 +21,12 @@ class LongAudioWarning(UserWarning):
 
 
 class Segment(NamedTuple):
-    """A part of an audio file, in seconds; to the end of the file where `duration` is None."""
+    """A part of an audio file, in seconds, to its end where `duration` is None; of one channel, or the mean of all."""
 
     audio: str
     start: float
     duration: float | None
+    channel: int | None = None
 
 
 class ClipPlan(NamedTuple):
@@ -115,7 +116,8 @@ class LongAudio:
             The encoder does not accept a chunk (the duration in the manifest may be wrong), or (AudioError) the file
             cannot be read.
         """
-        samples = read_audio(audio_root / plan.segment.audio, plan.segment.start, plan.segment.duration)
+        audio, start, duration, channel = plan.segment
+        samples = read_audio(audio_root / audio, start, duration, channel=channel)
         if plan.cut and "kept" in plan.cut:
             samples = samples[: round(plan.seconds * SAMPLE_RATE)]  # resampling may have added a sample
         lengths = self.chunk_lengths(len(samples))

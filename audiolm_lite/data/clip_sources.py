@@ -1,7 +1,7 @@
 """Where a dataset reads its clips: from a feature store, or from audio files.
 
-Both sources have the same functions. A clip is a dict {audio, start, duration} of a manifest; once read, it is a tensor
-whose dimension `time_dim` is its time.
+Both sources have the same functions. A clip is a dict {audio, start, duration} of a manifest, which may have a channel;
+once read, it is a tensor whose dimension `time_dim` is its time.
 """
 
 import json
@@ -144,7 +144,8 @@ class WaveformSource:
 
     def read(self, manifest: Path, clip: Mapping[str, Any]) -> Tensor:
         """Read the samples [S] of a clip; raises AudioError if its file cannot be read."""
-        return read_audio(audio_path(manifest, clip), clip["start"], clip["duration"])
+        path, channel = audio_path(manifest, clip), clip.get("channel")
+        return read_audio(path, clip["start"], clip["duration"], channel=channel)
 
     def zeros(self, manifest: Path, clip: Mapping[str, Any]) -> Tensor:
         """Return zeros in the length of a clip, which is not read."""
@@ -156,8 +157,8 @@ class WaveformSource:
         return round(seconds * SAMPLE_RATE)
 
     def identity(self, manifest: Path, clip: Mapping[str, Any]) -> Hashable:
-        """Return a value that is equal for rows of the same clip: path, start and duration."""
-        return audio_path(manifest, clip), clip["start"], clip["duration"]
+        """Return a value that is equal for rows of the same clip: path, start, duration and channel."""
+        return audio_path(manifest, clip), clip["start"], clip["duration"], clip.get("channel")
 
     def frames_of_rows(
         self, rows: SelectedRows, faults: dict[int, tuple[str, str]] | None = None, audio_only: bool = False
@@ -249,4 +250,4 @@ def _require_distinct_files(rows: SelectedRows, store: Path) -> None:
 
 def _relative_audio(table: ManifestTable) -> Iterator[str]:
     clips = table.clips(np.arange(len(table), dtype=np.int32))
-    return (audio for audio, _, _ in clips if not os.path.isabs(audio))
+    return (audio for audio, *_ in clips if not os.path.isabs(audio))

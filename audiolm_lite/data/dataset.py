@@ -192,7 +192,8 @@ class AudioTextDataset(Dataset[Item]):
     def own_clip(self, index: int) -> Tensor:
         """Read the samples [S] of an item's own first clip; raises AudioError if its file cannot be read any more."""
         row = self.rows[index]
-        return read_audio(audio_path(self.rows.manifest_of(index), row), row["start"], row["duration"])
+        path, channel = audio_path(self.rows.manifest_of(index), row), row.get("channel")
+        return read_audio(path, row["start"], row["duration"], channel=channel)
 
     def level(self, index: int) -> float | None:
         """Level of the loudest clip that an item has, from its audio files; None if they cannot be read, or no clip is.

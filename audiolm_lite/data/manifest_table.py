@@ -26,7 +26,7 @@ from audiolm_lite.storage.mapped_arrays import map_file, read_at
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 _SCHEMA = pa.schema(
     [
         pa.field("begin", pa.uint64(), nullable=False),
@@ -34,6 +34,7 @@ _SCHEMA = pa.schema(
         pa.field("crc32", pa.uint32(), nullable=False),
         pa.field("start", pa.float64(), nullable=False),
         pa.field("duration", pa.float64()),
+        pa.field("channel", pa.int16()),
         pa.field("task", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("audio", pa.string(), nullable=False),
@@ -132,12 +133,13 @@ class ManifestTable(Sequence[dict[str, Any]]):
         values = [_values(batch[name]) for _, batch in self._batches()]
         return np.concatenate([_values(pa.array([], _SCHEMA.field(name).type)), *values])
 
-    def clips(self, numbers: np.ndarray) -> Iterator[tuple[str, float, float | None]]:
-        """Yield audio, start and duration of the rows with these numbers [N], which must be ascending."""
+    def clips(self, numbers: np.ndarray) -> Iterator[tuple[str, float, float | None, int | None]]:
+        """Yield audio, start, duration and channel of the rows with these numbers [N], which must be ascending."""
         for first, batch in self._batches():
             in_batch = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + len(batch))]
             positions = pa.array(in_batch - first)
-            yield from zip(*(batch[name].take(positions).to_pylist() for name in ("audio", "start", "duration")))
+            fields = ("audio", "start", "duration", "channel")
+            yield from zip(*(batch[name].take(positions).to_pylist() for name in fields))
 
     def select(self, tasks: Sequence[str] | None = None, split: str | None = None) -> np.ndarray:
         """Return the numbers [N] int32 of the rows with one of these tasks and this split; None selects all."""
@@ -250,5 +252,5 @@ def _write(path: Path, stamp: dict[str, Any], file: Path) -> None:
 
 def _entry(row: dict[str, Any], offset: int, line: bytes) -> tuple[Any, ...]:
     """Values of the table's columns for a row."""
-    fields = row["start"], row["duration"], row["task"], row["split"], row["audio"]
+    fields = row["start"], row["duration"], row.get("channel"), row["task"], row["split"], row["audio"]
     return offset, len(line), zlib.crc32(line), *fields, row["instruction"] is not None, bool(row.get("further_audio"))

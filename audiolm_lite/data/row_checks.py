@@ -80,8 +80,11 @@ class RowChecker:
             refuse("start", "write seconds >= 0")
         if not _is_duration(row["duration"]):
             refuse("duration", "write seconds > 0, or null for everything after the start")
+        if not is_channel(row.get("channel")):
+            refuse("channel", "write the number of a channel, from 0, or null for the mean of all")
         if not _are_clips(row.get("further_audio", [])):
-            refuse("further_audio", "write a list of objects with audio (a path) and optionally start and duration")
+            remedy = "write a list of objects with audio (a path) and optionally start, duration and channel"
+            refuse("further_audio", remedy)
         if not _are_turns(row.get("history", [])):
             refuse("history", "write a list of objects with instruction and target, both strings")
         references = row.get("references", [row["target"]])
@@ -124,6 +127,17 @@ def _is_duration(value: Any) -> bool:
     return value is None or (_is_seconds(value) and value > 0)
 
 
+def is_channel(value: Any) -> bool:
+    """Whether a value is a channel of a recording: its number, counted from 0, or None for the mean of all.
+
+    Examples
+    --------
+    >>> [is_channel(value) for value in (None, 0, 1, -1, "left", True)]
+    [True, True, True, False, False, False]
+    """
+    return value is None or (type(value) is int and 0 <= value < 2**15)
+
+
 def _is_seconds(value: Any) -> bool:
     # An int of hundreds of digits is invalid, since no float can hold it.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
@@ -136,6 +150,7 @@ def _are_clips(value: Any) -> bool:
         and clip["audio"].strip()
         and _is_start(clip.get("start", 0.0))
         and _is_duration(clip.get("duration"))
+        and is_channel(clip.get("channel"))
         for clip in value
     )
 

@@ -75,10 +75,10 @@ class SelectedRows(Sequence[dict[str, Any]]):
         return zip(self.tables, np.split(self._numbers.numpy(), self._ends[:-1]))
 
     def clips(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield the manifest's path and the first clip, as {audio, start, duration}, of each row."""
+        """Yield the manifest's path and the first clip, as {audio, start, duration, channel}, of each row."""
         for table, numbers in self.by_table():
-            for audio, start, duration in table.clips(numbers):
-                yield table.path, {"audio": audio, "start": start, "duration": duration}
+            for audio, start, duration, channel in table.clips(numbers):
+                yield table.path, {"audio": audio, "start": start, "duration": duration, "channel": channel}
 
     def tasks(self) -> set[str]:
         """Return the tasks that occur."""

@@ -237,6 +237,7 @@ def _line(control: str, row: Mapping[str, Any], answer: Answered, scores: Mappin
     if duration is None and control not in ("zeros", "shuffled"):  # which have the length of another clip
         duration = answer.seconds
     fields = {field: row[field] for field in _FIELDS}
+    fields |= {} if row.get("channel") is None else {"channel": row["channel"]}
     return {"id": row["id"], "control": control, **_record(answer), "duration": duration, **fields, "scores": scores}
 
 

@@ -136,7 +136,7 @@ def extract(
     """
     folder, audio_root = Path(folder), Path(audio_root)
     segments = {
-        feature_key(clip): Segment(clip["audio"], float(clip["start"]), clip["duration"])
+        feature_key(clip): Segment(clip["audio"], float(clip["start"]), clip["duration"], clip.get("channel"))
         for row in rows
         for clip in clips_of(row)
     }

@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 from audiolm_lite.audio.reading import AudioError
 from audiolm_lite.config.errors import UserError, did_you_mean
-from audiolm_lite.data.row_checks import ManifestError, RowChecker
+from audiolm_lite.data.row_checks import ManifestError, RowChecker, is_channel
 from audiolm_lite.storage.atomic import atomic_folder, atomic_path
 
 Row = dict[str, Any]
@@ -190,7 +190,8 @@ def rename_to_manifest(entry: Any, names: Mapping[str, tuple[str, ...]], report:
     Parameters
     ----------
     entry : dict
-        Fields of the source; those not in `names` keep their name.
+        Fields of the source; those not in `names` keep their name, but a `channel` that is no number of a channel
+        becomes `channel_name`.
     names : mapping
         Field of the manifest -> its possible names in the source, in order of preference.
     report : Report
@@ -218,6 +219,8 @@ def rename_to_manifest(entry: Any, names: Mapping[str, tuple[str, ...]], report:
             report.lost[name] += 1
         else:
             row[name] = value
+    if not is_channel(row.get("channel")):  # such as the name of a broadcaster
+        row["channel_name"] = row.pop("channel")
     return row
 
 

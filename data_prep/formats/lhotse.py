@@ -26,8 +26,11 @@ _HARMLESS_TRANSFORM = "Resample"
 def read(path: Path, report: Report, defaults: Mapping[str, str]) -> Iterator[Row]:
     """Yield one row per supervision; if a cut has only one, the row's id is that of the cut.
 
-    Rejected are cuts of other types (mixed, padded), cuts without supervisions, and recordings that are not plain files
-    (a command is never executed), are one of several channels, or have a transform other than resampling.
+    A supervision of one channel of a file with several gets the field `channel`, its position in the file.
+
+    Rejected are cuts of other types (mixed, padded), cuts without supervisions, supervisions of some of several
+    channels, and recordings that are not plain files (a command is never executed) or have a transform other than
+    resampling.
 
     Examples
     --------
@@ -82,7 +85,9 @@ def _row(cut: dict[str, Any], supervision: dict[str, Any], report: Report) -> Ro
         is_only_one = len(cut["supervisions"]) == 1
         row = {**(cut.get("custom") or {}), **(supervision.get("custom") or {})}
         row["id"] = cut["id"] if is_only_one else supervision["id"]
-        row["audio"] = _file(cut["recording"], cut["channel"])
+        row["audio"], channel = _file(cut["recording"], supervision.get("channel", cut["channel"]))
+        if channel is not None:
+            row["channel"] = channel
         # A supervision's start is relative to that of the cut.
         row["start"] = round(cut["start"] + supervision["start"], 8)
         row["duration"] = supervision["duration"]
@@ -97,8 +102,11 @@ def _row(cut: dict[str, Any], supervision: dict[str, Any], report: Report) -> Ro
     return row
 
 
-def _file(recording: dict[str, Any], channel: int | list[int]) -> str:
-    """Path of the recording's file; raises FormatError if reading the file does not give this channel."""
+def _file(recording: dict[str, Any], channel: int | list[int]) -> tuple[str, int | None]:
+    """Path of the recording's file, and the position of the channel in it; None: its only channel, or all of them.
+
+    Raises FormatError if reading the file does not give these channels.
+    """
     for transform in recording.get("transforms") or ():
         if transform.get("name") != _HARMLESS_TRANSFORM:
             raise FormatError(
@@ -109,26 +117,31 @@ def _file(recording: dict[str, Any], channel: int | list[int]) -> str:
     if source is None or source["type"] != "file":
         kind = "no source" if source is None else f'a source of type "{source["type"]}"'
         raise FormatError(f"recording {recording['id']} has {kind}, not a file; save the cuts as audio first")
-    if sorted(source["channels"]) != sorted(channels):
+    if sorted(source["channels"]) == sorted(channels):
+        return source["source"], None
+    if len(channels) != 1:
         raise FormatError(
-            f"{source['source']} has channels {source['channels']}, and the cut is of {channels} only; "
-            "save the channel as a file of its own"
+            f"{source['source']} has channels {source['channels']}, and the supervision is of {channels}; "
+            "write a supervision per channel"
         )
-    return source["source"]
+    return source["source"], source["channels"].index(channels[0])
 
 
 def _cut(row: Row, audio: Path, report: Report) -> dict[str, Any]:
     rate, samples, channels = audio_header(audio)
     start = row["start"]
     duration = samples / rate - start if row["duration"] is None else row["duration"]
-    # The model receives the mean of the channels, so the cut is of all channels.
-    channel = 0 if channels == 1 else list(range(channels))
+    # Without a channel, the model receives the mean of all, so the cut is of all.
+    every = 0 if channels == 1 else list(range(channels))
+    channel = every if row.get("channel") is None else row["channel"]
+    if isinstance(channel, int) and channel >= channels:
+        raise FormatError(f"{row['audio']} has {channels} channels, and none is channel {channel}; correct the field")
     supervision = {"id": row["id"], "recording_id": row["id"], "start": 0.0, "duration": duration, "channel": channel}
     custom = {}
     for name, value in row.items():
         if name in _SUPERVISION and isinstance(value, str):
             supervision[_SUPERVISION[name]] = value
-        elif name not in ("id", "audio", "start", "duration"):
+        elif name not in ("id", "audio", "start", "duration", "channel"):
             custom[name] = value
     return {
         "id": row["id"],
@@ -145,5 +158,5 @@ def _cut(row: Row, audio: Path, report: Report) -> dict[str, Any]:
             "channel_ids": list(range(channels)),
         },
         "custom": custom,
-        "type": "MonoCut" if channels == 1 else "MultiCut",
+        "type": "MonoCut" if isinstance(channel, int) else "MultiCut",
     }

@@ -1,4 +1,4 @@
-"""NeMo: JSON lines with audio_filepath, offset, duration, question (or context), answer (or text)."""
+"""NeMo: JSON lines with audio_filepath, offset, duration, channel_selector, question (or context), answer (or text)."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +24,7 @@ NAMES = {
     "audio": ("audio_filepath",),
     "start": ("offset",),
     "duration": ("duration",),
+    "channel": ("channel_selector",),
     "instruction": ("question", "context"),
     "target": ("answer", "text"),
     "language": ("language", "target_lang", "lang"),
@@ -55,7 +56,11 @@ def read(
     files = _shards(shards, path.parent)
 
     def to_row(entry: Any) -> Row:
+        if isinstance(entry, dict) and "channel_selector" in entry:
+            entry = {**entry, "channel_selector": _channel(entry["channel_selector"])}
         row = rename_to_manifest(entry, {**NAMES, **(fields or {})}, report)
+        if row.get("channel", 0) is None:
+            del row["channel"]
         if row.get("start") is None:
             row["start"] = 0.0
         if files and "shard_id" in row and isinstance(row.get("audio"), str):
@@ -90,6 +95,18 @@ def write(rows: Iterable[Row], path: Path, report: Report) -> None:
     with text_file(path) as file:
         for entry in target_entries(rows, to_entry, report):
             file.write(to_json(entry) + "\n")
+
+
+def _channel(selector: Any) -> int | None:
+    """Channel of NeMo's field channel_selector: a number, a list of one, or "average"; None for the mean of all."""
+    if selector is None or selector == "average":
+        return None
+    chosen = selector[0] if isinstance(selector, list) and len(selector) == 1 else selector
+    if type(chosen) is not int or chosen < 0:
+        raise FormatError(
+            f"channel_selector {selector!r} is not one channel; write an entry per channel, with its number from 0"
+        )
+    return chosen
 
 
 def expand_shards(pattern: str | Path) -> list[Path]:

@@ -69,7 +69,9 @@ def test_rows_equal_those_of_the_manifest(tmp_path_factory, written, batch):
     assert [table[i - len(table)] for i in range(len(table))] == expected
     copied = pickle.loads(pickle.dumps(table))
     assert list(copied) == expected
-    assert every == [(r["audio"], r["start"], r["duration"]) for r in expected] and clips == every[1::2]
+    assert (
+        every == [(r["audio"], r["start"], r["duration"], r.get("channel")) for r in expected] and clips == every[1::2]
+    )
     stored = pa.ipc.open_file(pa.memory_map(str(table.file))).read_all()  # as another program reads it
     assert stored.column("audio").to_pylist() == [r["audio"] for r in expected]
     assert table.column("questioned").tolist() == [r["instruction"] is not None for r in expected]

@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from audiolm_lite.audio.reading import read_audio
+from data_prep.formats import Report, load_format
 from tests.data_prep.conftest import RATE
 from tests.data_prep.test_formats import ROW, read, write
 
@@ -54,10 +56,58 @@ def test_lhotse_recordings_that_are_not_plain_files_are_refused(tmp_path):
         )
 
     path = tmp_path / "cuts.jsonl"
-    path.write_text("\n".join([cut("command", [0]), cut("file", [0, 1]), "{}"]))
+    path.write_text("\n".join([cut("command", [0]), "{}"]))
     rows, report = read("lhotse", path)
     reasons = [entry["reason"] for entry in report.rejected]
-    assert rows == [] and 'type "command"' in reasons[0] and "has channels [0, 1]" in reasons[1] and len(reasons) == 3
+    assert rows == [] and 'type "command"' in reasons[0] and len(reasons) == 2
+
+
+def test_lhotse_reads_the_channel_that_a_converted_row_names(tmp_path):
+    """Both ways: rows to cuts, which the library reads, and its cuts of one channel or of all to rows."""
+    lhotse = pytest.importorskip("lhotse")
+    samples = np.stack([np.sin(np.arange(RATE) / 9), np.sin(np.arange(RATE) / 7)], axis=1).astype(np.float32) / 2
+    soundfile.write(tmp_path / "call.wav", samples, RATE)
+    common = {"audio": "call.wav", "start": 0.0, "duration": 0.5, "target": "t", "task": "asr"}
+    rows = [{"id": f"c{channel}", **common, "channel": channel} for channel in (0, 1, None, 2)]
+    report = Report()
+    load_format("lhotse").write(rows, tmp_path / "cuts.jsonl", report)
+    assert [entry["id"] for entry in report.rejected] == ["c2"] and "none is channel 2" in report.rejected[0]["reason"]
+    converted, report = read("lhotse", tmp_path / "cuts.jsonl")
+    assert [row.get("channel") for row in converted] == [0, 1, None] and report.rejected == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        cuts = list(lhotse.CutSet.from_file("cuts.jsonl"))
+        for number in (0, 1):
+            np.testing.assert_allclose(cuts[number].load_audio(), samples[: RATE // 2, number][None], atol=1e-4)
+        recording = lhotse.Recording.from_file("call.wav")
+        parts = [
+            lhotse.SupervisionSegment(id=f"s{n}", recording_id="call", start=0, duration=0.5, channel=channel, text="t")
+            for n, channel in enumerate((0, 1, [0, 1]))
+        ]
+        cut = lhotse.MultiCut("m", start=0, duration=1, channel=[0, 1], supervisions=parts, recording=recording)
+        lhotse.CutSet.from_cuts([cut]).to_file("two.jsonl")
+    converted, report = read("lhotse", tmp_path / "two.jsonl")
+    assert [row.get("channel") for row in converted] == [0, 1, None] and report.rejected == []
+
+
+def test_nemo_keeps_the_channel(tmp_path):
+    path, entry = tmp_path / "train.json", {"audio_filepath": "1.wav", "text": "a"}
+    selectors = [0, 1, "average", None, [1], [0, 1], "left", -1]
+    entries = [*({**entry, "channel_selector": value} for value in selectors), entry]
+    path.write_text("\n".join(map(json.dumps, entries)))
+    rows, report = read("nemo", path)
+    assert [row.get("channel") for row in rows] == [0, 1, None, None, 1, None]
+    assert [entry["line"] for entry in report.rejected] == [6, 7, 8]
+    assert "channel_selector [0, 1] is not one channel" in report.rejected[0]["reason"]
+    load_format("nemo").write(rows, tmp_path / "again.json", Report())
+    written = [json.loads(line) for line in (tmp_path / "again.json").read_text().splitlines()]
+    assert [entry.get("channel_selector") for entry in written] == [0, 1, None, None, 1, None]
+
+
+def test_a_field_channel_of_another_meaning_is_kept(tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps({"audio_filepath": "1.wav", "text": "a", "channel": "BBC One"}))
+    rows, report = read("nemo", tmp_path / "train.json")
+    assert rows[0]["channel_name"] == "BBC One" and "channel" not in rows[0] and report.rejected == []
 
 
 def test_hugging_face_folders_of_the_library_are_read(folder, tmp_path):
