@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audiolm_lite.audio.asked import AskedAudio, AskedClip, Channel
 from audiolm_lite.audio.level import level_dbfs
-from audiolm_lite.audio.long_audio import LongAudioWarning
+from audiolm_lite.audio.long_audio import LongAudio, LongAudioWarning
 from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration, read_audio
 from audiolm_lite.audio.windows import Window, audio_windows, window_limits
 from audiolm_lite.data.batching import Item
@@ -79,6 +79,7 @@ class AudioLM:
         self.stopped: list[str | None] = []
         self.transcripts: list[str | None] = []
         self.parts: list[list[Part]] = []
+        self._rule: LongAudio = bundle.model.long_audio
         bundle.prepare(dtype)
         self._backend: Backend | None = None
         if backend != "eager":
@@ -307,6 +308,8 @@ class AudioLM:
     def _hear(self, clip: AskedClip) -> Tensor:
         """Read samples [S] of a clip or, if it is longer than the encoder accepts, of its beginning, with a warning."""
         source, longest = clip.source, getattr(self.bundle.model.encoder, "max_seconds", math.inf)
+        if self._rule.rule == "chunk":  # it was trained with all chunks of such clips
+            longest = math.inf
         seconds = 0.0 if math.isinf(longest) else audio_duration(source)
         if seconds <= longest:
             return read_audio(source, channel=clip.channel)
@@ -363,12 +366,16 @@ class AudioLM:
     def _recognize(self, waveforms: Sequence[Sequence[Tensor]]) -> tuple[list[list[Tensor]], list[str]]:
         """Features [L, T, D] of the clips of each question, and their transcripts, joined by spaces."""
         encoder: Any = self.bundle.model.encoder
-        samples = [waveform for group in waveforms for waveform in group]
+        whole = [waveform for group in waveforms for waveform in group]
+        parts = [self._rule.chunk_lengths(len(waveform)) for waveform in whole]
+        samples = [part for waveform, lengths in zip(whole, parts) for part in waveform.split(lengths)]
         lengths = torch.tensor([len(waveform) for waveform in samples])
         device = self.bundle.model.embedding.weight.device
         padded = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True).to(device)
         features, frames, texts = encoder.recognize(padded, lengths.to(device))
-        each = iter([(clip[:, :count], text) for clip, count, text in zip(features, frames.tolist(), texts)])
+        encoded = iter([(clip[:, :count], text) for clip, count, text in zip(features, frames.tolist(), texts)])
+        joined = [tuple(zip(*(next(encoded) for _ in lengths))) for lengths in parts]
+        each = iter([(torch.cat(clip, dim=1), " ".join(filter(None, text))) for clip, text in joined])
         groups = [[next(each) for _ in group] for group in waveforms]
         clips = [[clip for clip, _ in group] for group in groups]
         return clips, [" ".join(text for _, text in group if text) for group in groups]
@@ -376,8 +383,7 @@ class AudioLM:
     def _item(self, row: dict[str, Any], waveforms: Sequence[Tensor], clips: Sequence[Tensor]) -> Item:
         """Prompt of a row about `clips`, which are the waveforms [S] or their features [L, T, D]."""
         model = self.bundle.model
-        num_frames = model.encoder.num_frames  # type: ignore[union-attr]  # a model that is loaded here has its encoder
-        tokens = [model.adapter.num_tokens(num_frames(len(waveform))) for waveform in waveforms]
+        tokens = [model.adapter.num_tokens(self._rule.num_frames(len(waveform))) for waveform in waveforms]
         if min(tokens) < 1:
             seconds = min(map(len, waveforms)) / SAMPLE_RATE
             raise ValueError(f"{row['id']}: {seconds:.3f} s is too short for one audio token; give more audio")

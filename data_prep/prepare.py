@@ -22,9 +22,8 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from audiolm_lite.audio.long_audio import LONG_AUDIO
 from audiolm_lite.audio.reading import AudioError
-from audiolm_lite.config.keys import Key
+from audiolm_lite.config.keys import LONG_AUDIO, Key
 from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import write_manifest
 from audiolm_lite.distributed.partition import Partition, parse_partition

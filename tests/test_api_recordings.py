@@ -1,7 +1,9 @@
 """AudioLM on audio in any form, of any length and with several channels."""
 
 import io
+import json
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from audiolm_lite.audio.inputs import InputError
 from audiolm_lite.audio.long_audio import LongAudioWarning
 from audiolm_lite.audio.reading import read_audio
 from audiolm_lite.audio.windows import audio_windows
+from audiolm_lite.config.errors import UserError
+from audiolm_lite.data.batching import collate
 from audiolm_lite.decoding.recordings import Part
 from audiolm_lite.hub.save import save_model
 
@@ -110,6 +114,25 @@ def test_other_questions_say_what_they_looked_at(model):
         model.caption(noise(5.0))
     (part,) = model.parts[0]
     assert (part.start, part.seconds) == (0.0, 2.0)
+
+
+def test_a_model_that_was_trained_with_chunks_receives_all_of_them(model, recwarn):
+    """The model folder records the rule of the training."""
+    file = Path("model/audiolm_lite.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"long_audio": "chunk"}))
+    chunked = AudioLM.from_pretrained("model", device="cpu")
+    assert isinstance(chunked.ask(["long.flac", "short.wav"], "what dog")[0], str)
+    assert [part.seconds for (part,) in chunked.parts] == [pytest.approx(9.5, abs=1e-3), 1.2]
+    assert not [warning for warning in recwarn if warning.category is LongAudioWarning]
+    (item,) = chunked._items(["long.flac"], [{"instruction": "what dog"}])
+    tokens, counts = chunked.bundle.model.audio_tokens(collate([item]))
+    lengths = chunked.bundle.model.long_audio.chunk_lengths(round(9.5 * 16000))
+    assert len(lengths) == 5 and int(counts[0]) > 4 * chunked.bundle.model.adapter.num_tokens(
+        chunked.bundle.model.encoder.num_frames(16000)
+    )
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"long_audio": "../x"}))
+    with pytest.raises(UserError, match="long_audio.*is not one of reject, crop"):
+        AudioLM.from_pretrained("model", device="cpu")
 
 
 def test_an_hour_takes_the_memory_of_a_batch(model, monkeypatch):

@@ -1,6 +1,7 @@
 """Clips that are longer than an encoder accepts: rejected, cropped, or encoded in chunks.
 
-`LongAudio.plan` decides from a clip's duration what is read of it, `LongAudio.read` reads that and divides it.
+One rule for the extraction of features, for training on live audio and for answers: `LongAudio.plan` decides from a
+clip's duration what is read of it, `LongAudio.read` reads that and divides it, `LongAudio.encode` encodes the parts.
 """
 
 import hashlib
@@ -9,11 +10,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration, read_audio
-
-LONG_AUDIO = ("reject", "crop", "random_crop", "chunk")
+from audiolm_lite.config.keys import LONG_AUDIO
 
 
 class LongAudioWarning(UserWarning):
@@ -124,6 +125,38 @@ class LongAudio:
         for length in lengths:
             self.encoder.num_frames(length)
         return samples, lengths
+
+    def num_frames(self, samples: Any) -> Any:
+        """Encoder frames of clips of so many samples, an int or a tensor [B], after the rule has been applied.
+
+        Raises
+        ------
+        ValueError
+            The encoder does not accept a clip.
+        """
+        if isinstance(samples, Tensor):
+            return torch.tensor([self.num_frames(count) for count in samples.tolist()], device=samples.device)
+        if self.rule != "chunk":
+            return self.encoder.num_frames(samples if samples <= self.max_samples else int(self.max_samples))
+        return sum(self.encoder.num_frames(chunk) for chunk in self.chunk_lengths(samples))
+
+    def encode(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode waveforms [B, S] of `samples` [B] each; features [B, L, T, D] and frames [B].
+
+        Chunks of all clips are encoded as one batch, and the features of each clip are concatenated.
+        """
+        lengths = [self.chunk_lengths(count) for count in samples.tolist()]
+        if all(len(chunks) == 1 for chunks in lengths):
+            return self.encoder(waveforms, samples)
+        clips = (clip[:count].split(chunks) for clip, count, chunks in zip(waveforms, samples.tolist(), lengths))
+        chunks = [chunk for clip in clips for chunk in clip]
+        counts = torch.tensor([len(chunk) for chunk in chunks], device=samples.device)
+        features, frames = self.encoder(nn.utils.rnn.pad_sequence(chunks, batch_first=True), counts)
+        encoded = iter([chunk[:, :count] for chunk, count in zip(features, frames.tolist())])
+        joined = [torch.cat([next(encoded) for _ in clip], dim=1) for clip in lengths]
+        padded = nn.utils.rnn.pad_sequence([clip.transpose(0, 1) for clip in joined], batch_first=True)
+        totals = torch.tensor([clip.shape[1] for clip in joined], device=frames.device)
+        return padded.transpose(1, 2), totals
 
     def chunk_lengths(self, samples: int) -> list[int]:
         """Lengths of the chunks in which a clip of so many samples is encoded."""

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 REQUIRED = object()
 
+LONG_AUDIO = ("reject", "crop", "random_crop", "chunk")
 LOSS_KERNELS = ("chunked", "torch")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -81,6 +82,12 @@ DATA_KEYS = {
         None,
     ),
     "batch_tokens": Key("Most audio and text tokens in a batch, padding included, per device.", int, 4096, least=1),
+    "long_audio": Key(
+        "Clips longer than the encoder accepts, for live audio (train_encoder); null: reject, or with stored features "
+        "the rule of the store.",
+        LONG_AUDIO,
+        None,
+    ),
     "num_workers": Key("Processes that load data; 0: the main process loads it.", int, 0, result=False, least=0),
 }
 

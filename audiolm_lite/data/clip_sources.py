@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from audiolm_lite.audio.errors import AudioError
+from audiolm_lite.audio.long_audio import ClipPlan, LongAudio, Segment
 from audiolm_lite.audio.reading import SAMPLE_RATE, audio_duration, read_audio
 from audiolm_lite.data.lengths import map_distinct
 from audiolm_lite.data.manifest import audio_path
@@ -130,6 +131,8 @@ class WaveformSource:
     num_frames : callable
         Encoder frames from a number of samples, as the encoder's `num_frames`. It raises ValueError for a length that
         the encoder does not take.
+    long_audio : LongAudio, optional
+        What is read of clips that are longer than the encoder accepts; None: all of them.
 
     Attributes
     ----------
@@ -139,11 +142,14 @@ class WaveformSource:
 
     kind, time_dim, unit_seconds = "waveform", 0, 1 / SAMPLE_RATE
 
-    def __init__(self, num_frames: Callable[[int], int]):
+    def __init__(self, num_frames: Callable[[int], int], long_audio: LongAudio | None = None):
         self.frames = num_frames
+        self._crops = long_audio if long_audio is not None and long_audio.rule in ("crop", "random_crop") else None
 
     def read(self, manifest: Path, clip: Mapping[str, Any]) -> Tensor:
         """Read the samples [S] of a clip; raises AudioError if its file cannot be read."""
+        if self._crops is not None:
+            return self._crops.read(self._plan(self._crops, manifest, clip), manifest.parent)[0]
         path, channel = audio_path(manifest, clip), clip.get("channel")
         return read_audio(path, clip["start"], clip["duration"], channel=channel)
 
@@ -153,8 +159,15 @@ class WaveformSource:
 
     def length(self, manifest: Path, clip: Mapping[str, Any]) -> int:
         """Return the length of a clip in samples, from its duration or its file's header."""
+        if self._crops is not None:
+            return round(self._plan(self._crops, manifest, clip).seconds * SAMPLE_RATE)
         seconds = clip["duration"] or audio_duration(audio_path(manifest, clip)) - clip["start"]
         return round(seconds * SAMPLE_RATE)
+
+    @staticmethod
+    def _plan(rule: LongAudio, manifest: Path, clip: Mapping[str, Any]) -> ClipPlan:
+        segment = Segment(clip["audio"], clip["start"], clip["duration"], clip.get("channel"))
+        return rule.plan(feature_key(clip), segment, manifest.parent)
 
     def identity(self, manifest: Path, clip: Mapping[str, Any]) -> Hashable:
         """Return a value that is equal for rows of the same clip: path, start, duration and channel."""

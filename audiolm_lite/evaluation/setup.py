@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from audiolm_lite.audio.long_audio import LongAudio
 from audiolm_lite.data.clip_sources import FeatureSource, WaveformSource
 from audiolm_lite.data.controls import TRANSCRIPT
 from audiolm_lite.data.dataset import AudioTextDataset
@@ -81,7 +82,8 @@ def build_test_sets(hparams: Mapping[str, Any], bundle: ModelBundle) -> dict[str
     store, encoder = None, cast(nn.Module, bundle.model.encoder)
     if hparams["feature_folder"] is not None:
         store = FeatureStore(hparams["feature_folder"], encoder.identity())
-    source = WaveformSource(encoder.num_frames) if store is None else FeatureSource(store)
+    rule: LongAudio = bundle.model.long_audio
+    source = WaveformSource(rule.num_frames, rule) if store is None else FeatureSource(store)
     manifests, seed, questions = hparams["manifests"], hparams["seed"], None
     if hparams["question_files"] is not None:
         questions = Questions(hparams["question_files"], len(manifests), seed)

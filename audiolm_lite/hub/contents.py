@@ -24,6 +24,7 @@ from audiolm_lite.backbones.untrusted import (
     read_json,
 )
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.config.keys import LONG_AUDIO
 from audiolm_lite.decoding.options import read_options
 
 CTC_HEAD_FILE = "ctc_head.safetensors"
@@ -40,7 +41,7 @@ _REQUIRED = {
     "instructions": dict,
     "tensors": dict,
 }
-_OPTIONAL = {"format": int, "backbones": dict, "licences": dict}
+_OPTIONAL = {"format": int, "backbones": dict, "licences": dict, "long_audio": str}
 _INSTRUCTIONS = ("transcribe", "caption")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
@@ -75,6 +76,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if name not in _REQUIRED and not isinstance(value, _OPTIONAL.get(name, ())):
             raise ConfigError(f"entry {name!r:.60} is unknown or of another kind; update audiolm_lite")
+    if config.get("long_audio", "reject") not in LONG_AUDIO:
+        raise ConfigError(f'entry "long_audio": {config["long_audio"]!r:.60} is not one of {", ".join(LONG_AUDIO)}')
     for name, count in config["tensors"].items():
         if name not in (*TENSOR_FILES, "lora"):
             known = ", ".join((*TENSOR_FILES, "lora"))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.audio.long_audio import LongAudio
 from audiolm_lite.config.registry import build, map_sources
 from audiolm_lite.decoding.bundle import ModelBundle
 from audiolm_lite.hub.folder import (
@@ -94,6 +95,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", *, merge:
         if f"{component}.safetensors" in counts or component == "adapter":
             _load_component(model, component, folder, counts)
     model.requires_grad_(False).eval()
+    # Of other rules, only "chunk" changes how a clip is encoded; the others decide what is read of it.
+    model.long_audio = LongAudio(config.get("long_audio", "reject"), encoder)
     for module in (model.adapter, model.encoder, *([] if is_quantized(llm) else [llm])):
         module.to(device)
     template = PromptTemplate(config["template"])

@@ -144,6 +144,8 @@ def make_config(
         "generation": dict(experiment.get("generation") or DEFAULT_GENERATION),
         "instructions": DEFAULT_INSTRUCTIONS | dict(experiment.get("instructions") or {}),
     }
+    if experiment.get("long_audio") not in (None, "reject"):
+        config["long_audio"] = experiment["long_audio"]
     licences: dict[str, Any] = {}
 
     def stored(source: str, name: str) -> str:

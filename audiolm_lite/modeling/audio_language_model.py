@@ -80,6 +80,8 @@ class AudioLanguageModel(nn.Module):
         self.encoder = encoder
         self.adapter = adapter
         self.llm = llm
+        # Rule for clips longer than the encoder accepts, an `audio.long_audio.LongAudio`; None: they are errors.
+        self.long_audio: Any = None
         check_loss_kernel(loss_kernel, self.head)
         self.loss_kernel = loss_kernel
         config = self.causal_lm.config
@@ -117,14 +119,15 @@ class AudioLanguageModel(nn.Module):
                 raise ValueError(
                     "The batch has waveforms and the model has no encoder. Pass an encoder, or a batch of features."
                 )
-            compute: Callable = self._zeros if batch.without_audio else self.encoder
+            encode: Callable = self.encoder if self.long_audio is None else self.long_audio.encode
+            compute: Callable = self._zeros if batch.without_audio else encode
             features, frames = compute(batch.waveforms, batch.samples)
         return self.adapter(features.to(next(self.adapter.parameters()).dtype), frames)
 
     def _zeros(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Features [A, L, T, D] of zeros, as many frames [A] as the encoder would return."""
         encoder: Any = self.encoder
-        frames = encoder.num_frames(samples)
+        frames = (self.long_audio or encoder).num_frames(samples)
         shape = (len(frames), encoder.num_layers, int(frames.max()), encoder.feature_dim)
         return waveforms.new_zeros(shape), frames
 

@@ -29,7 +29,7 @@ from audiolm_lite.modeling.audio_language_model import Loss
 from audiolm_lite.modeling.batch import Batch
 from audiolm_lite.training import handover
 from audiolm_lite.training.bad_audio import BadAudio
-from audiolm_lite.training.build import configure_model
+from audiolm_lite.training.build import configure_model, rule_for_long_audio
 from audiolm_lite.training.checkpoint import DamagedCheckpointError, copy_tensors
 from audiolm_lite.training.data_loader import WindowLoader, read_in_all_processes
 from audiolm_lite.training.distillation import Distillation, require_frozen_llm
@@ -241,7 +241,8 @@ class AudioLMBrain(sb.Brain):
         error = None
         if processes.is_main():
             try:
-                save_model(self.model, self.experiment, folder, trained=self.inherited, ctc_head=self.ctc_head)
+                experiment = {**self.experiment, "long_audio": rule_for_long_audio(self.experiment)}
+                save_model(self.model, experiment, folder, trained=self.inherited, ctc_head=self.ctc_head)
                 handover.save_stage(self.model, self.experiment, self.run_opts, self.inherited, self.summary)
             except Exception as raised:
                 error = raised

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audiolm_lite.adapters.build import build_adapter
+from audiolm_lite.audio.long_audio import LongAudio
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.manifest_entries import split_entries
 from audiolm_lite.config.registry import build, check_arguments, with_defaults
@@ -23,6 +25,7 @@ from audiolm_lite.data.selected_rows import select_rows
 from audiolm_lite.decoding.state import check_decoding
 from audiolm_lite.distributed import processes
 from audiolm_lite.features.store import FeatureStore
+from audiolm_lite.features.store_format import read_header
 from audiolm_lite.hub.save import check_answer_settings
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
@@ -68,7 +71,10 @@ def build_model(hparams: Mapping[str, Any]) -> tuple[AudioLanguageModel, PreTrai
     )
     rate = audio_token_rate(adapter, frame_seconds(source))
     logger.info("The adapter outputs %.4g audio tokens per second (for a clip of 10 s)", rate)
-    return AudioLanguageModel(adapter, llm, encoder, hparams["loss_chunk"], hparams["loss_kernel"]), tokenizer
+    model = AudioLanguageModel(adapter, llm, encoder, hparams["loss_chunk"], hparams["loss_kernel"])
+    if encoder is not None:
+        model.long_audio = LongAudio(rule_for_long_audio(hparams), encoder, hparams["seed"])
+    return model, tokenizer
 
 
 def require_decoding(llm: nn.Module, hparams: Mapping[str, Any], length: int = 1) -> None:
@@ -173,14 +179,14 @@ def build_dataset(
             f"manifests.{split} has weights: only train may have them, and only without mixing_temperature"
         )
     seed, question_files = hparams["seed"], (hparams["question_files"] or {}).get(split)
-    num_frames = None if model.encoder is None else model.encoder.num_frames
+    num_frames = None if model.encoder is None else (model.long_audio or model.encoder).num_frames
     augmentation = None
     if split == "train" and hparams["augmentation"] is not None:
         augmentation = Augmentation(hparams["augmentation"], seed, num_frames)
     questions = None if question_files is None else Questions(question_files, len(manifests), seed)
     dataset = AudioTextDataset(
         select_rows(manifests, hparams["tasks"], questions=questions),
-        FeatureSource(open_store(hparams)) if num_frames is None else WaveformSource(num_frames),
+        FeatureSource(open_store(hparams)) if num_frames is None else WaveformSource(num_frames, model.long_audio),
         PromptBuilder(PromptTemplate(hparams["template"]), tokenizer, model.adapter.num_tokens),
         limit=LengthLimit(hparams["max_tokens"], hparams["shorten"]),
         augmentation=augmentation,
@@ -231,7 +237,27 @@ def open_store(hparams: Mapping[str, Any]) -> FeatureStore:
     _require_encoder(folder, config, store.fingerprint)
     check_arguments("encoders", config)
     require_same_weights(folder, config, store.fingerprint)
+    stored, wanted = rule_for_long_audio({"feature_folder": folder}), hparams.get("long_audio")
+    if wanted not in (None, stored):
+        raise ConfigError(
+            f"long_audio is {wanted}, but the features in {folder} were stored with {stored}; remove long_audio, or "
+            "run prepare.py again into another feature_folder"
+        )
     return store
+
+
+def rule_for_long_audio(hparams: Mapping[str, Any]) -> str:
+    """Rule for clips longer than the encoder accepts: that of live audio, or that of the feature store.
+
+    Examples
+    --------
+    >>> rule_for_long_audio({"train_encoder": True, "long_audio": "chunk"})
+    'chunk'
+    """
+    folder = hparams.get("feature_folder")
+    if hparams.get("train_encoder") or folder is None:
+        return hparams.get("long_audio") or "reject"
+    return str(read_header(Path(folder)).get("long_audio", "reject")).partition(",")[0]  # without the seed
 
 
 def _require_encoder(
