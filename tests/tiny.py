@@ -44,6 +44,66 @@ LLM = {
 # Changes of these sizes: a wider LLM, in which two heads share their keys and values.
 GROUPED = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 
+# LLMs of today, as entries of their configurations next to GROUPED: scaled and capped logits, sliding windows, sinks,
+# and recurrent layers. None of their defaults would fit a tiny vocabulary.
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 256}
+_WINDOW = {**_IDS, "head_dim": 8, "sliding_window": 4, "num_hidden_layers": 3}
+_ALTERNATING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+_GRANITE = {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2}
+_MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+ATTENTION_LLMS: dict[str, dict[str, Any]] = {
+    "granite": {**_IDS, **_GRANITE},
+    "cohere": {**_IDS, "logit_scale": 0.25},
+    "cohere2": {**_WINDOW, **_ALTERNATING, "logit_scale": 0.25},
+    "gemma": {**_IDS, "head_dim": 8},
+    "gemma2": {
+        **_WINDOW,
+        **_ALTERNATING,
+        "final_logit_softcapping": 3.0,
+        "attn_logit_softcapping": 2.0,
+        "query_pre_attn_scalar": 8,
+    },
+    "gemma3_text": {**_WINDOW, **_ALTERNATING, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
+    "mistral": _WINDOW,
+    "qwen2": {**_WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {**_WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "gpt_oss": {**_WINDOW, **_ALTERNATING, **_EXPERTS},
+    "olmo3": {**_WINDOW, **_ALTERNATING},
+    "deepseek_v3": {  # keys of another size than values
+        **_IDS,
+        "num_key_value_heads": 4,
+        "head_dim": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 4,
+    },
+}
+RECURRENT_LLMS: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": {**_WINDOW, **_DELTA},
+    "qwen3_next": {**_WINDOW, **_DELTA, **_EXPERTS, "num_experts": 4, "moe_intermediate_size": 16},
+    "lfm2": {**_IDS, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
+    "falcon_h1": {**_IDS, **_MAMBA, "mamba_d_ssm": 64, "embedding_multiplier": 3.0, "lm_head_multiplier": 0.3},
+    "granitemoehybrid": {
+        **_IDS,
+        **_GRANITE,
+        **_EXPERTS,
+        **_MAMBA,
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+}
+
 BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 # Whisper's encoder for 2 s of audio, and the decoder that belongs to it.
@@ -149,6 +209,15 @@ def tiny_llm(vocabulary: int, seed: int | None = None, kind: str = "llama", **en
     """A causal LM of the model type `kind`."""
     _set_seed(seed)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**LLM, "vocab_size": vocabulary, **entries}))
+
+
+def tiny_family(kind: str, vocabulary: int, seed: int = 0) -> PreTrainedModel:
+    """A causal LM of ATTENTION_LLMS or RECURRENT_LLMS, whose attention is far from uniform, so that masks matter."""
+    llm = tiny_llm(vocabulary, seed, kind, **{**GROUPED, **(ATTENTION_LLMS | RECURRENT_LLMS)[kind]})
+    for parameter in llm.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=1.3 * parameter.shape[-1] ** -0.5)
+    return llm.eval()
 
 
 def tiny_bert(vocabulary: int, seed: int | None = None, **entries: Any) -> BertModel:

@@ -151,7 +151,7 @@ def beam_search(
             break
         tokens = _rows(candidates, running)
         source = (first + beam.gather(1, running)).flatten()
-        _reorder(state, torch.cat([source, spare]))
+        state.copy_rows(state, torch.cat([source, spare]))
         chosen = token.gather(1, running)
         if repetition_penalty != 1:
             seen = _rows(seen, beam.gather(1, running)).scatter(2, chosen[:, :, None], True)
@@ -176,14 +176,5 @@ def _prefill_once(
     small = DecodeState.allocate(llm, embeds.shape[0], embeds.shape[1])
     logits = prefill(llm, small, embeds, mask)
     state = DecodeState.allocate(llm, embeds.shape[0] * beams, capacity)
-    for large, filled in zip(state.keys + state.values, small.keys + small.values):
-        large[:, :, : filled.shape[2]] = filled.repeat_interleave(beams, 0)
-    state.position.copy_(small.position.repeat_interleave(beams))
+    state.copy_rows(small, torch.arange(embeds.shape[0], device=embeds.device).repeat_interleave(beams))
     return logits, state
-
-
-def _reorder(state: DecodeState, source: Tensor) -> None:
-    """Copy the cache of row `source` [B] to each row, in place because compiled backends keep its address."""
-    for cache in state.keys + state.values:
-        cache.copy_(cache[source])
-    state.position.copy_(state.position[source])

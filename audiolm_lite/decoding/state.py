@@ -15,7 +15,19 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig
 
+from audiolm_lite.decoding.growing_cache import GrowingCache
+from audiolm_lite.modeling.llm_layers import (
+    attention_windows,
+    check_llm,
+    is_recurrent,
+    unknown_layers,
+    word_embeddings,
+)
+from audiolm_lite.modeling.logits import llm_logits, logit_rescaling
 from audiolm_lite.modeling.lora import unwrap_peft
+
+# Types whose layers take more than a cache offers here: they keep several tensors per layer, or return no cache.
+_REFUSED = {"dory", "recurrent_gemma"}
 
 
 @dataclass
@@ -28,11 +40,14 @@ class DecodeState:
         One tensor [B, kv_heads, C, head_dim] per layer in the LLM's dtype; C is the capacity in tokens.
     position : Tensor
         [B] int64, filled slots of each row.
+    growing : GrowingCache or None
+        In place of keys and values, the cache of an LLM with recurrent layers; C is `growing.max_length`.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     position: Tensor
+    growing: GrowingCache | None = None
 
     @classmethod
     def allocate(cls, llm: nn.Module, batch_size: int, max_length: int) -> "DecodeState":
@@ -50,36 +65,56 @@ class DecodeState:
         Raises
         ------
         ValueError
-            The LLM needs more than a plain causal cache and head (sliding or linear attention, rescaled logits), or
-            `max_length` exceeds its positions.
+            As in `check_decoding`.
         """
-        causal_lm = unwrap_peft(llm)
-        config = causal_lm.config.get_text_config()
-        _check_supported(config, max_length)
-        heads = config.num_attention_heads
-        shape = (
-            batch_size,
-            getattr(config, "num_key_value_heads", None) or heads,
-            max_length,
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
-        )
-        weight = causal_lm.get_input_embeddings().weight
-        layers = range(config.num_hidden_layers)
-        return cls(
-            keys=[weight.new_zeros(shape) for _ in layers],
-            values=[weight.new_zeros(shape) for _ in layers],
-            position=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
-        )
+        check_decoding(llm, max_length)
+        weight = unwrap_peft(llm).get_input_embeddings().weight
+        position = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        if is_recurrent(llm):
+            return cls([], [], position, GrowingCache(max_length))
+        shape = batch_size, *_usual_shape(unwrap_peft(llm).config.get_text_config(), max_length)
+        layers = range(unwrap_peft(llm).config.get_text_config().num_hidden_layers)
+        return cls([weight.new_zeros(shape) for _ in layers], [weight.new_zeros(shape) for _ in layers], position)
 
     @property
     def batch_size(self) -> int:
         """Rows B."""
-        return self.keys[0].shape[0]
+        return self.position.shape[0]
 
     @property
     def max_length(self) -> int:
         """Capacity C in tokens."""
-        return self.keys[0].shape[2]
+        return self.growing.max_length if self.growing is not None else self.keys[0].shape[2]
+
+    def copy_rows(self, other: "DecodeState", source: Tensor) -> None:
+        """Fill each row from the row `source` [B] of a cache that is as large or smaller, which may be this one.
+
+        In place, because compiled backends keep the addresses of the tensors.
+        """
+        if self.growing is not None:
+            assert other.growing is not None
+            self.growing.copy_rows(other.growing, source)
+        for tensors, others in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, tensor in enumerate(others):
+                _fitting(tensors, layer, tensor)[:, :, : tensor.shape[2]] = tensor[source]
+        self.position.copy_(other.position[source])
+
+
+def _usual_shape(config: PretrainedConfig, max_length: int) -> tuple[int, int, int]:
+    """Heads, tokens and dimensions of the cache of most LLMs. `prefill` corrects that of the others."""
+    # Configurations with other sizes in some layers list one per layer.
+    layer: Any = next(iter(getattr(config, "per_layer_config", None) or [config]))
+    heads = layer.num_attention_heads
+    dim = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    return getattr(layer, "num_key_value_heads", None) or heads, max_length, dim
+
+
+def _fitting(tensors: list[Tensor], layer: int, like: Tensor) -> Tensor:
+    """The cache of a layer, allocated again if `like` [B, kv_heads, S, head_dim] has other heads or dimensions."""
+    old = tensors[layer]
+    if (old.shape[1], old.shape[3]) != (like.shape[1], like.shape[3]):
+        tensors[layer] = old.new_zeros(old.shape[0], like.shape[1], old.shape[2], like.shape[3])
+    return tensors[layer]
 
 
 def prefill(llm: nn.Module, state: DecodeState, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
@@ -114,16 +149,19 @@ def prefill(llm: nn.Module, state: DecodeState, inputs_embeds: Tensor, attention
     """
     mask = attention_mask.bool()
     lengths = mask.sum(1)
+    if state.growing is not None:
+        last = state.growing.prefill(llm, inputs_embeds, mask)
+        state.position.copy_(lengths)
+        return llm_logits(llm, last).float()
     order = torch.argsort((~mask).long(), dim=1, stable=True)
     slots = torch.arange(mask.shape[1], device=mask.device)
     embeds = inputs_embeds.gather(1, order[:, :, None].expand_as(inputs_embeds))
     padding = (slots >= lengths[:, None])[:, :, None]
     embeds = embeds.masked_fill(padding, 0.0)  # a NaN there would spread through 0 * NaN
-    visible = (slots[None, :] <= slots[:, None])[None, None]  # [1, 1, S, S]
-    hidden = _run(llm, embeds, visible, slots.expand_as(mask), _SlotCache(state, None))
+    hidden = _run(llm, embeds, slots[None], slots, slots.expand_as(mask), _SlotCache(state, None))
     state.position.copy_(lengths)
     last = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
-    return unwrap_peft(llm).get_output_embeddings()(last).float()
+    return llm_logits(llm, last).float()
 
 
 def decode_step(llm: nn.Module, state: DecodeState, token: Tensor) -> Tensor:
@@ -158,11 +196,13 @@ def decode_step(llm: nn.Module, state: DecodeState, token: Tensor) -> Tensor:
     (tensor([6]), tensor([1]))
     """
     position = state.position
-    embeds = unwrap_peft(llm).get_input_embeddings()(token)[:, None]
-    slots = torch.arange(state.max_length, device=token.device)
-    visible = (slots <= position[:, None])[:, None, None]  # [B, 1, 1, C]
-    hidden = _run(llm, embeds, visible, position[:, None], _SlotCache(state, position))
-    logits = unwrap_peft(llm).get_output_embeddings()(hidden[:, 0]).float()
+    embeds = word_embeddings(llm, token)[:, None]
+    if state.growing is not None:
+        last = state.growing.step(llm, embeds, position)
+    else:
+        slots = torch.arange(state.max_length, device=token.device)
+        last = _run(llm, embeds, position[:, None], slots, position[:, None], _SlotCache(state, position))[:, 0]
+    logits = llm_logits(llm, last).float()
     position.add_(1)
     return logits
 
@@ -177,12 +217,13 @@ class _SlotCache(Cache):
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """key, value [B, kv_heads, S, head_dim] of one layer -> the keys and values to attend to."""
-        keys, values = self.state.keys[layer_idx], self.state.values[layer_idx]
         if self.position is None:
+            keys, values = _fitting(self.state.keys, layer_idx, key), _fitting(self.state.values, layer_idx, value)
             slots = torch.arange(key.shape[2], device=key.device)  # a slice would fix S != C in exported graphs
             keys[:, :, slots] = key.to(keys.dtype)
             values[:, :, slots] = value.to(values.dtype)
             return key, value  # attention over the S prompt positions, not the full capacity
+        keys, values = self.state.keys[layer_idx], self.state.values[layer_idx]
         rows = torch.arange(key.shape[0], device=key.device)
         keys[rows, :, self.position] = key[:, :, 0].to(keys.dtype)
         values[rows, :, self.position] = value[:, :, 0].to(values.dtype)
@@ -193,19 +234,29 @@ class _SlotCache(Cache):
         return 0
 
 
-def _run(llm: nn.Module, embeds: Tensor, visible: Tensor, position_ids: Tensor, cache: _SlotCache) -> Tensor:
-    """Hidden states [B, S, H] after the final norm, under an explicit mask [B or 1, 1, S, K] (true = attend)."""
-    # Additive, because transformers' "eager" attention adds the mask. A 4-D mask reaches the layers unchanged.
-    mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
-    mask = mask.masked_fill(~visible, torch.finfo(embeds.dtype).min)
-    output = unwrap_peft(llm).base_model(
+def _run(
+    llm: nn.Module, embeds: Tensor, queries: Tensor, slots: Tensor, position_ids: Tensor, cache: _SlotCache
+) -> Tensor:
+    """Hidden states [B, S, H] after the final norm; `queries` [B or 1, S] are the slots of the inputs, `slots` [K]."""
+    causal_lm = unwrap_peft(llm)
+    masks = {}
+    for kind, window in attention_windows(causal_lm.config.get_text_config()).items():
+        visible = slots <= queries[..., None]  # [B or 1, S, K]
+        if window is not None:
+            visible = visible & (slots > queries[..., None] - window)
+        # Additive, because transformers' "eager" attention adds the mask. A 4-D mask reaches the layers unchanged.
+        mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
+        masks[kind] = mask.masked_fill(~visible, torch.finfo(embeds.dtype).min)[:, None]
+    # Models with several kinds of attention take a mask for each by name.
+    mask = masks if len(masks) > 1 else next(iter(masks.values()))
+    output = causal_lm.base_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
     )
     return output.last_hidden_state
 
 
 def check_decoding(llm: nn.Module, max_length: int) -> None:
-    """Raise ValueError for an LLM that `DecodeState.allocate` refuses, without allocating a cache.
+    """Check that an LLM can be decoded, without allocating a cache.
 
     Parameters
     ----------
@@ -214,26 +265,28 @@ def check_decoding(llm: nn.Module, max_length: int) -> None:
     max_length : int
         Capacity in tokens.
 
+    Raises
+    ------
+    ValueError
+        The LLM has layers or an output layer with which the cache or the logits would be wrong, or `max_length` exceeds
+        its positions.
+
     Examples
     --------
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     >>> check_decoding(LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)), max_length=64)
     """
-    _check_supported(unwrap_peft(llm).config.get_text_config(), max_length)
-
-
-def _check_supported(config: PretrainedConfig, max_length: int) -> None:
-    """Raise ValueError for models with which this cache or head would give wrong results silently."""
+    config = unwrap_peft(llm).config.get_text_config()
     name = type(config).__name__
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    if kinds or (window is not None and window < max_length):
-        what = ", ".join(sorted(kinds)) or f"a sliding window of {window} tokens"
-        raise ValueError(f"{name}: {what} with max_length {max_length}; only full causal attention is supported")
-    for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, field, None) not in (None, 1, 1.0):
-            raise ValueError(f"{name}: {field} = {getattr(config, field)} rescales the logits, which is not supported")
+    check_llm(llm)
+    logit_rescaling(llm)
+    if config.model_type in _REFUSED:
+        raise ValueError(f"{name}: its cache is not supported")
+    if unknown := unknown_layers(llm):
+        raise ValueError(f"{name}: layers of the kind {', '.join(unknown)} are not supported")
+    if not is_recurrent(llm):
+        attention_windows(config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise ValueError(

@@ -35,6 +35,8 @@ from torch.export import Dim, ExportedProgram
 from audiolm_lite.config.errors import UserError, did_you_mean
 from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
+from audiolm_lite.modeling.llm_layers import is_recurrent
+from audiolm_lite.modeling.logits import llm_logits
 from audiolm_lite.modeling.lora import is_quantized
 from audiolm_lite.storage import cache
 from audiolm_lite.storage.atomic import atomic_folder, write_text
@@ -137,11 +139,17 @@ def make_backend(
         return eager_backend(llm)
     if is_quantized(llm):  # torch.export cannot trace bitsandbytes' layers
         raise BackendError(f"make_backend: {name} cannot compile a quantised LLM; use eager, or load it in bfloat16")
+    if is_recurrent(llm):  # its cache is that of transformers, whose tensors grow
+        raise BackendError(
+            f"make_backend: {name} cannot compile an LLM with recurrent layers (linear attention or convolutions); "
+            "use eager"
+        )
     if hasattr(llm, "merge_and_unload"):
         logger.info("backend %s: the LoRA is not merged, but compiled as products of its own", name)
     started = time.perf_counter()
     state = DecodeState.allocate(llm, batch_size, max_length)
     with torch.no_grad():
+        prefill(llm, state, *_example_prompt(llm, state, 1))  # gives the cache the shapes of this LLM
         if name == "inductor":
             run_prefill, run_step = _compile_inductor(llm, state)
         else:
@@ -362,7 +370,8 @@ def _fingerprint(llm: nn.Module, state: DecodeState) -> dict:
         "literals": {name: tensor.flatten().tolist() for name, tensor in tensors.items() if tensor.numel() <= 8},
         "batch_size": state.batch_size,
         "max_length": state.max_length,
-        "source": [sha256_of(inspect.getfile(DecodeState)), sha256_of(__file__)],
+        "source": [sha256_of(inspect.getfile(part)) for part in (DecodeState, llm_logits, is_recurrent)]
+        + [sha256_of(__file__)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": _machine(_device(llm)),

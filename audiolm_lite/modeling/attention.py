@@ -1,7 +1,8 @@
 """Attention of an LLM in training: the implementations of transformers, and "matmul".
 
 "matmul" is for CPUs in bfloat16: two matrix products and a softmax. PyTorch's fused kernel takes 2.6 to 6 times as long
-there, forward and backward, for batches of 1000 tokens.
+there, forward and backward, for batches of 1000 tokens. Like transformers' "eager", and unlike the fused kernel, it
+knows soft caps (Gemma 2) and sinks (gpt-oss).
 """
 
 from typing import Any
@@ -66,20 +67,30 @@ def _matmul_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention [B, S, heads, d] of queries [B, heads, S, d]; keys and values [B, kv_heads, K, d], additive mask.
 
-    The heads of a group are further rows of one product, so keys and values are not copied for them.
+    The heads of a group are further rows of one product, so keys and values are not copied for them. `s_aux` [heads] is
+    a score per head that takes part in the softmax and has no value, `position_bias` is added to the scores.
     """
     batch, heads, length, dim = query.shape
     groups = key.shape[1]
     scaled = query * (dim**-0.5 if scaling is None else scaling)
     scores = scaled.reshape(batch, groups, -1, dim) @ key.transpose(2, 3)  # [B, kv_heads, heads / kv_heads * S, K]
     scores = scores.view(batch, heads, length, -1)
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    if position_bias is not None:
+        scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.dropout(scores.softmax(-1), dropout, module.training).to(query.dtype)
+    if s_aux is not None:
+        scores = torch.cat([scores, s_aux.view(1, -1, 1, 1).to(scores.dtype).expand(batch, -1, length, 1)], dim=-1)
+    weights = nn.functional.dropout(scores.softmax(-1)[..., : key.shape[2]], dropout, module.training).to(query.dtype)
     attended = weights.view(batch, groups, -1, weights.shape[-1]) @ value
     return attended.view(batch, heads, length, -1).transpose(1, 2).contiguous(), None
 

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE, Batch
+from audiolm_lite.modeling.llm_layers import check_llm, is_recurrent, word_embeddings
+from audiolm_lite.modeling.logits import llm_logits, logit_rescaling
 from audiolm_lite.modeling.lora import unwrap_peft
 from audiolm_lite.modeling.losses import (
     check_loss_kernel,
@@ -59,13 +62,8 @@ class AudioLanguageModel(nn.Module):
     Raises
     ------
     ConfigError
-        The loss kernel is unknown or cannot be used with this LLM.
-    ValueError
-        The LLM scales its logits.
+        The loss kernel is unknown or cannot be used with this LLM, or the LLM takes no audio tokens.
     """
-
-    # Factors that some architectures apply after the output layer. The loss calls that layer directly.
-    _LOGIT_FACTORS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
     def __init__(
         self,
@@ -80,16 +78,15 @@ class AudioLanguageModel(nn.Module):
         self.encoder = encoder
         self.adapter = adapter
         self.llm = llm
-        # Rule for clips longer than the encoder accepts, an `audio.long_audio.LongAudio`; None: they are errors.
-        self.long_audio: Any = None
+        try:
+            check_llm(llm)
+            rescaled = logit_rescaling(llm) is not None
+        except ValueError as error:
+            raise ConfigError(f"llm: {error}; choose another LLM") from error
         check_loss_kernel(loss_kernel, self.head)
+        if loss_kernel != "chunked" and rescaled:
+            raise ConfigError(f"loss_kernel {loss_kernel} knows no logits that the LLM scales or caps: use chunked")
         self.loss_kernel = loss_kernel
-        config = self.causal_lm.config
-        for name in self._LOGIT_FACTORS:
-            if getattr(config, name, None) not in (None, 1.0):
-                raise ValueError(
-                    f"llm: {config.model_type} scales its logits ({name}), which the loss does not support."
-                )
 
     @property
     def causal_lm(self) -> Any:
@@ -146,7 +143,7 @@ class AudioLanguageModel(nn.Module):
             The adapter returns another number of audio tokens than a prompt has slots.
         """
         slots = batch.input_ids == AUDIO_SLOT  # [B, S]
-        embedded = self.embedding(batch.input_ids.masked_fill(slots, 0))
+        embedded = word_embeddings(self.llm, batch.input_ids.masked_fill(slots, 0))
         if batch.features is None and batch.waveforms is None:  # a batch of text
             return embedded
         tokens, counts = self.audio_tokens(batch) if audio is None else audio
@@ -168,6 +165,8 @@ class AudioLanguageModel(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [B, S, H]; positions count valid tokens unless the batch has `position_ids`."""
         mask, positions = batch.attention_mask, batch.position_ids
+        if batch.packed and is_recurrent(self.llm):
+            raise ValueError("The LLM has recurrent layers, which would read from one item of a packed batch into the next")
         if positions is None:
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         # Without a mask, transformers separates items where positions restart, for every attention kernel.
@@ -181,8 +180,12 @@ class AudioLanguageModel(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The LLM's output layer."""
+        """The LLM's output layer, which some LLMs follow by a scale or a cap: see `logits`."""
         return self.causal_lm.get_output_embeddings()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of last hidden states [..., H], as the LLM's own forward pass returns them."""
+        return llm_logits(self.llm, hidden)
 
     def supervised(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Last hidden states [K, H] of the positions whose next token is supervised, and those tokens [K]."""
@@ -207,9 +210,16 @@ class AudioLanguageModel(nn.Module):
         tokens = targets.new_full((), len(targets))
         if self.loss_kernel == "torch" and objective is None and torch.is_grad_enabled() and len(targets):
             return Loss(torch_cross_entropy(self.head, hidden, targets), tokens, correct=None)
-        chunk = chunk_positions(self.causal_lm.config.vocab_size, self.loss_chunk)
-        total, correct = chunked_loss(function, self.head, hidden, [targets, *further_targets], chunk)
+        chunk = chunk_positions(self.causal_lm.config.get_text_config().vocab_size, self.loss_chunk)
+        total, correct = chunked_loss(self._on_raw(function), self.head, hidden, [targets, *further_targets], chunk)
         return Loss(total, tokens, correct)
+
+    def _on_raw(self, function: Callable) -> Callable:
+        """A loss function of logits, as one of what the output layer returns."""
+        rescale = logit_rescaling(self.llm)
+        if rescale is None:
+            return function
+        return lambda raw, *targets: function(rescale(raw), *targets)
 
     def forward(self, batch: Batch, objective: Callable | None = None) -> Loss:
         """Same as `loss`; wrappers for distributed training call `forward`."""

@@ -30,6 +30,7 @@ from audiolm_lite.hub.save import check_answer_settings
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.attention import MATMUL, prefers_matmul, set_attention
+from audiolm_lite.modeling.llm_layers import is_recurrent
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
 from audiolm_lite.modeling.transformer_blocks import checkpoint_activations, compile_blocks
 from audiolm_lite.training.encoder_weights import require_same_weights
@@ -61,6 +62,11 @@ def build_model(hparams: Mapping[str, Any]) -> tuple[AudioLanguageModel, PreTrai
     sharded = hparams["parallel"] == "fsdp" and hparams["llm"].get("quantization") is None
     llm, tokenizer = load_llm(dict(hparams["llm"]), on_meta=sharded and not processes.is_main())
     require_decoding(llm, hparams)
+    if hparams["packing"] and is_recurrent(llm):
+        raise ConfigError(
+            "packing: the LLM has recurrent layers (linear attention or convolutions), which would read from one item "
+            "into the next; set packing to false"
+        )
     encoder = build("encoders", hparams["encoder"]) if hparams["train_encoder"] else None
     source = encoder if encoder is not None else open_store(hparams)
     adapter = build_adapter(

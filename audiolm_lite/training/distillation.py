@@ -76,7 +76,7 @@ class Distillation:
 
         def loss(logits: Tensor, targets: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad(), without_lora(model.llm):
-                teacher = (model.head(states).float() / self.temperature).log_softmax(dim=-1)
+                teacher = (model.logits(states).float() / self.temperature).log_softmax(dim=-1)
             student = (logits.float() / self.temperature).log_softmax(dim=-1)
             divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
             total, correct = cross_entropy(logits, targets)

@@ -242,13 +242,3 @@ def test_training_mode_is_refused():
 def test_sampling_refuses_values_out_of_range(field, value):
     with pytest.raises(ValueError, match=f"Sampling: {field} must be"):
         Sampling(**{field: value})
-
-
-def test_models_that_the_cache_does_not_support_are_refused():
-    llm = make_llm(kind="mistral", sliding_window=8)
-    DecodeState.allocate(llm, 1, 8)
-    with pytest.raises(ValueError, match="sliding window of 8"):
-        DecodeState.allocate(llm, 1, 9)
-    llm.config.sliding_window, llm.config.logit_scale = None, 0.06
-    with pytest.raises(ValueError, match="logit_scale"):
-        DecodeState.allocate(llm, 1, 8)
