@@ -17,6 +17,8 @@ from transformers import Cache, PretrainedConfig
 
 from audiolm_lite.decoding.growing_cache import GrowingCache
 from audiolm_lite.modeling.llm_layers import (
+    additive,
+    attention_masks,
     attention_windows,
     check_llm,
     is_recurrent,
@@ -26,8 +28,8 @@ from audiolm_lite.modeling.llm_layers import (
 from audiolm_lite.modeling.logits import llm_logits, logit_rescaling
 from audiolm_lite.modeling.lora import unwrap_peft
 
-# Types whose layers take more than a cache offers here: they keep several tensors per layer, or return no cache.
-_REFUSED = {"dory", "recurrent_gemma"}
+# Types that keep other tensors than keys and values, return no cache, or take masks of the batch's size only.
+_REFUSED = {"dory", "recurrent_gemma", "xglm"}
 
 
 @dataclass
@@ -239,16 +241,9 @@ def _run(
 ) -> Tensor:
     """Hidden states [B, S, H] after the final norm; `queries` [B or 1, S] are the slots of the inputs, `slots` [K]."""
     causal_lm = unwrap_peft(llm)
-    masks = {}
-    for kind, window in attention_windows(causal_lm.config.get_text_config()).items():
-        visible = slots <= queries[..., None]  # [B or 1, S, K]
-        if window is not None:
-            visible = visible & (slots > queries[..., None] - window)
-        # Additive, because transformers' "eager" attention adds the mask. A 4-D mask reaches the layers unchanged.
-        mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device)
-        masks[kind] = mask.masked_fill(~visible, torch.finfo(embeds.dtype).min)[:, None]
-    # Models with several kinds of attention take a mask for each by name.
-    mask = masks if len(masks) > 1 else next(iter(masks.values()))
+    mask = attention_masks(
+        causal_lm.config.get_text_config(), queries, slots, lambda visible: additive(visible, embeds.dtype)
+    )
     output = causal_lm.base_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
     )

@@ -347,8 +347,8 @@ def _with_checks(
 
 
 def _example_prompt(llm: nn.Module, state: DecodeState, length: int) -> tuple[Tensor, Tensor]:
-    shape = (state.batch_size, length)
-    embeds = state.keys[0].new_zeros(*shape, llm.get_input_embeddings().embedding_dim)
+    shape, embedding = (state.batch_size, length), llm.get_input_embeddings()
+    embeds = embedding.weight.new_zeros(*shape, embedding.embedding_dim)
     return embeds, torch.ones(shape, dtype=torch.bool, device=embeds.device)
 
 

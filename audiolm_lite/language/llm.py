@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 from audiolm_lite.backbones.fetch import resolve
 from audiolm_lite.backbones.untrusted import check_published
 from audiolm_lite.config.errors import ConfigError, describe, errors_about
-from audiolm_lite.language.voxtral import NOT_QUANTIZED, load_tekken, load_voxtral_llm
+from audiolm_lite.language.voxtral import NOT_QUANTIZED, language_model_of, load_tekken, load_voxtral_llm
 from audiolm_lite.modeling.quantization import bitsandbytes_config
 
 _ENTRIES = {"source": None, "tokenizer": None, "dtype": "float32", "quantization": None, "lora": None}
@@ -26,8 +26,8 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     Parameters
     ----------
     config : dict
-        ``source``: name on the Hugging Face hub or folder of a causal LM, or of a Voxtral, of which the language model
-        is loaded, or a backbone that is known by name ("smollm2-135m-instruct"); ``tokenizer``: likewise, by default
+        ``source``: name on the Hugging Face hub or folder of a causal LM, or of a model of several modalities (Voxtral,
+        Gemma 3), of which the language model is loaded, or a backbone that is known by name ("smollm2-135m-instruct"); ``tokenizer``: likewise, by default
         the source; ``dtype``: "float32" (default), "bfloat16" or "float16", independent of the dtype in the file;
         ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes,
         on an NVIDIA GPU); ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685),
@@ -77,7 +77,7 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     if on_meta:
         with init_empty_weights(include_buffers=False):
             text = published.text_config if voxtral else published
-            llm = AutoModelForCausalLM.from_config(text, dtype=dtype, trust_remote_code=False)
+            llm = language_model_of(AutoModelForCausalLM.from_config(text, dtype=dtype, trust_remote_code=False))
             llm = llm if config["lora"] is None else wrap_lora(llm, config["lora"])
         llm.tie_weights()
         return llm, _load_tokenizer(tokenizer_source)
@@ -92,6 +92,7 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
                 trust_remote_code=False,
                 weights_only=True,
             )
+            llm = language_model_of(llm)
     tokenizer = _load_tokenizer(tokenizer_source)
     if config["lora"] is not None:
         llm = wrap_lora(llm, config["lora"])

@@ -63,13 +63,36 @@ def load_voxtral_llm(source: str, config: VoxtralConfig, **options: Any) -> nn.M
     )
     if not hasattr(voxtral, "model"):  # in transformers 4 its language model is a causal LM
         return voxtral.language_model
+    return language_model_of(voxtral)
+
+
+def language_model_of(composite: nn.Module) -> nn.Module:
+    """Take the causal LM out of a model of several modalities, with its weights; other models are returned unchanged.
+
+    Parameters
+    ----------
+    composite : nn.Module
+        A model of transformers with an output layer, such as a Gemma 3 with its vision tower.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> llm = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
+    >>> language_model_of(llm) is llm
+    True
+    """
+    whole: Any = composite
+    text = getattr(getattr(whole, "model", None), "language_model", None)
+    if text is None:
+        return composite
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
-    llm.model, llm.lm_head = voxtral.model.language_model, voxtral.lm_head
-    llm.generation_config = voxtral.generation_config
+        llm = AutoModelForCausalLM.from_config(whole.config.get_text_config(), trust_remote_code=False)
+    llm.model, llm.lm_head = text, whole.lm_head
+    llm.generation_config = whole.generation_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if hasattr(voxtral, name):  # read by peft and by `to`
-            setattr(llm, name, getattr(voxtral, name))
+        if hasattr(whole, name):  # read by peft and by `to`
+            setattr(llm, name, getattr(whole, name))
     return llm
 
 

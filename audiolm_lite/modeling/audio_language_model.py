@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from audiolm_lite.config.errors import ConfigError
+from audiolm_lite.modeling.attention import MATMUL
 from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE, Batch
-from audiolm_lite.modeling.llm_layers import check_llm, is_recurrent, word_embeddings
+from audiolm_lite.modeling.llm_layers import additive, attention_masks, check_llm, is_recurrent, word_embeddings
 from audiolm_lite.modeling.logits import llm_logits, logit_rescaling
 from audiolm_lite.modeling.lora import unwrap_peft
 from audiolm_lite.modeling.losses import (
@@ -169,14 +170,26 @@ class AudioLanguageModel(nn.Module):
             raise ValueError("The LLM has recurrent layers, which would read from one item of a packed batch into the next")
         if positions is None:
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        # Without a mask, transformers separates items where positions restart, for every attention kernel.
+        embeds = self.embed(batch)
         outputs = self.causal_lm.base_model(
-            inputs_embeds=self.embed(batch),
-            attention_mask=None if batch.packed else mask,
+            inputs_embeds=embeds,
+            attention_mask=self._packed_mask(positions, embeds.dtype) if batch.packed else mask,
             position_ids=positions,
             use_cache=False,
         )
         return outputs.last_hidden_state
+
+    def _packed_mask(self, positions: Tensor, dtype: torch.dtype) -> Any:
+        """The mask of a packed batch with positions [1, S], which restart at each item."""
+        config = self.causal_lm.config.get_text_config()
+        if config._attn_implementation not in ("sdpa", "eager", MATMUL):
+            return None  # flash attention separates the items itself, where their positions restart
+        item, place = (positions == 0).cumsum(dim=1), torch.arange(positions.shape[1], device=positions.device)
+        same = (item[:, :, None] == item[:, None, :])[:, None]
+        fused = config._attn_implementation == "sdpa"
+        return attention_masks(
+            config, place[None], place, lambda mask: mask & same if fused else additive(mask & same, dtype)
+        )
 
     @property
     def head(self) -> nn.Module:

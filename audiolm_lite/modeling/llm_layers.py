@@ -1,8 +1,10 @@
 """What the layers of an LLM read: word embeddings at their scale, all earlier tokens, a window of them, or a state."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -124,3 +126,52 @@ def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
             raise ValueError(f"{type(config).__name__}: it is not known which layers have a sliding window of {window}")
         kinds = [FULL if window is None else SLIDING]
     return {kind: window if kind == SLIDING else None for kind in sorted(set(kinds))}
+
+
+def attention_masks(
+    config: PretrainedConfig, queries: Tensor, keys: Tensor, form: Callable[[Tensor], Tensor]
+) -> Tensor | dict[str, Tensor]:
+    """Build the masks of an LLM's attention in the form that its layers take: one, or one per kind of layer.
+
+    Transformers passes masks of four dimensions on as they are. Its own masks suppose rows that begin with padding; and
+    those of a few LLMs (gpt-oss) do not separate the items of a packed batch.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        Of the LLM.
+    queries : Tensor
+        [B or 1, S] int64, places of the inputs.
+    keys : Tensor
+        [K] int64, places of the keys.
+    form : callable
+        Applied to each mask [B or 1, 1, S, K] bool, true where a query reads a key.
+
+    Examples
+    --------
+    >>> from transformers import MistralConfig
+    >>> place = torch.arange(4)
+    >>> attention_masks(MistralConfig(sliding_window=2), place[None], place, Tensor.int)
+    tensor([[[[1, 0, 0, 0],
+              [1, 1, 0, 0],
+              [0, 1, 1, 0],
+              [0, 0, 1, 1]]]], dtype=torch.int32)
+    """
+    masks = {}
+    for kind, window in attention_windows(config).items():
+        visible = keys <= queries[..., None]
+        if window is not None:
+            visible = visible & (keys > queries[..., None] - window)
+        masks[kind] = form(visible[:, None])
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask to be added to scores, as transformers' "eager" attention takes it: 0 where `mask` is true.
+
+    Examples
+    --------
+    >>> additive(torch.tensor([True, False]), torch.float16)
+    tensor([     0., -65504.], dtype=torch.float16)
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

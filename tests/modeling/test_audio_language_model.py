@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from audiolm_lite.adapters.linear import LinearStack
 from audiolm_lite.adapters.tltr import TLTR
 from audiolm_lite.data.batching import Item, collate, pack
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
@@ -217,9 +216,3 @@ def test_the_loss_uses_the_lora():
     gradients = [parameter.grad for name, parameter in model.named_parameters() if "lora_A" in name]
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
     assert model.embedding is model.llm.get_base_model().get_input_embeddings()
-
-
-def test_llms_that_scale_their_logits_are_refused():
-    llm = tiny_llm(VOCABULARY, kind="gemma2", **SIZES, head_dim=8, final_logit_softcapping=30.0)
-    with pytest.raises(ValueError, match="final_logit_softcapping"):
-        AudioLanguageModel(LinearStack(DIM, 1, 32), llm)
