@@ -19,6 +19,8 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     VoxtralConfig,
@@ -289,6 +291,16 @@ def tiny_voxtral(
         audio_token_id=VOXTRAL_SPECIAL.index("[AUDIO]"),
     )
     return VoxtralForConditionalGeneration(config)
+
+
+def save_gemma3(folder: Path, **entries: Any) -> PreTrainedModel:
+    """Write the folder of a Gemma 3 with a vision tower; `entries` are those of its LLM."""
+    vision = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    vision |= {"hidden_size": 8, "intermediate_size": 8}
+    _set_seed(0)
+    model = Gemma3ForConditionalGeneration(Gemma3Config(entries, vision, mm_tokens_per_image=4, image_token_id=1))
+    model.save_pretrained(folder)
+    return model.eval()
 
 
 def save_voxtral(folder: Path, mels: int, seconds: int, seed: int | None = None, **entries: Any) -> None:

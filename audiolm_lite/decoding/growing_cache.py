@@ -109,5 +109,7 @@ def _advance(llm: nn.Module, group: _Group, embeds: Tensor, positions: Tensor) -
     )
     group.cache = output.get("cache") or output.get("past_key_values")  # the name in new and in older versions
     if group.cache is None:
-        raise ValueError(f"{type(unwrap_peft(llm)).__name__}: transformers {transformers.__version__} has no cache for it")
+        raise ValueError(
+            f"{type(unwrap_peft(llm)).__name__}: transformers {transformers.__version__} has no cache for it"
+        )
     return output.last_hidden_state[:, -1]

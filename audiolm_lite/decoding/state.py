@@ -19,7 +19,6 @@ from audiolm_lite.decoding.growing_cache import GrowingCache
 from audiolm_lite.modeling.llm_layers import (
     additive,
     attention_masks,
-    attention_windows,
     check_llm,
     is_recurrent,
     unknown_layers,
@@ -28,8 +27,9 @@ from audiolm_lite.modeling.llm_layers import (
 from audiolm_lite.modeling.logits import llm_logits, logit_rescaling
 from audiolm_lite.modeling.lora import unwrap_peft
 
-# Types that keep other tensors than keys and values, return no cache, or take masks of the batch's size only.
-_REFUSED = {"dory", "recurrent_gemma", "xglm"}
+# Types that keep other tensors than keys and values, return no cache, take masks of the batch's size only, or count
+# their windows from the end of the cache.
+_REFUSED = {"dory", "gpt_neo", "recurrent_gemma", "xglm"}
 
 
 @dataclass
@@ -279,9 +279,7 @@ def check_decoding(llm: nn.Module, max_length: int) -> None:
     if config.model_type in _REFUSED:
         raise ValueError(f"{name}: its cache is not supported")
     if unknown := unknown_layers(llm):
-        raise ValueError(f"{name}: layers of the kind {', '.join(unknown)} are not supported")
-    if not is_recurrent(llm):
-        attention_windows(config)
+        raise ValueError(f"{name}: layers of the kind {', '.join(unknown)} are not supported in this LLM")
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise ValueError(

@@ -27,11 +27,12 @@ def load_llm(config: dict[str, Any], on_meta: bool = False) -> tuple[nn.Module, 
     ----------
     config : dict
         ``source``: name on the Hugging Face hub or folder of a causal LM, or of a model of several modalities (Voxtral,
-        Gemma 3), of which the language model is loaded, or a backbone that is known by name ("smollm2-135m-instruct"); ``tokenizer``: likewise, by default
-        the source; ``dtype``: "float32" (default), "bfloat16" or "float16", independent of the dtype in the file;
-        ``quantization``: None, "8bit" or "4bit" (NF4; bitsandbytes,
-        on an NVIDIA GPU); ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021, arXiv 2106.09685),
-        with ``dora: true`` for DoRA, which learns magnitude and direction of each weight separately (Liu et al. 2024,
+        Gemma 3), of which the language model is loaded, or a backbone that is known by name
+        ("smollm2-135m-instruct"); ``tokenizer``: likewise, by default the source; ``dtype``: "float32" (default),
+        "bfloat16" or "float16", independent of the dtype in the file; ``quantization``: None, "8bit" or "4bit" (NF4;
+        bitsandbytes, on an NVIDIA GPU); ``lora``: None or ``{r, alpha, dropout, target_modules}`` (Hu et al. 2021,
+        arXiv 2106.09685), with ``dora: true`` for DoRA, which learns magnitude and direction of each weight separately
+        (Liu et al. 2024,
         arXiv 2402.09353), and ``rslora: true`` for rsLoRA, which scales by alpha / sqrt(r) (Kalajdzievski 2023).
     on_meta : bool
         Build the LLM on the meta device without reading its weights, for example because another process reads them.

@@ -167,7 +167,9 @@ class AudioLanguageModel(nn.Module):
         """Last hidden states [B, S, H]; positions count valid tokens unless the batch has `position_ids`."""
         mask, positions = batch.attention_mask, batch.position_ids
         if batch.packed and is_recurrent(self.llm):
-            raise ValueError("The LLM has recurrent layers, which would read from one item of a packed batch into the next")
+            raise ValueError(
+                "The LLM has recurrent layers, which would read from one item of a packed batch into the next"
+            )
         if positions is None:
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         embeds = self.embed(batch)

@@ -1,6 +1,7 @@
 """What the layers of an LLM read: word embeddings at their scale, all earlier tokens, a window of them, or a state."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 # Layers with a state of fixed size in place of keys and values, alone or next to attention; and those without any.
 _RECURRENT = {"linear_attention", "conv", "hybrid"}
 _STATELESS = {"moe", "mlp"}
-# Types whose configuration has no `layer_types`, and which use `sliding_window` in every layer.
-_WINDOWED = {"ministral3", "mistral", "mixtral", "phi3", "phi4_multimodal", "phimoe", "qwen3_moe", "starcoder2"}
+# Types with such layers that transformers does not mark as stateful.
+_UNMARKED = {"lfm2", "lfm2_moe", "lfm3", "minimax"}
 
 
 def word_embeddings(llm: nn.Module, ids: Tensor) -> Tensor:
@@ -77,8 +78,8 @@ def is_recurrent(llm: nn.Module) -> bool:
     False
     """
     causal_lm = unwrap_peft(llm)
-    kinds = set(getattr(causal_lm.config.get_text_config(), "layer_types", None) or [])
-    return bool(kinds & _RECURRENT) or bool(getattr(causal_lm, "_is_stateful", False))
+    marked = bool(getattr(causal_lm, "_is_stateful", False))
+    return marked or causal_lm.config.get_text_config().model_type in _UNMARKED
 
 
 def unknown_layers(llm: nn.Module) -> list[str]:
@@ -95,20 +96,20 @@ def unknown_layers(llm: nn.Module) -> list[str]:
     >>> unknown_layers(llm)
     ['indexed_attention']
     """
-    config: Any = unwrap_peft(llm).config.get_text_config()
+    causal_lm = unwrap_peft(llm)
+    config: Any = causal_lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [FULL])
     if is_recurrent(llm):
-        return sorted(kinds - _RECURRENT - _STATELESS - {FULL, SLIDING}) or ([] if kinds & _RECURRENT else ["recurrent"])
-    return sorted(kinds - {FULL, SLIDING})
+        return sorted(kinds - _RECURRENT - _STATELESS - {FULL, SLIDING}) or ([] if kinds - {FULL} else ["recurrent"])
+    windows = {kind for kind, window in attention_windows(config).items() if window is not None}
+    # A configuration may have entries that its model ignores; one that reads windows imports their mask.
+    modules = [sys.modules[parent.__module__] for parent in type(causal_lm.base_model).__mro__]
+    ignored = windows and not any(hasattr(module, "create_sliding_window_causal_mask") for module in modules)
+    return sorted(kinds - {FULL, SLIDING} | (windows if ignored else set()))
 
 
 def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
     """Return the kinds of attention layers of an LLM: kind -> how many tokens back a token reads; None: all.
-
-    Raises
-    ------
-    ValueError
-        The configuration has a window, and it is not known which layers use it.
 
     Examples
     --------
@@ -122,8 +123,6 @@ def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if not kinds:
-        if window is not None and config.model_type not in _WINDOWED:
-            raise ValueError(f"{type(config).__name__}: it is not known which layers have a sliding window of {window}")
         kinds = [FULL if window is None else SLIDING]
     return {kind: window if kind == SLIDING else None for kind in sorted(set(kinds))}
 

@@ -59,10 +59,16 @@ def test_logits_equal_the_forward_pass_of_transformers(kind, side):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_answers_equal_transformers(kind):
+    """From token ids, so the scale of the embeddings is compared too."""
     llm = tiny_family(kind, VOCABULARY)
-    prompts = make_prompts(LENGTHS)
-    answers = generate(llm, *collate(prompts, "left"), max_new_tokens=10, eos_ids=EOS)
-    assert answers == [transformers_answer(llm, prompt, max_new_tokens=10) for prompt in prompts]
+    ids = [torch.randint(3, VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)) for n in LENGTHS]
+    with torch.no_grad():
+        batch = collate([word_embeddings(llm, prompt) for prompt in ids], "left")
+    answers = generate(llm, *batch, max_new_tokens=10, eos_ids=EOS)
+    options = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": EOS, "pad_token_id": 0}
+    for prompt, answer in zip(ids, answers):
+        tokens = llm.generate(prompt[None], **options)[0, len(prompt) :].tolist()
+        assert answer == (tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
     assert len(set(map(tuple, answers))) == 3
 
 
@@ -123,7 +129,9 @@ def test_exported_graphs_give_the_same_logits(kind):
 
 @pytest.mark.parametrize("backend", ["inductor", "aoti"])
 def test_compiled_backends_refuse_recurrent_llms(backend, monkeypatch):
-    monkeypatch.setattr("audiolm_lite.deploy.backends.available_backends", lambda device: dict.fromkeys([backend, "eager"]))
+    monkeypatch.setattr(
+        "audiolm_lite.deploy.backends.available_backends", lambda device: dict.fromkeys([backend, "eager"])
+    )
     with pytest.raises(BackendError, match=f"{backend} cannot compile an LLM with recurrent layers.*use eager"):
         make_backend(backend, RECURRENT["lfm2"], 1, 16)
 
@@ -139,8 +147,9 @@ def test_the_best_backend_of_a_recurrent_llm_is_eager():
         ("mamba", {}, "takes no position_ids"),
         ("bloom", {}, "takes no position_ids"),
         ("recurrent_gemma", {"head_dim": 8}, "its cache is not supported"),
-        ("llama", {"sliding_window": 8}, "not known which layers have a sliding window of 8"),
-        ("llama", {"layer_types": ["indexed_attention"] * 2}, "layers of the kind indexed_attention are not supported"),
+        ("llama", {"sliding_window": 8}, "layers of the kind sliding_attention are not supported in this LLM"),
+        ("llama", {"layer_types": ["linear_attention"] * 2}, "linear_attention are not supported"),
+        ("qwen3", {"layer_types": ["indexed_attention"] * 2}, "indexed_attention are not supported"),
     ],
 )
 def test_other_llms_are_refused(kind, entries, message):

@@ -8,11 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from audiolm_lite.backbones.tensor_report import ConversionError
 from audiolm_lite.convert.export import export_merged
+from audiolm_lite.data.batching import Item
 from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.modeling.lora import add_lora, merge_lora, unwrap_peft
+from tests.tiny import ATTENTION_LLMS, LLM, RECURRENT_LLMS, save_gemma3, tiny_llm
 
 LORA_FILE = "lora/adapter_model.safetensors"
 
@@ -161,3 +163,28 @@ def test_a_lora_that_does_not_fit_is_not_merged(saved, change, message):
     save_file(tensors, path)
     with pytest.raises(ModelFolderError, match=message):
         load_model(saved[0], merge=True)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "granite", "gpt_oss", "qwen3_5_text", "lfm2", "gemma3"])
+def test_todays_llms_are_saved_loaded_and_merged(sources, make_experiment, make_model, kind):
+    """And answer as they did before; of "gemma3", a model with a vision tower, the language model is loaded."""
+    sizes = {**LLM, "num_key_value_heads": 1, "vocab_size": 13}
+    if kind == "gemma3":
+        save_gemma3(sources / "llama", **{**sizes, **ATTENTION_LLMS["gemma3_text"], "final_logit_softcapping": None})
+    else:
+        tiny_llm(13, kind=kind, **{**sizes, **(ATTENTION_LLMS | RECURRENT_LLMS)[kind]}).save_pretrained(
+            sources / "llama"
+        )
+    experiment = make_experiment(lora=True)
+    model = make_model(experiment)
+    save_model(model, experiment, sources / "model", bundle=True)
+    shutil.rmtree(sources / "llama")
+    bundle = load_model(sources / "model")
+    assert equal_states(model, bundle.model, "llm.") and not hasattr(bundle.model.causal_lm, "vision_tower")
+    ids, labels = bundle.template.encode({"id": "a", "instruction": "what ?"}, bundle.tokenizer, 5)
+    item = Item({"id": "a"}, ids, labels, features=torch.randn(2, 10, 16), seconds=[1.0])
+    answers = []
+    for loaded in (bundle, load_model(sources / "model", merge=True)):
+        loaded.model.requires_grad_(False)
+        answers.append(loaded.answer([item, item], {"max_new_tokens": 6, "stop_loops": False}))
+    assert answers[0] == answers[1] and answers[0][0] == answers[0][1] != ""
