@@ -298,7 +298,8 @@ def save_gemma3(folder: Path, **entries: Any) -> PreTrainedModel:
     vision = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     vision |= {"hidden_size": 8, "intermediate_size": 8}
     _set_seed(0)
-    model = Gemma3ForConditionalGeneration(Gemma3Config(entries, vision, mm_tokens_per_image=4, image_token_id=1))
+    config = Gemma3Config(text_config=entries, vision_config=vision, mm_tokens_per_image=4, image_token_id=1)
+    model = Gemma3ForConditionalGeneration(config)
     model.save_pretrained(folder)
     return model.eval()
 

@@ -8,6 +8,7 @@ after the text, where the causal mask hides it. The number of filled slots of a 
 rotary position and, compared with the slot index, the attention mask.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ from audiolm_lite.modeling.llm_layers import (
 )
 from audiolm_lite.modeling.logits import llm_logits, logit_rescaling
 from audiolm_lite.modeling.lora import unwrap_peft
+
+# Files whose code a compiled step contains.
+TRACED_FILES = [__file__, *map(inspect.getfile, (attention_masks, llm_logits))]
 
 # Types that keep other tensors than keys and values, return no cache, take masks of the batch's size only, or count
 # their windows from the end of the cache.

@@ -16,7 +16,6 @@ AUDIOLM_LITE_CACHE moves: never a folder of results or of a model, which may be 
 """
 
 import hashlib
-import inspect
 import json
 import logging
 import platform
@@ -34,9 +33,7 @@ from torch.export import Dim, ExportedProgram
 
 from audiolm_lite.config.errors import UserError, did_you_mean
 from audiolm_lite.decoding.backend import Backend, eager_backend
-from audiolm_lite.decoding.state import DecodeState, decode_step, prefill
-from audiolm_lite.modeling.llm_layers import is_recurrent
-from audiolm_lite.modeling.logits import llm_logits
+from audiolm_lite.decoding.state import TRACED_FILES, DecodeState, decode_step, prefill
 from audiolm_lite.modeling.lora import is_quantized
 from audiolm_lite.storage import cache
 from audiolm_lite.storage.atomic import atomic_folder, write_text
@@ -72,11 +69,10 @@ def available_backends(device: str = "cpu") -> dict[str, str | None]:
     """
     kind = torch.device(device).type
     compiler = _missing_compiler() if kind in ("cpu", "cuda") else f"it does not compile for {kind}; use eager"
-    headers, cuda = None, kind == "cuda"
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        headers = (
-            f"no Python.h for Python {platform.python_version()}; install python3-dev (Debian, Ubuntu) or python3-devel"
-        )
+    missing = f"no Python.h for Python {platform.python_version()}; install "
+    missing += "python3-dev (Debian, Ubuntu) or python3-devel"
+    headers = None if Path(sysconfig.get_path("include"), "Python.h").exists() else missing
+    cuda = kind == "cuda"
     if cuda and compiler is None and find_spec("triton") is None:
         compiler = "triton is not installed; pip install triton"
     # Inductor builds Python extensions. AOTInductor does not, except for the launchers of Triton kernels.
@@ -139,15 +135,12 @@ def make_backend(
         return eager_backend(llm)
     if is_quantized(llm):  # torch.export cannot trace bitsandbytes' layers
         raise BackendError(f"make_backend: {name} cannot compile a quantised LLM; use eager, or load it in bfloat16")
-    if is_recurrent(llm):  # its cache is that of transformers, whose tensors grow
-        raise BackendError(
-            f"make_backend: {name} cannot compile an LLM with recurrent layers (linear attention or convolutions); "
-            "use eager"
-        )
     if hasattr(llm, "merge_and_unload"):
         logger.info("backend %s: the LoRA is not merged, but compiled as products of its own", name)
     started = time.perf_counter()
     state = DecodeState.allocate(llm, batch_size, max_length)
+    if state.growing is not None:
+        raise BackendError(f"make_backend: {name} cannot compile an LLM with recurrent layers; use eager")
     with torch.no_grad():
         prefill(llm, state, *_example_prompt(llm, state, 1))  # gives the cache the shapes of this LLM
         if name == "inductor":
@@ -282,9 +275,8 @@ def _compile_aoti(llm: nn.Module, state: DecodeState, cache_folder: Path) -> tup
                         package_path=str(unfinished / f"{function}.pt2"),
                         inductor_configs={"aot_inductor.package_constants_in_so": False},
                     )
-                write_text(
-                    unfinished / "fingerprint.json", json.dumps(key, indent=1, sort_keys=True, default=str) + "\n"
-                )
+                text = json.dumps(key, indent=1, sort_keys=True, default=str)
+                write_text(unfinished / "fingerprint.json", text + "\n")
         except OSError:
             if not folder.exists():  # otherwise another process has finished the same compilation first
                 raise
@@ -370,8 +362,7 @@ def _fingerprint(llm: nn.Module, state: DecodeState) -> dict:
         "literals": {name: tensor.flatten().tolist() for name, tensor in tensors.items() if tensor.numel() <= 8},
         "batch_size": state.batch_size,
         "max_length": state.max_length,
-        "source": [sha256_of(inspect.getfile(part)) for part in (DecodeState, llm_logits, is_recurrent)]
-        + [sha256_of(__file__)],
+        "source": [sha256_of(file) for file in (*TRACED_FILES, __file__)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": _machine(_device(llm)),

@@ -30,8 +30,8 @@ from audiolm_lite.hub.save import check_answer_settings
 from audiolm_lite.language.llm import load_llm
 from audiolm_lite.language.prompt import PromptTemplate
 from audiolm_lite.modeling.attention import MATMUL, prefers_matmul, set_attention
-from audiolm_lite.modeling.llm_layers import is_recurrent
 from audiolm_lite.modeling.audio_language_model import AudioLanguageModel
+from audiolm_lite.modeling.llm_layers import is_recurrent
 from audiolm_lite.modeling.transformer_blocks import checkpoint_activations, compile_blocks
 from audiolm_lite.training.encoder_weights import require_same_weights
 from audiolm_lite.training.trainable import audio_token_rate, select_trainable

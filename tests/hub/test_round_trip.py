@@ -13,6 +13,7 @@ from audiolm_lite.hub.folder import CONFIG_FILE, ModelFolderError
 from audiolm_lite.hub.load import load_model
 from audiolm_lite.hub.save import save_model
 from audiolm_lite.language.llm import load_llm
+from audiolm_lite.modeling.batch import AUDIO_SLOT, IGNORE
 from audiolm_lite.modeling.lora import add_lora, merge_lora, unwrap_peft
 from tests.tiny import ATTENTION_LLMS, LLM, RECURRENT_LLMS, save_gemma3, tiny_llm
 
@@ -181,8 +182,8 @@ def test_todays_llms_are_saved_loaded_and_merged(sources, make_experiment, make_
     shutil.rmtree(sources / "llama")
     bundle = load_model(sources / "model")
     assert equal_states(model, bundle.model, "llm.") and not hasattr(bundle.model.causal_lm, "vision_tower")
-    ids, labels = bundle.template.encode({"id": "a", "instruction": "what ?"}, bundle.tokenizer, 5)
-    item = Item({"id": "a"}, ids, labels, features=torch.randn(2, 10, 16), seconds=[1.0])
+    ids = [1, 3, 5, *[AUDIO_SLOT] * 10, 8, 4, 5]
+    item = Item({"id": "a"}, ids, [IGNORE] * len(ids), features=torch.randn(2, 10, 16))
     answers = []
     for loaded in (bundle, load_model(sources / "model", merge=True)):
         loaded.model.requires_grad_(False)
