@@ -67,7 +67,7 @@ def logit_rescaling(llm: nn.Module) -> Callable[[Tensor], Tensor] | None:
     causal_lm = unwrap_peft(llm)
     if causal_lm not in _KNOWN:
         rescale = _own_rescaling(causal_lm)
-        probe = torch.linspace(-100, 100, causal_lm.config.get_text_config().vocab_size)
+        probe = torch.linspace(-100, 100, causal_lm.config.get_text_config().vocab_size, device="cpu")
         try:
             plain = torch.equal(rescale(probe), probe)
         except Exception as error:  # any, because any code of transformers may run here

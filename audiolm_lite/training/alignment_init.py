@@ -16,6 +16,7 @@ from audiolm_lite.data.batching import Item, collate
 from audiolm_lite.data.clip_sources import FeatureSource
 from audiolm_lite.data.dataset import AudioTextDataset
 from audiolm_lite.data.readable import ReadableItems, Unreadable
+from audiolm_lite.modeling.llm_layers import word_embeddings
 from audiolm_lite.training.brain import AudioLMBrain
 from audiolm_lite.training.build import frame_seconds
 from audiolm_lite.training.soft_text import soft_text
@@ -80,7 +81,8 @@ def align_projection(
     source = dataset.source.store if isinstance(dataset.source, FeatureSource) else model.encoder
     token_seconds = frame_seconds(source) * _MANY_FRAMES / adapter.num_tokens(_MANY_FRAMES)
     device = next(adapter.parameters()).device
-    table = model.embedding.weight.detach().cpu().double()
+    words = torch.arange(model.embedding.num_embeddings, device=model.embedding.weight.device)
+    table = word_embeddings(model.llm, words).detach().cpu().double()  # at the scale that audio tokens must have
     readable = ReadableItems(dataset)
     inputs, targets = [], []
     for start in range(0, len(chosen), 32):

@@ -23,7 +23,7 @@ from audiolm_lite.training.build import (
     build_model,
 )
 from audiolm_lite.training.run import train_stage as train
-from tests.tiny import save_whisper, tiny_llm, word_tokenizer
+from tests.tiny import save_whisper, tiny_family, tiny_llm, word_tokenizer
 
 WORDS = ["<s>", "</s>", "<unk>", ",", "what", "is", "heard", "?", "a", "low", "high", "tone", ":"]
 YAML = """
@@ -191,6 +191,32 @@ def test_an_llm_that_cannot_answer_is_refused_before_training(corpus, tmp_path, 
     with pytest.raises(ConfigError, match=f"cannot answer after training: LlamaConfig: {message}"):
         train([*command, "--llm.source", str(tmp_path / "llm")])
     assert not (tmp_path / "stage_1" / "losses.jsonl").exists()
+
+
+def save_family(corpus, folder, kind):
+    """An LLM of `tests.tiny` with the tokenizer of the corpus."""
+    shutil.copytree(corpus / "llm", folder)
+    tiny_family(kind, len(WORDS)).save_pretrained(folder)
+    return ["--llm.source", str(folder)]
+
+
+def test_an_llm_with_recurrent_layers_is_not_packed(corpus, tmp_path):
+    flags = save_family(corpus, tmp_path / "llm", "lfm2")
+    command = [str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--packing", "true", *flags]
+    with pytest.raises(ConfigError, match="packing: the LLM has recurrent layers.*set packing to false"):
+        build_model(load_experiment(command)[0])
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "qwen3_5_text"])
+def test_todays_llms_train_validate_and_answer(corpus, tmp_path, kind):
+    """A stage with its validation, which decodes, and its exported model: bf16 on a CPU, so matmul where possible."""
+    flags = [*save_family(corpus, tmp_path / "llm", kind), "--precision", "bf16", "--epochs", "1"]
+    train([str(corpus / "stage.yaml"), "--output_root", str(tmp_path), "--device", "cpu", *flags])
+    bundle = load_model(tmp_path / "stage_1")
+    rows = [json.loads(line) for line in (corpus / "valid.jsonl").read_text().splitlines()[:2]]
+    assert bundle.model.causal_lm.config.model_type == kind and rows
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "stage_1" / "losses.jsonl").read_text().splitlines()]
+    assert losses and all(0 < loss < 20 for loss in losses)
 
 
 def test_stored_features_need_no_encoder(corpus, tmp_path, monkeypatch):
