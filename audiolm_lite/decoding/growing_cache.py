@@ -1,9 +1,9 @@
 """The cache of LLMs with recurrent layers: transformers' own, which grows by a token per step.
 
 The state of linear attention or of a convolution depends on every token before it, so a row cannot have padding after
-its text, and its padding before the text must not change the state. Transformers guarantees the latter for the types
-in `_EXACT`, as the tests show; rows of one batch are then padded on the left. For other types, only rows of equal
-length are one batch.
+its text, and its padding before the text must not change the state. Transformers masks the latter exactly in the types
+of `_EXACT`, which were compared with rows alone; rows of one batch are then padded on the left. For other types, only
+rows of equal length are one batch.
 """
 
 import copy
@@ -91,6 +91,8 @@ class GrowingCache:
         groups = []
         for group in other.groups:
             rows = torch.isin(source, group.rows).nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
             index = torch.searchsorted(group.rows, source[rows])
             cache = group.cache if other is self else copy.deepcopy(group.cache)
             cache.reorder_cache(index)

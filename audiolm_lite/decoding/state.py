@@ -5,7 +5,9 @@ As in gpt-fast (https://github.com/pytorch-labs/gpt-fast), the cache consists of
 
 Each row is stored from slot 0 of the cache on, on whichever side the batch was padded: `prefill` moves the padding
 after the text, where the causal mask hides it. The number of filled slots of a row is then the next slot to write, the
-rotary position and, compared with the slot index, the attention mask.
+rotary position and, compared with the slot index, the attention mask. A sliding window is part of the mask.
+
+LLMs with recurrent layers have a `GrowingCache` in its place, and cannot be compiled.
 """
 
 import inspect
@@ -29,7 +31,7 @@ from audiolm_lite.modeling.logits import llm_logits, logit_rescaling
 from audiolm_lite.modeling.lora import unwrap_peft
 
 # Files whose code a compiled step contains.
-TRACED_FILES = [__file__, *map(inspect.getfile, (attention_masks, llm_logits))]
+TRACED_FILES = [__file__, inspect.getfile(attention_masks), inspect.getfile(llm_logits)]
 
 # Types that keep other tensors than keys and values, return no cache, take masks of the batch's size only, or count
 # their windows from the end of the cache.
