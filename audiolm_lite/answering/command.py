@@ -46,6 +46,8 @@ def make_parser(name: str, description: str | None, *, transcript: bool) -> argp
     parser.add_argument("--model", default="tiny", help=text)
     text = f"Whisper's own transcript in the prompt, or only the audio (default: {'with' if transcript else 'without'})"
     parser.add_argument("--transcript", action=argparse.BooleanOptionalAction, default=transcript, help=text)
+    text = "channel of the recordings, from 0, for example of one person of a call; default: the mean of all"
+    parser.add_argument("--channel", type=int, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object per file, with times and transcript")
     text = "recordings, or windows of long ones, that are answered together (default: %(default)s)"
     parser.add_argument("--batch_size", type=int, default=2, metavar="N", help=text)
@@ -71,8 +73,9 @@ def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], s
     """
     model = _load(options)
     given = {name: getattr(options, name) for name in ("silence_level", "tokens_per_second")}
-    generation = {name: value for name, value in given.items() if value is not UNSET}
-    answers = answer_files(model, options.files, question(model), transcript=options.transcript, **generation)
+    choices = {name: value for name, value in given.items() if value is not UNSET}
+    choices |= {"channel": options.channel, "transcript": options.transcript}
+    answers = answer_files(model, options.files, question(model), **choices)
     several, status = len(options.files) > 1, 0
     # None: a bar only on a terminal
     for file in tqdm(answers, total=len(options.files), unit="file", disable=None if several else True):

@@ -78,6 +78,17 @@ def test_a_long_recording_is_joined_or_answered_in_parts(capsys):
     assert lines[0][0].startswith("0.0-") and lines[-1][0].endswith("-5.0 s")
 
 
+def test_a_channel_is_chosen(capsys):
+    left, right = (0.1 * np.random.default_rng(seed).standard_normal(16000) for seed in (5, 6))
+    soundfile.write("call.wav", np.stack([left, right], axis=1), 16000, subtype="FLOAT")
+    soundfile.write("right.wav", right, 16000, subtype="FLOAT")
+    assert transcribe.main(["call.wav", "--channel", "1"]) == transcribe.main(["right.wav"]) == 0
+    chosen, alone = capsys.readouterr().out.splitlines()
+    assert chosen == alone
+    assert transcribe.main(["call.wav", "--channel", "2"]) == 3
+    assert "channel 2: it has 2 channels, 0 to 1; correct the channel; skipped" in capsys.readouterr().err
+
+
 def test_json_has_the_transcript_of_the_prompt(capsys):
     ask.main(["what dog", "a.wav", "--json", "--transcript"])
     heard = json.loads(capsys.readouterr().out)
