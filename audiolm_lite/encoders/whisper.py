@@ -79,6 +79,9 @@ class WhisperEncoder(nn.Module):
     decoder_language : str, optional
         Make `recognize` available, which transcribes speech in this language (ISO 639-1 code). Features do not
         depend on it, and the decoder is loaded at the first transcript.
+    decoder_text : {"written", "plain"}
+        Transcripts as Whisper writes them, or in lower case and without punctuation (see
+        `whisper_decoder.plain_text`), as many transcripts for training are.
 
     Attributes
     ----------
@@ -105,6 +108,7 @@ class WhisperEncoder(nn.Module):
         dtype: str = "float32",
         quantization: str | None = None,
         decoder_language: str | None = None,
+        decoder_text: str = "written",
     ):
         super().__init__()
         self.model, extractor = _load(source, quantization)
@@ -123,7 +127,7 @@ class WhisperEncoder(nn.Module):
         self.padding, self.window_seconds = padding, window_seconds
         self.dtype, self.quantization = dtype, quantization
         self.last_block = blocks - 1
-        self.decoder = None if decoder_language is None else self._decoder(source, decoder_language)
+        self.decoder = None if decoder_language is None else self._decoder(source, decoder_language, decoder_text)
         self.model.layers = self.model.layers[: self.selection.depth]
 
         self.n_fft, self.hop = extractor.n_fft, extractor.hop_length
@@ -145,7 +149,7 @@ class WhisperEncoder(nn.Module):
         self.frame_seconds = 2 * self.hop * pool / SAMPLE_RATE
         self.max_seconds = self.max_samples / SAMPLE_RATE
 
-    def _decoder(self, source: str | dict[str, Any], language: str) -> WhisperDecoder:
+    def _decoder(self, source: str | dict[str, Any], language: str, text: str) -> WhisperDecoder:
         if self.padding not in ("full", "trimmed") or self.selection.depth != self.last_block + 1:
             raise ConfigError("whisper: decoder_language needs padding full or trimmed, and the last block in layers")
         folder = resolve(str(source))
@@ -153,7 +157,7 @@ class WhisperEncoder(nn.Module):
             raise ConfigError(
                 f"whisper: decoder_language needs a model in transformers' format, and source is {source}"
             )
-        return WhisperDecoder(folder, language)
+        return WhisperDecoder(folder, language, text)
 
     def num_frames(self, samples: Count) -> Count:
         """Frames of the features for clips of `samples` samples; int for int, int64 tensor for tensor.

@@ -1,5 +1,6 @@
 """Whisper's own decoder on the hidden states of its encoder: transcripts for prompts, from the same encoder pass."""
 
+import unicodedata
 from functools import cached_property
 
 import torch
@@ -26,15 +27,19 @@ class WhisperDecoder:
         Folder or name of a `WhisperForConditionalGeneration` in transformers' format, with its tokenizer.
     language : str
         ISO 639-1 code of the speech; "en" for the models that only know English.
+    text : {"written", "plain"}
+        Transcripts as Whisper writes them, or passed through `plain_text`.
 
     Raises
     ------
     ConfigError
-        There is no tokenizer, or the model does not know the language.
+        There is no tokenizer, the model does not know the language, or `text` is another word.
     """
 
-    def __init__(self, source: str, language: str):
-        self.source = source
+    def __init__(self, source: str, language: str, text: str = "written"):
+        if text not in ("written", "plain"):
+            raise ConfigError(f'whisper: decoder_text is {text!r}, it must be "written" or "plain"')
+        self.source, self.plain = source, text == "plain"
         check_published("whisper", source)
         try:
             settings = transformers.GenerationConfig.from_pretrained(source)
@@ -94,4 +99,27 @@ class WhisperDecoder:
             num_beams=1,
             do_sample=False,
         )
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        texts = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return [plain_text(text) for text in texts] if self.plain else texts
+
+
+def plain_text(text: str) -> str:
+    """Return a text in lower case and without punctuation, as the transcripts of speech corpora are.
+
+    An LLM copies words from such a text into an answer of the same form token by token. Apostrophes between letters and
+    marks of any script stay; other characters that are no letters or digits become spaces.
+
+    Examples
+    --------
+    >>> plain_text("Mr. O'Hara's shop-boy said: \u201cIt\u2019s 10 o'clock!\u201d")
+    "mr o'hara's shop boy said it's 10 o'clock"
+    """
+    characters = []
+    for before, character, after in zip(f" {text}", text, f"{text[1:]} "):
+        if character in "'\u2019" and before.isalnum() and after.isalnum():
+            characters.append("'")
+        elif character.isalnum() or unicodedata.category(character).startswith("M"):
+            characters.append(character.lower())
+        else:
+            characters.append(" ")
+    return " ".join("".join(characters).split())

@@ -98,7 +98,8 @@ def _plain(block: Any) -> Any:
     """Block without quantization, and without the decoder for transcripts, which no training step uses."""
     if not isinstance(block, Mapping):
         return block
-    return {name: _plain(value) for name, value in block.items() if name not in ("quantization", "decoder_language")}
+    without = ("quantization", "decoder_language", "decoder_text")
+    return {name: _plain(value) for name, value in block.items() if name not in without}
 
 
 def weight_bytes(model: AudioLanguageModel, hparams: Mapping) -> dict[str, int]:

@@ -11,6 +11,7 @@ from audiolm_lite.audio.reading import read_audio
 from audiolm_lite.config.errors import ConfigError
 from audiolm_lite.config.registry import build
 from audiolm_lite.encoders.whisper import WhisperEncoder
+from audiolm_lite.encoders.whisper_decoder import plain_text
 from audiolm_lite.evaluation.metrics.asr import score_rows
 from audiolm_lite.plan.meta_model import build_meta_encoder
 from tests.tiny import save_recognizer, save_whisper
@@ -60,6 +61,31 @@ def test_transcripts_are_those_of_transformers(recognizer, padding):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("There's iron, they say; in ALL our blood.", "there's iron they say in all our blood"),
+        ("'Tis 9:30 -- the boys' \u2018rock\u2019 don\u2019t!", "tis 9 30 the boys rock don't"),
+        ("Caf\u00e9 na\u00efve, \u00c9mile", "caf\u00e9 na\u00efve \u00e9mile"),
+        (
+            "\u0915\u094d\u092f\u093e \u0939\u0948\u0964",
+            "\u0915\u094d\u092f\u093e \u0939\u0948",
+        ),  # vowel signs stay, the danda does not
+        ("\uc548\ub155\ud558\uc138\uc694.", "\uc548\ub155\ud558\uc138\uc694"),
+        (" ... ", ""),
+    ],
+)
+def test_plain_text_has_words_only(text, plain):
+    assert plain_text(text) == plain == plain_text(plain)
+
+
+def test_plain_transcripts_are_those_of_the_decoder_in_plain_text(folder):
+    written, plain = (encoder_of(folder, decoder_text=text) for text in ("written", "plain"))
+    texts = written.recognize(*collate(CLIPS))[2]
+    assert plain.recognize(*collate(CLIPS))[2] == [plain_text(text) for text in texts]
+    assert written.identity() == plain.identity()  # features are the same
+
+
 def test_a_transcript_does_not_depend_on_its_batch(folder):
     encoder = encoder_of(folder, pool=3, layer_mix="mean")
     together = encoder.recognize(*collate(CLIPS))[2]
@@ -82,7 +108,7 @@ def test_the_decoder_is_no_part_of_the_encoder(folder):
 
 def test_the_planner_needs_no_decoder(folder):
     block = {"type": "whisper", "source": str(folder), "padding": "trimmed", "decoder_language": "en"}
-    encoder = build_meta_encoder(block)
+    encoder = build_meta_encoder({**block, "decoder_text": "plain"})
     assert next(encoder.parameters()).is_meta and encoder.num_layers == 2
 
 
@@ -93,6 +119,7 @@ def test_the_planner_needs_no_decoder(folder):
         ({"padding": "window", "window_seconds": 1}, "needs padding full or trimmed"),
         ({"layers": [0]}, "the last block in layers"),
         ({"language": "ko"}, "'ko' is not a language of .*: en$"),
+        ({"decoder_text": "lower"}, 'decoder_text is \'lower\', it must be "written" or "plain"'),
     ],
 )
 def test_impossible_arguments_are_refused(folder, arguments, message):
