@@ -17,6 +17,9 @@ _COUNTED_AT_ONCE = 1 << 18
 # Demuxers whose containers record durations. The others estimate them from a bitrate.
 _RECORD_DURATION = ("mov", "matroska", "asf", "avi", "flv", "wv", "ape")
 
+# Types of samples by FFmpeg's names, to which it adds a "p" where each channel has a plane of its own.
+_DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
+
 
 class ContainerAudio:
     """The first audio stream of a container, with the functions of a `SoundFile` that cannot seek.
@@ -139,8 +142,15 @@ class ContainerAudio:
             seconds = self._decoded / self.samplerate
             reason = f"is {self.kind} whose rate or channels change after {seconds:g} s; convert it to WAV or FLAC"
             raise AudioError(self.source, reason)
-        values = frame.to_ndarray()  # [channels, n], or [1, n * channels]
-        values = values.T if frame.format.is_planar else values.reshape(-1, self.channels)
+        # Not `frame.to_ndarray`: of eight planes and more, PyAV 18 reads one that does not exist, which may crash.
+        dtype = _DTYPES.get(frame.format.name.removesuffix("p"))
+        if dtype is None:
+            raise ValueError(f"samples of the type {frame.format.name}")
+        if frame.format.is_planar:
+            planes = frame.planes[: self.channels]
+            values = np.stack([np.frombuffer(plane, dtype)[: frame.samples] for plane in planes], axis=1)
+        else:
+            values = np.frombuffer(frame.planes[0], dtype)[: frame.samples * self.channels].reshape(-1, self.channels)
         return SampleArray(values, self.samplerate).read(len(values))
 
     def _recorded_seconds(self) -> float | None:
