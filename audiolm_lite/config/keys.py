@@ -264,8 +264,9 @@ EVALUATION_KEYS = {
     "title": Key("Heading of report.html.", str, "Evaluation"),
     "notes": Key("Paragraphs below the heading, e.g. about model and data.", list, [], entries=str),
     "backend": Key(
-        "For latency.py: eager, inductor, aoti; best: the fastest of them, timed over a few tokens.",
-        ("eager", "inductor", "aoti", "best"),
+        "For latency.py: eager, inductor, aoti; cpu, a C++ step with float32's tokens, or cpu-int8 and cpu-int4 with "
+        "smaller weights; best: the fastest of those with eager's tokens, timed over a few tokens.",
+        ("eager", "inductor", "aoti", "cpu", "cpu-int8", "cpu-int4", "best"),
         "best",
     ),
     "latency_clips": Key("Clips whose answers are timed, one at a time.", int, 10, least=1),

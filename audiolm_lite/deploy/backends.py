@@ -4,15 +4,17 @@
 eager     plain PyTorch
 inductor  `torch.compile` in this process; on CUDA, single steps are replayed as a CUDA graph
 aoti      AOTInductor: compiled once into two `.pt2` files, which later processes load within a second
+cpu       one C++ step for Llama-like LLMs on a CPU (see `deploy.cpu`), with a packed copy of the weights; it gives the
+          tokens of float32. cpu-int8 and cpu-int4 have smaller weights, cpu-bf16 and cpu-f32 one format for all
 ========  =============================================================================================================
 
-Both compilers start from the same two exported graphs, one for the prompt with a dynamic length and one for a single
-token, so that each gets kernels for its own shapes. The cache is an argument that the graphs change in place. The
-weights are those of the live model: a `.pt2` contains code only, is valid for any weights of these shapes, and needs no
-second copy of them in memory.
+Both compilers of PyTorch start from the same two exported graphs, one for the prompt with a dynamic length and one for
+a single token, so that each gets kernels for its own shapes. The cache is an argument that the graphs change in place.
+The weights are those of the live model: a `.pt2` contains code only, is valid for any weights of these shapes, and
+needs no second copy of them in memory.
 
-A `.pt2` is native code. Commands store it in and load it from the user's own cache folder only, which
-AUDIOLM_LITE_CACHE moves: never a folder of results or of a model, which may be shared.
+A `.pt2` and the library of the C++ step are native code. Commands store them in and load them from the user's own cache
+folder only, which AUDIOLM_LITE_CACHE moves: never a folder of results or of a model, which may be shared.
 """
 
 import hashlib
@@ -31,9 +33,12 @@ import transformers
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from audiolm_lite.config.errors import UserError, did_you_mean
+from audiolm_lite.config.errors import did_you_mean
 from audiolm_lite.decoding.backend import Backend, eager_backend
 from audiolm_lite.decoding.state import TRACED_FILES, DecodeState, decode_step, prefill
+from audiolm_lite.deploy.cpu.backend import BACKENDS, cpu_functions
+from audiolm_lite.deploy.cpu.model import CpuModel
+from audiolm_lite.deploy.machine import BackendError, machine_facts, missing_compiler
 from audiolm_lite.modeling.lora import is_quantized
 from audiolm_lite.storage import cache
 from audiolm_lite.storage.atomic import atomic_folder, write_text
@@ -43,10 +48,6 @@ logger = logging.getLogger(__name__)
 
 # "best" times so many tokens of every candidate, after the prompt and as many untimed ones.
 TIMED_TOKENS = 12
-
-
-class BackendError(UserError, RuntimeError):
-    """A backend that cannot be used on this machine; the message says what to install."""
 
 
 def available_backends(device: str = "cpu") -> dict[str, str | None]:
@@ -68,7 +69,7 @@ def available_backends(device: str = "cpu") -> dict[str, str | None]:
     None
     """
     kind = torch.device(device).type
-    compiler = _missing_compiler() if kind in ("cpu", "cuda") else f"it does not compile for {kind}; use eager"
+    compiler = missing_compiler() if kind in ("cpu", "cuda") else f"it does not compile for {kind}; use eager"
     missing = f"no Python.h for Python {platform.python_version()}; install "
     missing += "python3-dev (Debian, Ubuntu) or python3-devel"
     headers = None if Path(sysconfig.get_path("include"), "Python.h").exists() else missing
@@ -76,7 +77,9 @@ def available_backends(device: str = "cpu") -> dict[str, str | None]:
     if cuda and compiler is None and find_spec("triton") is None:
         compiler = "triton is not installed; pip install triton"
     # Inductor builds Python extensions. AOTInductor does not, except for the launchers of Triton kernels.
-    return {"eager": None, "inductor": compiler or headers, "aoti": compiler or (headers if cuda else None)}
+    reasons = {"eager": None, "inductor": compiler or headers, "aoti": compiler or (headers if cuda else None)}
+    elsewhere = None if kind == "cpu" else f"the model is on {device}, not on a CPU"
+    return {**reasons, **dict.fromkeys(BACKENDS, elsewhere or compiler)}
 
 
 def make_backend(
@@ -87,15 +90,17 @@ def make_backend(
     Parameters
     ----------
     name : str
-        "eager", "inductor", "aoti", or "best": the fastest of these for this LLM on this machine, measured over a few
-        tokens. On a CPU "inductor" is left out where "aoti" works, because both compile the same code.
+        "eager", "inductor", "aoti", "cpu" or another of `deploy.cpu.backend.BACKENDS`; or "best": the fastest of the
+        first four for this LLM on this machine, measured over a few tokens. On a CPU only "cpu" is compared with eager
+        where it can run the LLM, and "inductor" is left out where "aoti" works, because both compile the same code.
     llm : nn.Module
         Causal language model in eval mode, on its device, in its dtype; it is not changed. An LLM with LoRA is compiled
         with its products; `AudioLM` and the commands merge it first (see `modeling.lora`), for every backend.
     batch_size : int
-        Rows of the compiled code. Smaller batches run too, at the cost of this size.
+        Rows of the compiled code. Smaller batches run too, at the cost of this size. "eager" and "cpu" take batches of
+        any size.
     max_length : int
-        Capacity in tokens: prompt and answer together.
+        Capacity in tokens: prompt and answer together. "eager" and "cpu" take any length.
     cache_folder : path, optional
         Where "aoti" stores its packages, each in a folder named by a fingerprint of everything it depends on. By
         default `compiled` in `storage.cache.cache_folder()`, which all commands use. Nobody else may write to it.
@@ -133,6 +138,10 @@ def make_backend(
         raise ValueError("make_backend: the model is in training mode; call .eval() first")
     if name == "eager":
         return eager_backend(llm)
+    if name in BACKENDS:
+        started = time.perf_counter()
+        functions = cpu_functions(CpuModel(llm, BACKENDS[name]), llm)
+        return Backend(name, llm, *functions, state=None, compile_seconds=time.perf_counter() - started)
     if is_quantized(llm):  # torch.export cannot trace bitsandbytes' layers
         raise BackendError(f"make_backend: {name} cannot compile a quantised LLM; use eager, or load it in bfloat16")
     if hasattr(llm, "merge_and_unload"):
@@ -161,8 +170,11 @@ def make_backend(
 def _fastest(llm: nn.Module, batch_size: int, max_length: int, cache_folder: str | Path | None) -> Backend:
     """Make every backend that works here, time it, log the figures, and return the fastest."""
     made: list[tuple[float, Backend]] = []
-    for name in ("eager", "aoti", "inductor"):
-        if name == "inductor" and _device(llm).type == "cpu" and any(other.name == "aoti" for _, other in made):
+    for name in ("eager", "cpu", "aoti", "inductor"):
+        names = [backend.name for _, backend in made]
+        if _device(llm).type == "cpu" and (
+            ("cpu" in names and name in ("aoti", "inductor")) or ("aoti" in names and name == "inductor")
+        ):
             continue
         try:
             backend = make_backend(name, llm, batch_size, max_length, cache_folder)
@@ -365,7 +377,7 @@ def _fingerprint(llm: nn.Module, state: DecodeState) -> dict:
         "source": [sha256_of(file) for file in (*TRACED_FILES, __file__)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "machine": _machine(_device(llm)),
+        "machine": machine_facts(_device(llm)),
     }
 
 
@@ -374,27 +386,5 @@ def _tensors(llm: nn.Module) -> dict[str, Tensor]:
     return {**dict(llm.named_parameters(remove_duplicate=False)), **dict(llm.named_buffers(remove_duplicate=False))}
 
 
-def _machine(device: torch.device) -> list[str]:
-    """What native code is compiled for: the GPU, the CPU's instruction set and the number of threads."""
-    facts = [platform.system(), platform.machine(), platform.processor(), str(torch.get_num_threads())]
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-        facts += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    if device.type == "cuda":
-        facts += [str(device), torch.cuda.get_device_name(device), str(torch.cuda.get_device_capability(device))]
-    return facts
-
-
 def _device(llm: nn.Module) -> torch.device:
     return llm.get_input_embeddings().weight.device
-
-
-def _missing_compiler() -> str | None:
-    from torch._inductor import exc
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        return "no C++ compiler; install g++ (Debian, Ubuntu: apt install g++) or set CXX"
-    return None
