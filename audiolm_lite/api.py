@@ -32,8 +32,9 @@ class AudioLM:
     bundle : ModelBundle
         From `hub.load.load_model`; `from_pretrained` loads it.
     backend : str
-        How the LLM runs: "eager", "inductor", "aoti" or "best", the fastest (see `deploy.backends`). Compiling takes
-        minutes, with "aoti" only the first time.
+        How the LLM runs: "eager", "inductor", "aoti", "cpu", "cpu-int8", "cpu-int4", or "best", the fastest with
+        eager's answers (see `deploy.backends`). Compiling takes minutes, with "aoti" only the first time; the C++ code
+        of "cpu" is compiled once, in seconds.
     batch_size : int
         Clips that are answered together; more clips are answered in several batches.
     max_length : int

@@ -18,13 +18,14 @@ class Backend:
     Attributes
     ----------
     name : str
-        "eager", "inductor" or "aoti".
+        "eager", "inductor", "aoti", "cpu", or another of `deploy.cpu.backend.BACKENDS`.
     llm : nn.Module
-        The model. A compiled backend reads the weights of this object, so do not move or cast it.
+        The model. A backend of PyTorch reads the weights of this object, so do not move or cast it. The cpu backends
+        have a copy of them.
     prefill, decode_step : callable
         As in `audiolm_lite.decoding.state`, with the same arguments.
     state : DecodeState or None
-        The cache for which they were compiled. None (eager): a cache of any size can be used.
+        The cache for which they were compiled. None (eager, cpu): a cache of any size can be used.
     compile_seconds : float
         Time of exporting, compiling and loading.
     """
