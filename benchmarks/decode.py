@@ -1,4 +1,4 @@
-"""Speed of decoding against transformers.generate: greedy, batch 1, from prompts of random embeddings.
+"""Speed of decoding against transformers.generate: greedy, batch 1.
 
     python benchmarks/decode.py                   # small (5M parameters) and medium (135M), on a CPU with one thread
     python benchmarks/decode.py --model FOLDER    # a real LLM of transformers, in place of medium
@@ -11,12 +11,14 @@ line of standard output, one JSON object, has, by backend:
 - `tpot_ms`, `prefill_ms`: medians of the time per output token, without the prompt, and of the prompt
 - `tpot_ratio_vs_generate`, `prefill_ratio`: transformers' better dtype over this backend
 - `mbu`: bytes of the weights / time per token / `bandwidth_gb_s`, at which this process reads a large array
-- `token_match`: tokens equal to those of eager float32; `forced_top1`: the same if each token follows eager's tokens
+- `token_match`: tokens equal to those of eager float32; `forced_top1`: positions of prompt and answer after which the
+  most likely token is that of eager float32, all given the same tokens
 - `batch_cost`: time of a step for 4, 8 and 16 rows over that for one
 - `two_threads_speedup`: wall time per token with one thread over that with two; needs two idle cores
 
-`memory_growth_mb` is the growth of the process over 1,000 requests to the small model. `missing` lists what cannot run
-here, with the reason. `--peers` adds CTranslate2 (float32 and int8) if it is installed; this needs `--model`.
+The prompt is this text, or random embeddings for random weights. `memory_growth_mb` is the growth of the process over
+1,000 requests to the small model. `missing` lists what cannot run here, with the reason. `--peers` adds CTranslate2
+(float32 and int8) if it is installed; this needs `--model`.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from statistics import median
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from audiolm_lite.decoding.backend import eager_backend
 from audiolm_lite.decoding.state import DecodeState
@@ -106,12 +108,23 @@ def ctranslate2_runners(folder: str, prompt: torch.Tensor) -> dict[str, Callable
 
 @torch.no_grad()
 def forced_top1(model: CpuModel, llm, embeds: torch.Tensor, answer: list[int]) -> float:
-    """Fraction of the tokens of `answer` that are the most likely ones after the prompt and the tokens before."""
-    inputs = torch.cat([embeds[0], llm.get_input_embeddings()(torch.tensor(answer[:-1]))])
-    state = DecodeState.allocate(llm, 1, len(inputs))
-    chosen = range(embeds.shape[1] - 1, len(inputs))
-    tokens = model.step(state, inputs, [0] * len(inputs), range(len(inputs)), chosen).argmax(-1)
-    return sum(a == b for a, b in zip(tokens.tolist(), answer, strict=True)) / len(answer)
+    """Fraction of positions of prompt and answer after which the model and eager float32 predict the same token."""
+    inputs = torch.cat([embeds[0], llm.get_input_embeddings()(torch.tensor(answer))])
+    expected = llm(inputs_embeds=inputs[None]).logits[0].argmax(-1)
+    everything = range(len(inputs))
+    tokens = model.step(DecodeState.allocate(llm, 1, len(inputs)), inputs, [0] * len(inputs), everything, everything)
+    return float((tokens.argmax(-1) == expected).float().mean())
+
+
+@torch.no_grad()
+def prompt_of(llm, options) -> torch.Tensor:
+    """[1, S, H] embeddings of the first tokens of this file's text, or random ones for random weights."""
+    embeddings = llm.get_input_embeddings()
+    if options.model and llm.config.vocab_size != SMALL.vocab_size:
+        tokens = AutoTokenizer.from_pretrained(options.model)(__doc__)["input_ids"][: options.prompt_tokens]
+        return embeddings(torch.tensor([tokens]))
+    torch.manual_seed(1)
+    return torch.randn(1, options.prompt_tokens, embeddings.embedding_dim) * embeddings.weight.std()
 
 
 def step_costs(model: CpuModel, llm, position: int, clock: Callable[[], float]) -> dict[int, float]:
@@ -129,9 +142,7 @@ def step_costs(model: CpuModel, llm, position: int, clock: Callable[[], float]) 
 
 def benchmark_cpu(geometry: str, llm, options) -> dict:
     """All contenders in turn on one LLM in float32."""
-    torch.manual_seed(1)
-    hidden, new = llm.get_input_embeddings().embedding_dim, options.new_tokens
-    embeds = torch.randn(1, options.prompt_tokens, hidden) * llm.get_input_embeddings().weight.std()
+    embeds, new = prompt_of(llm, options), options.new_tokens
     halved = AutoModelForCausalLM.from_config(llm.config).to(torch.bfloat16).eval()
     halved.load_state_dict(llm.state_dict())
     runs = {"transformers f32": generator(llm, embeds), "transformers bf16": generator(halved, embeds.bfloat16())}
