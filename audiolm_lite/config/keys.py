@@ -263,6 +263,11 @@ EVALUATION_KEYS = {
     ),
     "title": Key("Heading of report.html.", str, "Evaluation"),
     "notes": Key("Paragraphs below the heading, e.g. about model and data.", list, [], entries=str),
+    "answer_backend": Key(
+        "For evaluate.py: eager; or, on a CPU, cpu (float32's tokens), or cpu-int8 and cpu-int4 with smaller weights.",
+        ("eager", "cpu", "cpu-int8", "cpu-int4"),
+        "eager",
+    ),
     "backend": Key(
         "For latency.py: eager, inductor, aoti; cpu, a C++ step with float32's tokens, or cpu-int8 and cpu-int4 with "
         "smaller weights; best: the fastest of those with eager's tokens, timed over a few tokens.",

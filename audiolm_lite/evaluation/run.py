@@ -4,6 +4,7 @@ Writes predictions.jsonl, metrics.json and report.html, and prints a table. Afte
 continues where it stopped.
 """
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def main(argv: list[str]) -> dict[str, Any]:
     start_run(hparams, resolved)
     output = Path(hparams["output_folder"])
     bundle = load_bundle(hparams, run_opts)
+    backend = None
+    if hparams["answer_backend"] != "eager":
+        # By name, as encoders are built: `deploy` is above this package.
+        make_backend = importlib.import_module("audiolm_lite.deploy.backends").make_backend
+        backend = make_backend(hparams["answer_backend"], bundle.model.llm, batch_size=1, max_length=1)
     metrics = evaluate(
         bundle,
         build_test_sets(hparams, bundle),
@@ -46,6 +52,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         output,
         batch_tokens=hparams["batch_tokens"],
         generation=hparams["generation"],
+        backend=backend,
         num_workers=hparams["num_workers"],
         inputs=evaluation_inputs(hparams),
     )

@@ -8,6 +8,7 @@ import soundfile
 
 from audiolm_lite.config.registry import build
 from audiolm_lite.data.manifest import write_manifest
+from audiolm_lite.deploy.machine import missing_compiler
 from audiolm_lite.evaluation.open_asr import main as open_asr
 from audiolm_lite.evaluation.open_asr import real_time_factor
 from audiolm_lite.evaluation.run import main
@@ -125,3 +126,13 @@ def test_rows_without_usable_audio_are_left_out_and_give_a_status(evaluation, so
     assert evaluation("live", False, "--allow_left_out", "true", further=further)[0] == 0
     status, metrics, _, _ = evaluation("stored", True, further=further[:2])
     assert status == 3 and metrics["left_out"]["zeros"]["kinds"] == {"no features": 2}
+
+
+@pytest.mark.skipif(missing_compiler() is not None, reason="no C++ compiler")
+def test_the_cpu_backend_gives_the_answers_of_eager_and_is_recorded(evaluation):
+    answers = {}
+    for backend in ("eager", "cpu"):
+        status, metrics, lines, _ = evaluation(backend, False, "--answer_backend", backend)
+        assert status == 0 and metrics["backend"] == backend
+        answers[backend] = [line["prediction"] for line in lines]
+    assert answers["cpu"] == answers["eager"] != []
