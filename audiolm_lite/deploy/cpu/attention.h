@@ -54,7 +54,10 @@ template <class Cached>
 void attend(const float* query, const Cached* keys, const Cached* values, int64_t slots, int size, float scaling,
             float* scores, float* out) {
     float largest = -INFINITY;
+    constexpr int PER_LINE = 64 / int(sizeof(Cached));
     for (int64_t slot = 0; slot < slots; ++slot) {
+        // The values are read next; without this, memory would be idle here.
+        for (int i = 0; i < size; i += PER_LINE) __builtin_prefetch(values + slot * size + i);
         scores[slot] = scaling * dot(query, keys + slot * size, size);
         largest = std::max(largest, scores[slot]);
     }

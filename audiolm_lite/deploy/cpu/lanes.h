@@ -187,8 +187,8 @@ inline void add_pairs(PairSum& sum, const Ints& weights, uint32_t high, uint32_t
 }
 
 // sum += four weights times four signed activations, for sixteen rows. x holds the four activations in -127..127.
-// AVX-512 multiplies unsigned by signed bytes: there the stored weights are raised to be unsigned, and the caller starts
-// from -RAISED times the sum of the activations. Elsewhere the weights are signed.
+// AVX-512 multiplies unsigned by signed bytes: there the stored weights are raised to be unsigned, and the caller
+// starts from -RAISED times the sum of the activations. Elsewhere the weights are signed.
 #if defined(__AVX512VNNI__)
 constexpr bool UNSIGNED_WEIGHTS = true;
 #else
