@@ -42,6 +42,8 @@ def why_unsupported(llm: nn.Module) -> str | None:
         return f"weights in {str(weight.dtype).removeprefix('torch.')} on {weight.device}; load them in float32 on cpu"
     if config.hidden_act not in ("silu", "swish"):
         return f"hidden_act {config.hidden_act} (it runs silu)"
+    if any(window is not None for window in attention_windows(config).values()):
+        return "attention with a sliding window"
     rotary = rope_type(causal_lm)
     if rotary in LENGTH_DEPENDENT:
         return f"rotary positions of type {rotary}, whose angles depend on the length"

@@ -164,11 +164,12 @@ def test_quantised_logits_are_near_the_exact_ones(name, error, llm):
     [
         (tiny_llm(VOCABULARY, 0, kind="gemma", head_dim=8), "model type gemma .it runs llama, "),
         (make_llm(hidden_act="gelu"), "hidden_act gelu"),
+        (make_llm(kind="mistral", sliding_window=16), "attention with a sliding window"),
         (make_llm(rope_scaling={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "of type dynamic"),
         (make_llm().half(), "weights in float16 on cpu"),
         (get_peft_model(make_llm(), LoraConfig(r=2)), "layer 0: self_attn.q_proj is a Linear, .*merge a LoRA first"),
     ],
-    ids=["gemma", "gelu", "dynamic", "float16", "lora"],
+    ids=["gemma", "gelu", "window", "dynamic", "float16", "lora"],
 )
 def test_what_cannot_be_run_is_refused_by_name(llm, reason):
     with pytest.raises(BackendError, match=f"cpu backend cannot run .*{reason}"):
