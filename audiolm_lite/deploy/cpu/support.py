@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from audiolm_lite.modeling.llm_layers import attention_windows
 from audiolm_lite.modeling.lora import is_quantized, unwrap_peft
 
 # Model types of transformers whose layers are RMSNorm, rotary attention and a gated MLP, in this order and with these
