@@ -73,8 +73,10 @@ class Recording:
 
     @property
     def stopped(self) -> str | None:
-        """Reason "loop" or "limit" if that stopped the answer about any part."""
-        return next((reason for reason in ("loop", "limit") if any(p.stopped == reason for p in self.parts)), None)
+        """Reason "loop" or "limit" if that stopped the answer about any part; "silence" if all parts are silent."""
+        reasons = [part.stopped for part in self.parts]
+        silent = "silence" if reasons and all(reason == "silence" for reason in reasons) else None
+        return next((reason for reason in ("loop", "limit") if reason in reasons), silent)
 
     @property
     def error(self) -> str | None:

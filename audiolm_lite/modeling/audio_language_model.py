@@ -88,6 +88,8 @@ class AudioLanguageModel(nn.Module):
         if loss_kernel != "chunked" and rescaled:
             raise ConfigError(f"loss_kernel {loss_kernel} knows no logits that the LLM scales or caps: use chunked")
         self.loss_kernel = loss_kernel
+        # Rule for clips longer than the encoder accepts, an `audio.long_audio.LongAudio`; None: they are errors.
+        self.long_audio: Any = None
 
     @property
     def causal_lm(self) -> Any:

@@ -169,7 +169,7 @@ def test_voxceleb2_other_layouts(tmp_path):
     miniatures.write_lines(list_file, "Name \t" + rows[0], *(f"Aaron \t{row}" for row in rows[1:]))
     clips = list(read_voxceleb2(tmp_path, True, 0.3, 1))
     assert len(clips) == 24 and {clip.audio.suffix for clip in clips} == {".m4a"}
-    with pytest.raises(AudioError, match="convert"):
+    with pytest.raises(AudioError, match="cannot be decoded"):
         read_audio(clips[0].audio)
     miniatures.voxceleb2(tmp_path)  # WAV files next to the original ones
     assert {clip.audio.suffix for clip in read_voxceleb2(tmp_path, True, 0.3, 1)} == {".wav"}

@@ -121,7 +121,9 @@ def score_captioning(
     check_lengths("score_captioning", targets, answers)
     empty = [i for i, group in enumerate(targets) if not any(text.strip() for text in group)]
     if empty:
-        raise ItemError("score_captioning", empty[0], f"it has no reference caption, as {len(empty) - 1} others")
+        raise ItemError(
+            "score_captioning", empty[0], f"no reference caption; {len(empty)} of {len(targets)} items have none"
+        )
     result: dict[str, Any] = {"items": len(answers), "interval": {}, "per_item": [{} for _ in answers]}
     names = [name for score in scores for name in _output_names(score)]
     if unspaced := [group[0] for group in targets if not has_word_spaces(group, "")]:

@@ -17,11 +17,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from audiolm_lite.answering.files import FileAnswer, answer_files
+from audiolm_lite.answering.files import answer_files
 from audiolm_lite.api import AudioLM
 from audiolm_lite.audio.reading import audio_duration
 from audiolm_lite.config.errors import run_command
 from audiolm_lite.data.manifest import audio_path, read_manifest, write_manifest
+from audiolm_lite.decoding.recordings import Recording
 from audiolm_lite.deploy import run as latency
 from audiolm_lite.deploy.summary import heading, latency_once, print_summary, results, score_of
 from audiolm_lite.evaluation import run as evaluation
@@ -195,7 +196,7 @@ def _test_clips(manifest: Path) -> dict[str, str]:
 def _answers(model: AudioLM, clips: Mapping[str, str]) -> Iterator[str]:
     """Transcribe and describe files: from the audio alone, and with Whisper's transcript in the prompt."""
 
-    def ask(question: str, transcript: bool) -> list[FileAnswer]:
+    def ask(question: str, transcript: bool) -> list[Recording]:
         return list(answer_files(model, clips.values(), model.bundle.instructions[question], transcript=transcript))
 
     heard = ask("transcribe", False), ask("transcribe", True), ask("caption", False)
