@@ -46,8 +46,8 @@ def make_parser(name: str, description: str | None, *, transcript: bool) -> argp
     parser.add_argument("--model", default="tiny", help=text)
     text = f"Whisper's own transcript in the prompt, or only the audio (default: {'with' if transcript else 'without'})"
     parser.add_argument("--transcript", action=argparse.BooleanOptionalAction, default=transcript, help=text)
-    text = "channel of the recordings, from 0, for example of one person of a call; default: the mean of all"
-    parser.add_argument("--channel", type=int, metavar="N", help=text)
+    text = 'channel of the recordings, from 0; "each": all, one after the other, for example the two people of a call; '
+    parser.add_argument("--channel", type=_channel, metavar="N", help=f"{text}default: the mean of all")
     parser.add_argument("--json", action="store_true", help="print one JSON object per file, with times and transcript")
     text = "recordings, or windows of long ones, that are answered together (default: %(default)s)"
     parser.add_argument("--batch_size", type=int, default=2, metavar="N", help=text)
@@ -76,9 +76,10 @@ def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], s
     choices = {name: value for name, value in given.items() if value is not UNSET}
     choices |= {"channel": options.channel, "transcript": options.transcript}
     answers = answer_files(model, options.files, question(model), **choices)
-    several, status = len(options.files) > 1, 0
+    several, status = len(options.files) > 1 or options.channel == "each", 0
+    total = None if options.channel == "each" else len(options.files)
     # None: a bar only on a terminal
-    for file in tqdm(answers, total=len(options.files), unit="file", disable=None if several else True):
+    for file in tqdm(answers, total=total, unit="file", disable=None if several else True):
         if file.error is not None:
             status = SKIPPED
             tqdm.write(f"{file.audio}: {file.error}; skipped", file=sys.stderr)
@@ -94,6 +95,11 @@ def print_answers(options: argparse.Namespace, question: Callable[["AudioLM"], s
             tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
     return status
+
+
+def _channel(text: str) -> int | str:
+    """A number, or "each"."""
+    return text if text == "each" else int(text)
 
 
 def _number(text: str) -> float | None:

@@ -4,8 +4,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from audiolm_lite.audio.asked import Channel
+from audiolm_lite.audio.errors import AudioError
 from audiolm_lite.audio.inputs import as_source
-from audiolm_lite.audio.reading import SAMPLE_RATE
+from audiolm_lite.audio.reading import SAMPLE_RATE, audio_header
 from audiolm_lite.audio.windows import Window, audio_windows, window_limits
 from audiolm_lite.decoding.recordings import Part, Recording, answer_recordings
 
@@ -18,7 +20,7 @@ def answer_files(
     files: Iterable[str],
     question: str,
     *,
-    channel: int | None = None,
+    channel: Channel = None,
     transcript: bool = True,
     **generation: Any,
 ) -> Iterator[Recording]:
@@ -31,8 +33,9 @@ def answer_files(
     files : iterable of str
         Paths or URLs, in any format that `audio.reading.read_audio` reads. A file that is longer than the model's
         encoder accepts is divided into windows at its quietest places (see `audio.windows`), and each is asked about.
-    channel : int, optional
-        The channel that is read of each file, from 0; None: the mean of all.
+    channel : int or "each", optional
+        The channel that is read of each file, from 0. "each": every channel is a recording on its own, whose name ends
+        with its number. None: the mean of all.
     question, transcript, **generation
         As in `AudioLM.ask`.
 
@@ -49,8 +52,16 @@ def answer_files(
     """
     limits = window_limits(model.bundle.model.encoder)
 
-    def windows_of(file: str) -> Iterator[Window]:
-        yield from audio_windows(as_source(file), *limits, channel=channel)
+    def windows_of(file: str, chosen: int | None) -> Iterator[Window]:
+        yield from audio_windows(as_source(file), *limits, channel=chosen)
+
+    def recordings() -> Iterator[tuple[str, Iterator[Window]]]:
+        for file in files:
+            if channel != "each":
+                yield file, windows_of(file, channel)
+                continue
+            for number in range(_channels(file)):
+                yield f"{file}, channel {number}", windows_of(file, number)
 
     def ask(windows: list[tuple[str, Window]]) -> list[Part]:
         with warnings.catch_warnings():
@@ -62,4 +73,12 @@ def answer_files(
             for (_, window), text, transcript, stopped in zip(windows, texts, model.transcripts, model.stopped)
         ]
 
-    yield from answer_recordings(((file, windows_of(file)) for file in files), ask, model.batch_size)
+    yield from answer_recordings(recordings(), ask, model.batch_size)
+
+
+def _channels(file: str) -> int:
+    """Number of channels of a file; 1 for one that cannot be read, which its windows will say."""
+    try:
+        return audio_header(as_source(file))[2]
+    except AudioError:
+        return 1

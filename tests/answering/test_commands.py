@@ -78,6 +78,12 @@ def test_a_long_recording_is_joined_or_answered_in_parts(capsys):
     assert lines[0][0].startswith("0.0-") and lines[-1][0].endswith("-5.0 s")
 
 
+def transcript_of(name, samples, capsys):
+    soundfile.write(name, samples, 16000, subtype="FLOAT")
+    assert transcribe.main([name]) == 0
+    return capsys.readouterr().out.rstrip("\n")
+
+
 def test_a_channel_is_chosen(capsys):
     left, right = (0.1 * np.random.default_rng(seed).standard_normal(16000) for seed in (5, 6))
     soundfile.write("call.wav", np.stack([left, right], axis=1), 16000, subtype="FLOAT")
@@ -85,6 +91,13 @@ def test_a_channel_is_chosen(capsys):
     assert transcribe.main(["call.wav", "--channel", "1"]) == transcribe.main(["right.wav"]) == 0
     chosen, alone = capsys.readouterr().out.splitlines()
     assert chosen == alone
+    assert transcribe.main(["call.wav", "right.wav", "gone.wav", "--channel", "each"]) == 3
+    out, err = capsys.readouterr()
+    lines = dict(line.split("\t") for line in out.splitlines())
+    assert list(lines) == ["call.wav, channel 0", "call.wav, channel 1", "right.wav, channel 0"]
+    assert lines["call.wav, channel 1"] == lines["right.wav, channel 0"] == alone
+    assert lines["call.wav, channel 0"] == transcript_of("left.wav", left, capsys)
+    assert "gone.wav, channel 0: no such file" in err
     assert transcribe.main(["call.wav", "--channel", "2"]) == 3
     assert "channel 2: it has 2 channels, 0 to 1; correct the channel; skipped" in capsys.readouterr().err
 
