@@ -122,7 +122,7 @@ def score_captioning(
     empty = [i for i, group in enumerate(targets) if not any(text.strip() for text in group)]
     if empty:
         raise ItemError(
-            "score_captioning", empty[0], f"no reference caption; {len(empty)} of {len(targets)} items have none"
+            "score_captioning", empty[0], f"it has no reference caption; {len(empty)} of {len(targets)} items have none"
         )
     result: dict[str, Any] = {"items": len(answers), "interval": {}, "per_item": [{} for _ in answers]}
     names = [name for score in scores for name in _output_names(score)]

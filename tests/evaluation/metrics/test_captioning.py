@@ -71,7 +71,7 @@ def test_tokeniser_keeps_accented_letters_in_any_locale(programs, monkeypatch):
 
 
 def test_input_that_cannot_be_scored_is_refused():
-    with pytest.raises(ValueError, match="item 1: no reference caption; 1 of 2 items have none"):
+    with pytest.raises(ValueError, match="item 1: it has no reference caption; 1 of 2 items have none"):
         score_captioning([["a"], []], ["a", "b"])
     with pytest.raises(ValueError, match="unknown scores"):
         score_captioning([["a"]], ["a"], scores=("cider",))
