@@ -80,7 +80,7 @@ class AudioLM:
         self.stopped: list[str | None] = []
         self.transcripts: list[str | None] = []
         self.parts: list[list[Part]] = []
-        self._rule: LongAudio = bundle.model.long_audio
+        self._rule: LongAudio = bundle.model.long_audio or LongAudio("reject", bundle.model.encoder)
         bundle.prepare(dtype)
         self._backend: Backend | None = None
         if backend != "eager":
